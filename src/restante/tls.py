@@ -168,7 +168,7 @@ def end_point(certificate: bytes) -> bytes:
     return digest.finalize()
 
 
-def names(certificate: bytes, hosts: Collection[str], service: str) -> bool:
+def is_valid_for(certificate: bytes, hosts: Collection[str], service: str) -> bool:
     """Return whether a server's certificate in DER is valid for one of the hosts or the service.
 
     A host name may begin with ``*.``, which stands for one complete label (RFC 7817 §3).

@@ -311,7 +311,10 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
             'oauth.client_secret = "secret"',
             "auth.oauth.client_secret: other users can read this file. Run: chmod 600",
         ),
-        ('[tls]\nclient_ca = "/nowhere/ca"', "tls.client_ca: /nowhere/ca: no certificates can"),
+        (
+            '[tls]\nclient_ca = "/nowhere/ca"',
+            "tls.client_ca: cannot read certificates from /nowhere/ca",
+        ),
         (
             'chain = ["passwd-file"]\npasswd_file.path = "/nowhere/passwd"',
             "auth.passwd_file.path: /nowhere/passwd: No such file or directory",

@@ -193,7 +193,7 @@ def test_an_account_is_known_by_its_server(
     ("old", "new", "code", "words"),
     [
         ("isp", "other", 64, "account 'other' already exists"),
-        ("nothing", "home", 64, "no account 'nothing'"),
+        ("nothing", "home", 64, "no such account: 'nothing'"),
         ("isp", "a b", 64, "an account name may contain only letters"),
     ],
 )

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.collect.fingerprint import LONGEST_HEADER, Content, ContentReader, header_of, likeness
+from restante.collect.fingerprint import (
+    LONGEST_HEADER,
+    Content,
+    ContentReader,
+    header_digest,
+    header_of,
+)
 
 HEADER = (
     b"Received: from a\r\nMessage-ID: <1@x>\r\nDate: Mon, 30 Nov 2026 10:00:00 +0000\r\n"
@@ -43,7 +49,7 @@ def content(*pieces: bytes) -> Content:
     ],
 )
 def test_changes_by_servers_and_programs_make_no_difference(changed: bytes) -> None:
-    assert likeness(changed) == likeness(HEADER) is not None
+    assert header_digest(changed) == header_digest(HEADER) is not None
 
 
 @pytest.mark.parametrize(
@@ -59,21 +65,21 @@ def test_changes_by_servers_and_programs_make_no_difference(changed: bytes) -> N
     ],
 )
 def test_changes_by_the_sender_make_a_difference(changed: bytes) -> None:
-    assert likeness(changed) not in (likeness(HEADER), None)
+    assert header_digest(changed) not in (header_digest(HEADER), None)
 
 
 @pytest.mark.parametrize(
     "header", [b"", b"Subject: x\r\n", b"From: a@b\r\nX-Message-ID: <1@x>\r\n"]
 )
 def test_a_header_without_a_name_and_a_date_is_that_of_any_message(header: bytes) -> None:
-    assert likeness(header) is None
-    assert content(header + b"\r\n" + BODY).likeness is None
+    assert header_digest(header) is None
+    assert content(header + b"\r\n" + BODY).header_digest is None
 
 
 def test_a_value_cannot_pass_for_another_field() -> None:
-    one = likeness(b"Message-ID: <1@x>\r\nSubject: a\0b\r\n")
-    assert one != likeness(b"Message-ID: <1@x>\r\nSubject: b\r\nCc: a\r\n")
-    assert likeness(b"Message-ID: <1@x>\r\nTo: a\r\nTo: b\r\n") != likeness(
+    one = header_digest(b"Message-ID: <1@x>\r\nSubject: a\0b\r\n")
+    assert one != header_digest(b"Message-ID: <1@x>\r\nSubject: b\r\nCc: a\r\n")
+    assert header_digest(b"Message-ID: <1@x>\r\nTo: a\r\nTo: b\r\n") != header_digest(
         b"Message-ID: <1@x>\r\nTo: a b\r\n"
     )
 
@@ -89,7 +95,7 @@ def test_pieces_make_no_difference(noise: bytes, cuts: list[int], has_header: bo
     assert b"".join(pieces) == octets
     assert content(*pieces) == content(octets)
     assert content(octets).digest == sha256(octets).digest()
-    assert content(octets).likeness == likeness(header_of(octets))
+    assert content(octets).header_digest == header_digest(header_of(octets))
 
 
 @pytest.mark.parametrize(
@@ -115,15 +121,15 @@ def test_a_header_without_end_is_bounded() -> None:
     for _ in range(3 * LONGEST_HEADER // 1000):
         reader.feed(b"x: " + b"y" * 995 + b"\r\n")
     assert len(reader._header) <= LONGEST_HEADER
-    assert reader.content().likeness is None
+    assert reader.content().header_digest is None
     octets = b"Date: now\r\n" + b"x" * 2 * LONGEST_HEADER
-    assert content(octets).likeness == likeness(header_of(octets)) is not None
+    assert content(octets).header_digest == header_digest(header_of(octets)) is not None
 
 
 @given(st.binary())
 def test_no_octets_raise_and_a_header_is_as_the_whole(octets: bytes) -> None:
     """Senders choose the octets.  A header from TOP must have the fingerprint of that from RETR."""
-    assert content(octets).likeness == content(header_of(octets) + b"\n\n").likeness
+    assert content(octets).header_digest == content(header_of(octets) + b"\n\n").header_digest
 
 
 def test_message_of_the_standard_library_is_known_by_its_fields() -> None:
@@ -142,9 +148,11 @@ def test_message_of_the_standard_library_is_known_by_its_fields() -> None:
 def test_only_known_fingerprints_make_messages_the_same() -> None:
     whole = content(HEADER + b"\r\n" + BODY)
     assert not Content(b"1").is_same(Content(b"2"))
-    assert not Content(b"1", None, whole.likeness).is_same(Content(b"2", None, whole.likeness))
+    assert not Content(b"1", None, whole.header_digest).is_same(
+        Content(b"2", None, whole.header_digest)
+    )
     assert not Content(b"1", whole.body, None).is_same(Content(b"2", whole.body, None))
-    assert Content(b"1").is_same(Content(b"1", whole.body, whole.likeness))
+    assert Content(b"1").is_same(Content(b"1", whole.body, whole.header_digest))
 
 
 NOTICE = (

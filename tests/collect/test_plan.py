@@ -402,7 +402,7 @@ SEEN = Seen(ONE, "u")
         (
             replace(SEEN, header=None),
             KNOWN,
-            replace(STORED, content=replace(WHOLE, likeness=None)),
+            replace(STORED, content=replace(WHOLE, header_digest=None)),
             Unproved.UNSEEN,
         ),
         # Nothing is removed because of another program, or after a crash.
@@ -464,11 +464,11 @@ def test_no_proof_without_evidence_of_this_very_message(
     assert known.at is not None
     assert True not in (known.is_gone, seen.has_come_back, seen.is_new and seen.is_short)
     if seen.whole is None:
-        assert record.content.likeness == seen.header is not None
+        assert record.content.header_digest == seen.header is not None
         assert record.size == seen.message.size
     elif seen.whole.digest != record.content.digest:
         assert seen.whole.body == record.content.body is not None
-        assert seen.whole.likeness == record.content.likeness is not None
+        assert seen.whole.header_digest == record.content.header_digest is not None
 
 
 def test_nothing_else_makes_a_proof() -> None:

@@ -187,11 +187,11 @@ def test_errors_name_the_file_and_the_mistake(tmp_path: Path) -> None:
     for pair, words in (
         ((tmp_path / "none.pem", key), "none.pem: No such file"),
         ((certificate, other), "is not the key of"),
-        ((garbage, key), "PEM form"),
+        ((garbage, key), "PEM format"),
     ):
         with pytest.raises(ConfigurationError, match=words):
             tls.server_context(*pair)
-    with pytest.raises(ConfigurationError, match="no certificates"):
+    with pytest.raises(ConfigurationError, match="cannot read certificates"):
         tls.client_context(garbage)
 
 

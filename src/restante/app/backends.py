@@ -152,7 +152,7 @@ def _missing_for_ldap(auth: Auth) -> Iterator[str]:
     if find_spec("ldap") is None:
         yield "auth.chain: ldap requires a library; run: pip install 'restante[ldap]'"
     if ldap.ca_file and not is_readable(ldap.ca_file):
-        yield f"auth.ldap.ca_file: {ldap.ca_file}: no certificates can be read there"
+        yield f"auth.ldap.ca_file: cannot read certificates from {ldap.ca_file}"
     if ldap.bind_dn:
         yield from _missing_secret(ldap.bind_password, "auth.ldap.bind_password")
 
@@ -175,7 +175,7 @@ def _missing_for_tokens(oauth: Provider) -> Iterator[str]:
     from ..auth.http import is_readable
 
     if oauth.ca_file and not is_readable(oauth.ca_file):
-        yield f"auth.oauth.ca_file: {oauth.ca_file}: no certificates can be read there"
+        yield f"auth.oauth.ca_file: cannot read certificates from {oauth.ca_file}"
     if oauth.jwks and find_spec("jwt") is None:
         yield "auth.oauth.jwks: requires a library; run: pip install 'restante[jwt]'"
     if oauth.jwks and "://" not in oauth.jwks:

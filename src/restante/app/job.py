@@ -39,7 +39,7 @@ _GMAIL = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One account: its name, its options, and the whole configuration."""
+    """One account, with its name, its options, and the whole configuration."""
 
     name: str
     options: Account
@@ -99,7 +99,7 @@ class Job:
             yield client
 
     def mailbox(self) -> Mailbox:
-        """The address of the mailbox, by which the ledger recognizes a renamed account."""
+        """Return the mailbox's address, by which the ledger recognizes a renamed account."""
         from ..client.remote import split
         from ..collect.accounts import Mailbox
 
@@ -128,8 +128,9 @@ class Job:
     ) -> Policy:
         """Return the collector's policy from ``account.keep`` and related options.
 
-        ``limit`` is the maximum number of messages to collect.  ``whole`` are the keys of messages
-        to collect whatever their size, or ``all``.  ``unlimited`` removes the deletion limit.
+        ``limit`` is the maximum number of messages to collect.  ``whole`` has the keys of messages
+        to collect whatever their size; it may contain ``all``.  ``unlimited`` removes the deletion
+        limit.
         """
         from ..collect.plan import Policy
 
@@ -168,8 +169,8 @@ class Job:
             return ""
         possible = ", ".join(f"{each}:" if each else "a directory" for each in kinds)
         return (
-            f'account.{self.name}.keep: "{account.keep}" needs a destination {words} ({possible}), '
-            f"and account.{self.name}.to is {kind}:"
+            f'account.{self.name}.keep: "{account.keep}" requires a destination {words} '
+            f"({possible}), and account.{self.name}.to is {kind}:"
         )
 
     def open_destination(self) -> Destination:
@@ -194,15 +195,15 @@ class Job:
         )
 
     def _open_maildrop(self, recipient: str) -> Destination:
-        from .local import open_maildrop  # with the store, which other destinations do not need
+        from .local import open_maildrop  # imports the store, which other destinations do not need
 
         return open_maildrop(self.config, recipient)
 
     def mistakes(self, *, strictly: bool) -> Iterator[str]:
-        """Return one sentence for each mistake in the destinations, also in relation to ``keep``.
+        """Yield a sentence for each mistake in the destinations, such as a conflict with ``keep``.
 
-        Changes nothing and contacts no mail server.  ``strictly``: a missing user database counts
-        as a mistake instead of as a disk that is not mounted.
+        Nothing is changed, and no mail server is contacted.  With ``strictly``, a missing user
+        database is a mistake; otherwise its disk may not be mounted yet.
         """
         account = self.options
         if text := self.contradiction():
@@ -228,7 +229,7 @@ class Job:
                 maildrop=self._open_maildrop,
             )
         except TemporaryFailure as error:
-            # For a maildrop, a back end may be down or a disk not mounted, which is no mistake.
+            # For a maildrop, a back end may be down or a disk not mounted, which is not a mistake.
             users = Path(self.config.auth.users)
             is_mistake = self.local_user is None or (strictly and not users.exists())
             return failures.describe(error) if is_mistake else None
@@ -242,17 +243,17 @@ def all_jobs(config: Configuration) -> list[Job]:
 
 
 def chosen(config: Configuration, names: Sequence[str], *, everything: bool) -> list[Job]:
-    """Return the accounts that the command line names.
+    """Return the accounts that are named on the command line.
 
     Raises:
         UnsafeArgument: no account is named, or one does not exist.
     """
     if everything == bool(names):
-        raise UnsafeArgument("which accounts? NAME …, or --all")
+        raise UnsafeArgument("name at least one account, or use --all")
     for name in names:
         if name not in config.account:
             known = ", ".join(config.account) or "none yet; run: restante account add"
-            raise UnsafeArgument(f"no account {name!r}; there are: {known}")
+            raise UnsafeArgument(f"no such account: {name!r}; existing accounts: {known}")
     return [Job.of(config, name) for name in dict.fromkeys(names or config.account)]
 
 

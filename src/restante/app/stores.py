@@ -58,7 +58,7 @@ def _missing(config: Configuration) -> Iterator[str]:
         from ..auth.http import is_readable
 
         if not is_readable(config.tls.client_ca):
-            yield f"tls.client_ca: {config.tls.client_ca}: no certificates can be read there"
+            yield f"tls.client_ca: cannot read certificates from {config.tls.client_ca}"
     yield from backends.missing(config)
 
 

@@ -207,7 +207,7 @@ async def _listing(job: Job, local: Counter[bytes] | None) -> tuple[list[tuple[s
     The second value is the number of messages that are not in ``local``, which counts the local
     messages by the digests of their headers.
     """
-    from ..collect.fingerprint import header_of, likeness
+    from ..collect.fingerprint import header_digest, header_of
     from ..collect.plan import unique_ids
 
     async with job.connect() as client:
@@ -216,7 +216,7 @@ async def _listing(job: Job, local: Counter[bytes] | None) -> tuple[list[tuple[s
         known = [message for message in messages if message.number in ids]
         if local is not None:
             headers = [
-                (each, likeness(header_of(await body.read())))
+                (each, header_digest(header_of(await body.read())))
                 async for each, body in client.raw_headers(known)
             ]
             if (

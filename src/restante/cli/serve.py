@@ -35,7 +35,7 @@ from ..app.server import (
     worker_count,
 )
 from ..app.sockets import addresses_of, listening
-from ..app.supervisor import BEAT, Lines, Supervisor
+from ..app.supervisor import BEAT, Supervisor, WorkerPipes
 from ..app.terminal import Terminal
 from ..config import Configuration, ephemeral
 from ..shared import SharedTally
@@ -47,13 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--listen",
         action="append",
         metavar="ADDRESS",
-        help="serve POP3 at this address instead, such as pop3s://127.0.0.1:1995; may be repeated",
+        help="serve POP3 at this address, such as pop3s://127.0.0.1:1995, and not at those of "
+        "server.listen; may be repeated",
     )
     parser.add_argument(
         "--ephemeral",
         action="store_true",
-        help="for tests: use temporary mail, free ports and one user; print them as a line of "
-        "JSON, and stop at the end of standard input",
+        help="for tests: serve temporary mail of one user at free ports, print the ports and the "
+        "password as a line of JSON, and stop at the end of standard input",
     )
     parser.add_argument(
         "--ready-file", type=Path, metavar="FILE", help="create FILE when the server is ready"
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     standard input."""
     with _configured(options) as config:
         log.set_up(config.log)
-        with suppress(OSError):  # before a file gets a time stamp from a clock that jumped
+        with suppress(OSError):  # before any file gets a time stamp, as the clock may have jumped
             stores.clock(config).advance()
         count = worker_count(config)
         if count > 1:
@@ -115,24 +116,24 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
     first_user = make_first_user(config, stores.users(config))
     gateway.look_over(config)
     certificate, _ = certificate_files(config)
-    # Created before the workers, so that a TLS session of one can be resumed by any of them.
+    # Created before the workers, so that any worker can resume the TLS sessions of another.
     context = tls_context(config)
     server = Running(config, certificate)
     server.users = dict([first_user] if first_user else [])
 
-    def work(lines: Lines) -> None:
-        tally.serve_as(lines.number)
+    def work(pipes: WorkerPipes) -> None:
+        tally.serve_as(pipes.number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the supervisor notifies systemd
         shared = SharedResources(
             sockets,
             context,
             tally,
             throttle,
-            purges=lines.number == 0,
+            purges=pipes.number == 0,
             workers=count,
             backends=built,
         )
-        run_loop(_work(config, options, shared, lines))
+        run_loop(_work(config, options, shared, pipes))
 
     def reload_certificate() -> bool:
         return reload(lambda: tls_context(_configuration(options)))
@@ -156,16 +157,19 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
 
 
 async def _work(
-    config: Configuration, options: argparse.Namespace, shared: SharedResources, lines: Lines
+    config: Configuration, options: argparse.Namespace, shared: SharedResources, pipes: WorkerPipes
 ) -> None:
     """Serve in one worker."""
     stop = _listen_to_signals()
-    asyncio.get_running_loop().add_reader(lines.life, stop.set)  # the supervisor has ended
+    asyncio.get_running_loop().add_reader(
+        pipes.supervisor_pipe, stop.set
+    )  # the supervisor has ended
     users = stores.users(config)
     store = stores.store(config, users)
     async with running(config, users, store, shared) as server:
-        _listen_to_hangup(server, options, stop, lambda: False)  # the supervisor decides that
-        beating = asyncio.create_task(_beat(lines.beat))
+        # The supervisor, not a worker, stops at SIGHUP when the terminal is closed.
+        _listen_to_hangup(server, options, stop, lambda: False)
+        beating = asyncio.create_task(_beat(pipes.beat))
         await stop.wait()
         beating.cancel()
 
@@ -184,7 +188,7 @@ def _configuration(options: argparse.Namespace) -> Configuration:
 def _listen_to_hangup(
     server: Running, options: argparse.Namespace, stop: asyncio.Event, is_over: Callable[[], bool]
 ) -> None:
-    """SIGHUP stops the server where ``is_over`` returns True; else it reloads the configuration."""
+    """At SIGHUP, stop the server if ``is_over`` returns True; otherwise reload."""
 
     def adopt() -> None:
         server.adopt(_configuration(options))
@@ -200,7 +204,7 @@ def _listen_to_hangup(
 
 @contextmanager
 def _announced_ready(server: Running, options: argparse.Namespace) -> Iterator[None]:
-    """Announce that the server is ready: by a file, JSON or text, and to systemd."""
+    """Announce that the server is ready, with a file, JSON or text, and to systemd."""
     if options.ready_file:
         options.ready_file.touch()
     if options.ephemeral or options.json:
@@ -226,7 +230,7 @@ def _listen_to_signals() -> asyncio.Event:
 
 
 def _watch_input(stop: asyncio.Event) -> None:
-    """Set ``stop`` at the end of standard input, in a thread: not every file can be polled."""
+    """Set ``stop`` at the end of standard input; uses a thread, as some files cannot be polled."""
     loop = asyncio.get_running_loop()
 
     def end() -> None:
@@ -245,7 +249,7 @@ def _watch_input(stop: asyncio.Event) -> None:
 
 
 def _introduce(config: Configuration, server: Running) -> None:
-    """Print what the operator needs to begin, on standard error."""
+    """Print addresses, certificate and first steps for the operator on standard error."""
     say = common.say
     if config.source is None:
         say(

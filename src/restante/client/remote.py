@@ -273,7 +273,7 @@ class Remote:
         if self.service.is_within or self.service.is_confirmed:
             hosts.add(self.host)
         shown = peer.getpeercert(True)
-        if not shown or not contexts.names(shown, hosts, f"{label}.{self.service.domain}"):
+        if not shown or not contexts.is_valid_for(shown, hosts, f"{label}.{self.service.domain}"):
             domain = self.service.domain
             raise TLSUnavailable(f"the certificate of {self.host} is not for {domain}")
 

@@ -174,7 +174,7 @@ class AccountLedger:
                 " WHERE account = ? AND digest = ? AND taken_at IS NOT NULL"
                 " UNION ALL SELECT 1 FROM messages"
                 " WHERE account = ? AND body = ? AND likeness = ? AND taken_at IS NOT NULL LIMIT 1",
-                (self.name, content.digest, self.name, content.body, content.likeness),
+                (self.name, content.digest, self.name, content.body, content.header_digest),
             ).fetchone()
         return row is not None
 
@@ -196,7 +196,7 @@ class AccountLedger:
             rows = database.execute(
                 f"SELECT key FROM messages WHERE {of} AND digest = ? UNION"
                 f" SELECT key FROM messages WHERE {of} AND body = ? AND likeness = ?",
-                (self.name, content.digest, self.name, content.body, content.likeness),
+                (self.name, content.digest, self.name, content.body, content.header_digest),
             ).fetchall()
         return [_text(key) for (key,) in rows]
 
@@ -218,8 +218,8 @@ class AccountLedger:
                     (key, self.name, _octets(each.moved_from)),
                 )
 
-    def likenesses(self) -> set[bytes]:
-        """Return the likenesses of the messages that the server should list."""
+    def header_digests(self) -> set[bytes]:
+        """Return the header digests of the messages that the server should list."""
         with self.reading() as database:
             rows = database.execute(
                 "SELECT likeness FROM messages WHERE account = ? AND likeness NOTNULL"
@@ -597,7 +597,7 @@ class AccountLedger:
 def _fingerprints(content: Content | None) -> tuple[bytes | None, ...]:
     if content is None:
         return (b"", None, None)
-    return (content.digest, content.body, content.likeness)
+    return (content.digest, content.body, content.header_digest)
 
 
 def _octets(key: str) -> bytes:

@@ -461,9 +461,9 @@ class _Session:
 
         After a provider's migration the same messages would be listed under new unique-ids.
         """
-        known = self._ledger.likenesses()
+        known = self._ledger.header_digests()
         if len(known) < expected / 2:
-            return False  # too many messages were taken without a likeness
+            return False  # too many messages were recorded without a header digest
         new = [
             each
             for each in listing
@@ -471,7 +471,7 @@ class _Session:
             and aside_key(each) not in self._fetching.aside  # these may end the connection
         ]
         some = new[:: max(len(new) // _SAMPLE, 1)]
-        marks = [mark for mark in (await self._fetching.likenesses(some)).values() if mark]
+        marks = [mark for mark in (await self._fetching.header_digests(some)).values() if mark]
         return len(marks) >= _ENOUGH and known.isdisjoint(marks)
 
     # What may be deleted.
@@ -483,14 +483,15 @@ class _Session:
         useful = [
             step.message
             for step in steps
-            if (record := records[step.key]) is not None and record.content.likeness is not None
+            if (record := records[step.key]) is not None
+            and record.content.header_digest is not None
         ]
-        likenesses = await self._fetching.likenesses(useful)
+        header_digests = await self._fetching.header_digests(useful)
         left: list[Step] = []
         settled = []
         for step in steps:
             known, message = self._known.taken[step.key], step.message
-            seen = Seen(message, step.key, header=likenesses.get(message.number))
+            seen = Seen(message, step.key, header=header_digests.get(message.number))
             proof = prove(seen, known, records[step.key], step.why)
             if not isinstance(proof, Proved):
                 left.append(compare(message, step.key, proof.value, self._policy, room))

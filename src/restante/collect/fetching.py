@@ -23,7 +23,7 @@ from ..threads import finished, in_thread
 from .account_ledger import AccountLedger, Stored, earlier_key
 from .deletions import Reader
 from .destinations import Destination, Doubtful, Grouping, Verifying
-from .fingerprint import LONGEST_HEADER, Content, ContentReader, header_of, likeness
+from .fingerprint import LONGEST_HEADER, Content, ContentReader, header_digest, header_of
 from .known import Known
 from .outcome import Outcome, Progress
 from .plan import (
@@ -356,8 +356,8 @@ class Fetching:
             MessageRefused: the content is, or may be, a part of the stored message.
         """
         record, known = self._known.record(key), self._known.taken[key]
-        mark = record.content.likeness if record is not None else None
-        if known.doubt is Doubt.SHORT or (mark is not None and mark == content.likeness):
+        mark = record.content.header_digest if record is not None else None
+        if known.doubt is Doubt.SHORT or (mark is not None and mark == content.header_digest):
             raise MessageRefused("only a part of it came")
 
     async def _store_new(
@@ -511,12 +511,12 @@ class Fetching:
 
     # Headers.
 
-    async def likenesses(self, messages: Sequence[Message]) -> dict[int, bytes | None]:
-        """Return likenesses by message-number, for the headers that the server sends by TOP."""
-        likenesses: dict[int, bytes | None] = {}
+    async def header_digests(self, messages: Sequence[Message]) -> dict[int, bytes | None]:
+        """Return the digests, by message-number, of the headers that the server returns for TOP."""
+        header_digests: dict[int, bytes | None] = {}
         tags = self._reader.capabilities.tags
         if "TOP" in self._reader.quirks.hidden or (tags and not self._reader.capabilities.top):
-            return likenesses
+            return header_digests
         refusals = 0
         left = takewhile(lambda _: refusals < _ENOUGH_HEADERS, messages)
         at = 0
@@ -525,14 +525,14 @@ class Fetching:
             self.awaited = message
             try:
                 header = await self._header(message, body)
-                likenesses[message.number], refusals = likeness(header_of(header)), 0
+                header_digests[message.number], refusals = header_digest(header_of(header)), 0
             except (CommandFailed, MessageRefused):
                 refusals += 1
             at += 1
             if self.awaited is None:
                 self.awaited = messages[at] if at < len(messages) else None
         self.awaited = None
-        return likenesses
+        return header_digests
 
     async def _header(self, message: Message, body: AsyncIterable[bytes]) -> bytes:
         header = bytearray()

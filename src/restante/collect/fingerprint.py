@@ -1,9 +1,10 @@
-"""Fingerprints of messages, to decide whether two sets of octets are the same message.
+"""Fingerprints of messages, to decide whether two sequences of octets are the same message.
 
-``Content`` is made while a message passes by.  Its ``likeness`` covers a few header fields that the
-sender wrote and that servers leave alone; other fields come and go: GNU mailutils' pop3d adds
-``Status:`` and ``X-UIDL:`` at QUIT, Exchange gives other trace fields by TOP than by RETR, and a
-program that has filled a Maildir may have changed line ends, folding and the fields in front.
+``Content`` is computed while a message is received.  Its ``header_digest`` covers a few header
+fields that the sender wrote and that servers do not change.  Other fields may be added, changed or
+removed: GNU mailutils' pop3d adds ``Status:`` and ``X-UIDL:`` at QUIT, Exchange returns different
+trace fields for TOP and for RETR, and the program that filled a Maildir may have changed line ends
+and folding and added fields at the top.
 
 Security: the header is not trusted.  It is searched once, up to a limit, and nothing is decoded.
 """
@@ -19,16 +20,17 @@ from pathlib import Path
 
 from ..scanning import ChangingMaildir, open_maildir, scan_exactly
 
-LONGEST_HEADER = 2**18  # octets; what follows counts as the body
+LONGEST_HEADER = 2**18  # octets; everything after them counts as the body
 _FIELDS = (b"message-id", b"date", b"from", b"to", b"cc", b"subject")
 _FIELD = re.compile(
     rb"^(" + b"|".join(_FIELDS) + rb")[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _END = re.compile(rb"(?:\A|\n)\r?\n")  # of the header
-# By how much honest servers announce too much: they round sizes up to the next KiB, or count header
-# lines that they do not send (mbox "From ", X-UIDL, Status: some hundred octets).
-_TOLERANCE = 1024  # octets; one more is allowed per line, since some servers count line ends twice
+# How far a correct server's announced size may exceed the real one: servers round sizes up to the
+# next KiB, or count header lines that they do not send (mbox "From ", X-UIDL, Status, which take
+# some hundred octets).  One more octet per line is allowed: some servers count line ends twice.
+_TOLERANCE = 1024  # octets
 _SUBSTITUTE = re.compile(
     rb"^subject:[^\n]*retrieval using the [a-z0-9]+ protocol failed", re.IGNORECASE | re.MULTILINE
 )
@@ -42,23 +44,23 @@ class Content:
     """SHA-256 of all octets."""
     body: bytes | None = None
     """SHA-256 of the text after the header; None if unknown."""
-    likeness: bytes | None = None
-    """See ``likeness``; None if unknown, or if the header has neither Message-ID nor Date."""
+    header_digest: bytes | None = None
+    """Result of ``header_digest``; None if unknown, or if Message-ID and Date are missing."""
 
     def is_same(self, other: Content) -> bool:
         """Return whether both are the same message, even if a server rewrote other fields."""
         if self.digest == other.digest:
             return True
-        if self.likeness is None or self.body is None:
+        if self.header_digest is None or self.body is None:
             return False
-        return self.likeness == other.likeness and self.body == other.body
+        return self.header_digest == other.header_digest and self.body == other.body
 
 
-def likeness(header: bytes) -> bytes | None:
+def header_digest(header: bytes) -> bytes | None:
     """Return the SHA-256 of the fields that the sender wrote, with white space normalised.
 
-    None: the header has neither a Message-ID nor a Date, although RFC 5322 §3.6 requires a Date, so
-    it could belong to many messages.
+    None if the header has neither a Message-ID nor a Date, which RFC 5322 §3.6 requires: its digest
+    could match many messages.
     """
     fields = defaultdict(list)
     for name, value in _FIELD.findall(header):
@@ -75,7 +77,7 @@ def header_of(octets: bytes) -> bytes:
 
 
 class ContentReader:
-    """Makes the ``Content`` of a message that is received in pieces."""
+    """Computes the ``Content`` of a message that is received in pieces."""
 
     def __init__(self) -> None:
         self.octets = 0
@@ -102,9 +104,9 @@ class ContentReader:
             del self._header[at:]
 
     def content(self) -> Content:
-        """Return the fingerprints of everything received."""
-        mark = likeness(header_of(bytes(self._header)))
-        return Content(self._whole.digest(), self._body.digest(), mark)
+        """Return the fingerprints of all octets received so far."""
+        of_header = header_digest(header_of(bytes(self._header)))
+        return Content(self._whole.digest(), self._body.digest(), of_header)
 
     def is_short(self, announced: int) -> bool:
         """Return whether much less was received than ``announced``, in octets.
@@ -121,7 +123,7 @@ class ContentReader:
 
 
 def in_maildir(path: Path) -> Counter[bytes]:
-    """Count the messages of each likeness in a Maildir and its folders.
+    """Count the messages in a Maildir and its folders by the digest of their headers.
 
     Raises:
         TemporaryFailure: another program keeps renaming its files.
@@ -131,11 +133,11 @@ def in_maildir(path: Path) -> Counter[bytes]:
     for file in _messages(path):
         try:
             opened = file.open("rb")
-        except FileNotFoundError as error:  # renamed since it was seen
+        except FileNotFoundError as error:  # renamed since it was listed
             raise ChangingMaildir from error
         with opened:
-            if mark := likeness(header_of(opened.read(LONGEST_HEADER))):
-                counts[mark] += 1
+            if digest := header_digest(header_of(opened.read(LONGEST_HEADER))):
+                counts[digest] += 1
     return counts
 
 

@@ -1,8 +1,9 @@
-"""The ledger: which messages of which account were taken (SQLite; docs/decisions/0100-ledger.md).
+"""The ledger of collected messages of all accounts (SQLite; docs/decisions/0100-ledger.md).
 
-Durability: every call is one transaction that is on disk when the call returns.  Taken messages are
-never forgotten: an incomplete listing today must not make known mail look new tomorrow.
-Security: holds unique-ids, sizes and digests, but no password and no text of a message.
+Durability: every call is one transaction that is on disk when the call returns.  Records of
+collected messages are never removed: an incomplete listing today must not make known mail look new
+tomorrow.
+Security: the ledger stores unique-ids, sizes and digests, but no passwords and no message text.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ _DAY, _WEEK = 86_400.0, 604_800.0  # seconds
 
 
 class Ledger(LedgerFile):
-    """The record of taken messages, for all accounts of one user or machine.
+    """The record of collected messages, for all accounts of one user or machine.
 
-    All calls block, and any thread may call them.  They raise TemporaryFailure when the file cannot
-    be read or written now, and ConfigurationError when it is damaged or not a ledger.
+    All methods block and are thread-safe.  They raise TemporaryFailure if the file cannot be read
+    or written now, and ConfigurationError if it is damaged or not a ledger.
     """
 
     def of(self, account: str) -> AccountLedger:
-        """Return the ledger of one account; the account need not have any entry yet."""
+        """Return the ledger of one account, which may be empty."""
         return AccountLedger(self, account)
 
     def now(self, wall: float) -> float:
@@ -47,12 +48,15 @@ class Ledger(LedgerFile):
 
 
 def _move_stamps(database: sqlite3.Connection, since: float, seconds: float) -> None:
-    """Move time stamps from ``since`` on forward, so that these events do not become older."""
+    """Add ``seconds`` to all time stamps that are not before ``since``.
+
+    The clock has moved forward by that much, so these events do not look older than they are.
+    """
     for table, column, ahead in (
         ("messages", "taken_at", 0.0),
         ("messages", "seen_again", 0.0),
         ("removals", "at", 0.0),
-        ("accounts", "limited_until", _DAY),  # is set to a day after the event
+        ("accounts", "limited_until", _DAY),  # the column is set to a day after the event
         ("accounts", "one_by_one_until", _WEEK),
     ):
         database.execute(

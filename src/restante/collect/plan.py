@@ -264,7 +264,7 @@ class Seen:
     message: Message
     key: str
     header: bytes | None = None
-    """The likeness of the header that TOP returned."""
+    """The digest of the header that TOP returned."""
     whole: Content | None = None
     """The fingerprints of the whole message that RETR returned."""
     is_new: bool = False
@@ -345,9 +345,9 @@ def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> P
         if not record.content.is_same(seen.whole):
             return Unproved.DIFFERENT
         return Proved(_SEAL, seen, Evidence.FETCHED if seen.is_new else Evidence.COMPARED, why)
-    if seen.header is None or record.content.likeness is None or known.doubt is Doubt.SHORT:
+    if seen.header is None or record.content.header_digest is None or known.doubt is Doubt.SHORT:
         return Unproved.UNSEEN
-    if seen.header != record.content.likeness or record.size != seen.message.size:
+    if seen.header != record.content.header_digest or record.size != seen.message.size:
         return Unproved.DIFFERENT
     return Proved(_SEAL, seen, Evidence.HEADER, why)
 

@@ -35,7 +35,7 @@ from ...errors import (
     UnsafeArgument,
 )
 from ...tls import client_context
-from ..fingerprint import header_of, likeness
+from ..fingerprint import header_digest, header_of
 from . import name_of
 from .spooled import HANG, Handed
 
@@ -187,7 +187,7 @@ class Imap(Handed):
         If the server removes our mark, or merges the message with an equal one as Gmail does, the
         message is recognized by the sender's header fields.
         """
-        mine = likeness(header_of(octets))
+        mine = header_digest(header_of(octets))
         named = _APPENDED.search(answer)
         for pause in _PAUSES:
             time.sleep(pause)
@@ -198,7 +198,7 @@ class Imap(Handed):
                 seen = list(self._newest(server, _JUST_NOW))
             if any(self._name in _mark_in(each) for each in seen):
                 return True
-            if mine is not None and any(likeness(each) == mine for each in seen):
+            if mine is not None and any(header_digest(each) == mine for each in seen):
                 return True
         return False
 
