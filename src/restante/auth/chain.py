@@ -117,8 +117,8 @@ class Chain:
         if all(offers(each, ScramKeys) for each in self._backends.values()):
             self.scram = self._scram
             self.proved = self._proved
-            only = next(iter(self._backends.values()))
-            if len(self._backends) == 1 and offers(only, PromptScramKeys):
+            only = next(iter(self._backends.values())) if len(self._backends) == 1 else None
+            if offers(only, PromptScramKeys):
                 self.scram_now = only.scram_now
                 self.proved_now = only.proved_now
         if all(offers(each, Digests) for each in self._backends.values()):
