@@ -242,6 +242,6 @@ _READERS: dict[str, tuple[Callable[[argparse.Namespace], Found], str]] = {
     "courier": (_courier, "Courier"),
     "cyrus": (_cyrus, "Cyrus"),
     "dovecot": (_dovecot, "Dovecot"),
-    "mbox": (import_mbox.read, "an mbox: of Thunderbird, Google Takeout or a server"),
+    "mbox": (import_mbox.read, "an mbox file from Thunderbird, Google Takeout or a server"),
     "uw": (import_mbox.read, "UW ipop3d and similar servers"),
 }

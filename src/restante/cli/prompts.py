@@ -19,8 +19,8 @@ from . import common
 
 _REGISTER = {
     "google": "Register an app with Google first. It is free and has to be done only once: at "
-    "console.cloud.google.com make a project, enable the Gmail API, and under APIs & Services, "
-    'Credentials make an OAuth client ID of the type "Desktop app".',
+    "console.cloud.google.com create a project, enable the Gmail API, and under APIs & Services, "
+    'Credentials create an OAuth client ID of the type "Desktop app".',
     "microsoft": "Register an app with Microsoft first. It is free and has to be done only once: "
     "at entra.microsoft.com under App registrations make a new one for accounts in any "
     "organisation and personal ones; add the platform Mobile and desktop with the address "
@@ -29,9 +29,9 @@ _REGISTER = {
 }
 _KINDS = (
     ("file", "FILE", "{what}, from the first line of a file"),
-    ("env", "NAME", "from an environment variable"),
-    ("credential", "NAME", "from a systemd credential (LoadCredential=)"),
-    ("keyring", "NAME", "from the key ring, under restante"),
+    ("env", "NAME", "{what}, from an environment variable"),
+    ("credential", "NAME", "{what}, from a systemd credential (LoadCredential=)"),
+    ("keyring", "NAME", "{what}, from the keyring entry NAME of the service restante"),
 )
 
 
@@ -51,11 +51,11 @@ def is_confirmed(question: str) -> bool:
 
 
 def add_secret(action: argparse.ArgumentParser, name: str, what: str) -> None:
-    """Add the options that say where a secret is."""
+    """Add the options that name the source of a secret."""
     group = action.add_mutually_exclusive_group()
     for kind, metavar, text in _KINDS:
         group.add_argument(f"--{name}-{kind}", metavar=metavar, help=text.format(what=what))
-    text = "from the output of a command; must be the last option"
+    text = f"{what}, from the output of a command; must be the last option"
     group.add_argument(f"--{name}-command", metavar="COMMAND", nargs="+", help=text)
 
 
