@@ -1,16 +1,17 @@
 """A clock for decisions that destroy mail, on machines whose system clock may jump.
 
-A clock is wrong when its battery is empty, when a virtual machine was paused, or when a year was
-mistyped; mail that is held for 14 days must not be destroyed within the hour because of that.
-So a file keeps a high-water mark: the latest moment that has certainly come.  It advances with the
-uptime of the machine, which setting the clock does not change.  If clock and mark agree, the mark
-follows the clock.  If they differ, because the clock jumped or the machine was off, the mark
-follows the clock only after another day of uptime (``SETTLES``), so that the operator can notice
-and correct a wrong clock.
+A clock may be wrong because its battery is empty, a virtual machine was paused, or a year was
+mistyped.  This must not cause mail that is held for 14 days to be destroyed within the hour.  So a
+file contains a high-water mark: the latest time that has certainly been reached.  The mark advances
+with the uptime of the machine, which does not change when the clock is set.  If clock and mark
+agree, the mark follows the clock.  If they differ, because the clock jumped or the machine was off,
+the mark follows the clock only after another day of uptime (``SETTLES``), so that the operator can
+notice and correct a wrong clock.
 
-Limits: a step of less than an hour is believed at once.  A long time without power looks like a
-jump and is treated as one.  A lost mark is replaced by the time stamp of the newest file beside
-it.  On systems without Linux's ``boot_id`` only the uptime of the process counts.
+Limits: a step of less than an hour is accepted immediately.  A long time without power cannot be
+distinguished from a jump and is treated in the same way.  A lost mark is replaced by the time stamp
+of the newest file in the same directory.  On systems without Linux's ``boot_id``, only the uptime
+of the process counts.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from pathlib import Path
 SLACK = 3600.0
 """Seconds by which clock and mark may differ: covers a reboot and a time zone wrong by an hour."""
 SETTLES = 86_400.0
-"""Seconds of uptime before a clock that jumped is believed: a day, to notice and correct it."""
+"""Seconds of uptime before a clock that jumped is trusted: a day to notice and correct the jump."""
 PLAUSIBLE = 10**9
 """Seconds since the epoch, in 2001.  Machines without a battery for their clock boot in 1970."""
 RELEASED = 1_767_225_600.0
-"""2026-01-01T00:00Z.  An earlier clock is wrong, because this program did not exist."""
+"""2026-01-01T00:00Z.  A clock with an earlier time is wrong, because it precedes this program."""
 UNKNOWN = 99_999_000_000
-"""The stamp of events while the clock was wrong: in the future, so it is never credible."""
+"""The stamp of events while the clock was wrong.  It is in the future, so it is never credible."""
 
 _NEW_PROCESS = f"process {secrets.token_hex(8)}"
 _STARTED = time.monotonic()
@@ -51,45 +52,49 @@ class Reading:
 
     @property
     def proven(self) -> float:
-        """The latest moment that has certainly come."""
+        """The latest time that has certainly been reached."""
         return min(self.now, self.mark)
 
     @property
     def is_behind(self) -> bool:
-        """Whether the clock is earlier than the mark, so that it cannot decide what is due."""
+        """Whether the clock is behind the mark, so that it cannot show what is due."""
         return self.now < self.mark - SLACK
 
 
 def is_credible(stamp: float, now: float) -> bool:
-    """Return whether a time stamp can be right; those from the future or from 1970 are not."""
+    """Return whether a time stamp can be right, which excludes the future and 1970."""
     return PLAUSIBLE <= stamp <= now + SLACK
 
 
 def elapsed() -> float:
-    """Return a monotonic time in seconds, independent of the system clock; includes sleep where
-    the system counts it."""
+    """Return a monotonic time in seconds, independent of the system clock.
+
+    The time that the machine sleeps is included if the system supports this.
+    """
     return time.clock_gettime(_BOOTTIME) if _BOOTTIME is not None else time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The content of the file, all times in seconds."""
+    """The content of the file, with all times in seconds."""
 
     mark: float
     boot: str
     """Identifies the boot of the machine."""
     running: float
-    """Uptime in that boot."""
+    """Uptime since this boot."""
     claim: float | None = None
-    """The clock after a jump, advanced by the uptime since; None: the clock is trusted."""
+    """Time of the clock after a jump plus the uptime since the jump; None if the clock is
+    trusted."""
     waited: float = 0.0
     """Uptime since the jump."""
 
 
 class Clock:
-    """The clock of one state directory; every process opens its own.
+    """The clock of one state directory.
 
-    Safe to use from several threads, and from several processes at once.
+    Each process creates its own object.  Several threads and processes may use the clock at the
+    same time.
     """
 
     def __init__(
@@ -99,10 +104,10 @@ class Clock:
         wall: Callable[[], float] | None = None,
         running: Callable[[], tuple[str, float]] | None = None,
     ) -> None:
-        """``path``: the file of the mark; without one the mark lasts as long as this object.
+        """``path``: the file of the mark.  Without a file, the mark is lost with this object.
 
         ``wall`` returns seconds since the epoch, ``running`` the identity of the boot and the
-        uptime in seconds, sleep included.
+        uptime in seconds, including sleep.
         """
         self._path = path
         self._wall = wall or _wall
@@ -110,15 +115,15 @@ class Clock:
         self._state: _State | None = None  # without a file
 
     def read(self) -> Reading:
-        """Read a small file.  Never raises: a mark that cannot be read counts as lost."""
+        """Read the clock and the mark.  Never raises; a mark that cannot be read counts as lost."""
         now = self._wall()
         return Reading(now, self._moved(now).mark)
 
     def advance(self) -> Reading:
-        """Read the clock and save the mark.  Call this every few minutes.
+        """Read the clock and save the mark.  Must be called every few minutes.
 
         Raises:
-            OSError: the mark cannot be saved; ``read`` gives the same answer.
+            OSError: the mark cannot be saved; ``read`` returns the same reading.
         """
         with self._exclusively():
             now = self._wall()
@@ -136,7 +141,7 @@ class Clock:
             return self._keep(now, right)
 
     def stamp(self) -> int:
-        """Return a time stamp for an event now; ``UNKNOWN`` while the clock is behind."""
+        """Return the current time stamp, or ``UNKNOWN`` while the clock is behind the mark."""
         reading = self.read()
         return UNKNOWN if reading.is_behind else int(reading.now)
 
@@ -148,14 +153,14 @@ class Clock:
         return _advanced(before, now, boot, running)
 
     def _evidence(self, now: float) -> float:
-        """Return when a file beside the mark was last written; without a path, now."""
+        """Return when a file in the directory of the mark was last written; ``now`` without one."""
         if self._path is None or now < RELEASED:
             return max(now, RELEASED)
         found = [RELEASED]
         with suppress(OSError):
             for path in self._path.parent.iterdir():
                 with suppress(OSError):
-                    if not path.name.startswith(self._path.name):  # our own file, created just now
+                    if not path.name.startswith(self._path.name):  # not our own new file
                         found.append(path.stat().st_mtime)
         return min(max(each for each in found if each <= now + SLACK), now)
 
@@ -191,7 +196,7 @@ class Clock:
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Take a lock between processes."""
+        """Take a lock that excludes other processes."""
         if self._path is None:
             yield
             return
@@ -205,11 +210,11 @@ class Clock:
 
 
 def _advanced(before: _State, now: float, boot: str, running: float) -> _State:
-    """Return the state at the moment ``now`` of the clock, after the state ``before``.
+    """Return the state at the time ``now`` of the clock, after the state ``before``.
 
-    The uptime since then is the least time that has passed.  While the clock is not trusted,
-    ``claim`` is what it shows.  The claim is accepted after ``SETTLES`` of uptime, and replaced
-    when the clock goes back behind it or moves to the other side of the mark.
+    At least the uptime since ``before`` has passed.  While the clock is not trusted, ``claim`` is
+    the time of the clock.  The claim is accepted after ``SETTLES`` seconds of uptime.  It is
+    replaced if the clock is set back to before the claim, or to the other side of the mark.
     """
     passed = max(0.0, running - before.running) if boot == before.boot else running
     mark = before.mark + passed

@@ -25,7 +25,7 @@ class Entry:
     size: int
     """Octets on the wire: every line ends with CRLF, before byte-stuffing (RFC 1939 §11)."""
     key: int = field(default=-1, compare=False, repr=False)
-    """The position at which the store finds the message quickly; private to that store."""
+    """Private to the store: the position at which it can find the message quickly."""
 
 
 class Maildrop(Protocol):
@@ -33,7 +33,7 @@ class Maildrop(Protocol):
 
     @property
     def listing(self) -> Sequence[Entry]:
-        """The messages at the time of opening; mail that arrives later is for the next session."""
+        """The messages at the time of opening; later mail is listed in the next session."""
 
     def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
         """Yield the message in pieces of CRLF text, ``entry.size`` octets in total.
@@ -43,7 +43,7 @@ class Maildrop(Protocol):
 
         Raises:
             MessageGone: another program removed the message.
-            TemporaryFailure: the message cannot be read now; possibly after some pieces.
+            TemporaryFailure: the message cannot be read now; may be raised after some pieces.
         """
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
@@ -63,16 +63,17 @@ class Store(Protocol):
 
         Raises:
             MaildropInUse: another session holds the lock.
-            TemporaryFailure: it cannot be opened now; a failure must not return an empty listing.
+            TemporaryFailure: the maildrop cannot be opened now.  A store must not return an empty
+                listing after a failure.
         """
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
-        """Store a message atomically and durably: after the return a crash cannot lose it.
+        """Store a message atomically and durably.  After the return, a crash cannot lose it.
 
         The octets are stored unchanged.
 
         Raises:
-            TemporaryFailure: not stored; no part of the message is left.
+            TemporaryFailure: the message was not stored, and no part of it is left.
         """
 
 
@@ -92,21 +93,22 @@ class Presence(Enum):
 class Deliveries(Protocol):
     """Messages being delivered to one maildrop, each under a name chosen by the caller.
 
-    A name is 32 hexadecimal digits, always the same for the same message, so that a delivery
-    repeated after a crash finds the first one.  All calls block.  They must come from one thread,
-    except for the function that ``group`` returns.
+    A name consists of 32 hexadecimal digits and is always the same for the same message, so that an
+    earlier delivery is found when the delivery is repeated after a crash.  All calls block.  They
+    must come from one thread, except for the function that ``group`` returns.
 
-    All raise TemporaryFailure if the storage fails, and leave no part of undelivered messages.
+    All methods raise TemporaryFailure if the storage fails, and leave no part of undelivered
+    messages.
     """
 
     def presence(self, name: str) -> Presence:
-        """Return where the message of this name is, or was at the first call for this name."""
+        """Return the state of the message with this name, as of the first call for this name."""
 
     def digest(self, name: str) -> bytes | None:
-        """Return the SHA-256 of the octets if the message is stored or held, or else None."""
+        """Return the SHA-256 of the octets if the message is stored or held, otherwise None."""
 
     def begin(self, name: str) -> None:
-        """Start a message; the caller has checked that it is not delivered yet."""
+        """Start a message.  The caller must check that it has not been delivered yet."""
 
     def write(self, octets: bytes) -> None:
         """Append octets, in pieces of any size."""
@@ -115,7 +117,8 @@ class Deliveries(Protocol):
         """Finish the message and add it to the current group.
 
         Raises:
-            QuotaExceeded, LargerThanQuota: no room for this message; its group is unaffected.
+            QuotaExceeded, LargerThanQuota: the quota does not allow this message; the other
+                messages of the group are not affected.
         """
 
     def group(self) -> Callable[[], None]:
@@ -126,7 +129,7 @@ class Deliveries(Protocol):
         """
 
     def abort(self) -> None:
-        """Discard the message that was started; does nothing after ``end``."""
+        """Discard the message that was started.  Has no effect after ``end``."""
 
     def close(self) -> None:
         """Discard all messages that were not delivered."""
@@ -134,13 +137,13 @@ class Deliveries(Protocol):
 
 @runtime_checkable
 class NamedDelivery(Protocol):
-    """Add-on of a store that finds messages again by the names their senders gave them."""
+    """Add-on of a store that can find delivered messages by the names given at delivery."""
 
     def deliveries(self, user: str) -> Deliveries:
         """Start delivering messages to a user.
 
         Raises:
-            PermanentFailure: this user cannot have a maildrop here.
+            PermanentFailure: this user cannot have a maildrop in the store.
             TemporaryFailure: the storage is not available.
         """
 
@@ -150,17 +153,18 @@ class View:
     """The part of a user's mail that a session shows as the maildrop."""
 
     folders: tuple[str, ...] = ()
-    """Folders to show, in this order; missing ones are skipped; empty: the store's default."""
+    """Folders to show, in this order.  Missing folders are skipped.  Empty for the default of the
+    store."""
     recent: float = 0.0
-    """Show only mail that arrived within this number of seconds; 0: all."""
+    """Show only mail that arrived within this number of seconds; 0 for all mail."""
 
 
 @runtime_checkable
 class Prompt(Protocol):
     """Add-on of a store that opens and closes most maildrops without waiting.
 
-    The server then needs no task for it.  Outside a task, ``asyncio.timeout`` and ``TaskGroup``
-    fail, so a store that uses them must not have this add-on.
+    The server then needs no task to open a maildrop.  ``asyncio.timeout`` and ``TaskGroup`` fail
+    outside a task, so a store that uses them must not have this add-on.
     """
 
     @property
@@ -173,30 +177,31 @@ class Viewing(Protocol):
     """Add-on of a store that has folders."""
 
     def open_view(self, user: str, view: View) -> AbstractAsyncContextManager[Maildrop]:
-        """Open the shown part of a maildrop, like ``open``; hidden messages are never changed.
+        """Open the shown part of a maildrop, like ``open``.  Hidden messages are never changed.
 
-        The locks of all folders are taken.  Unique-ids are those of ``open``; those of several
-        folders differ from each other.
+        The locks of all folders are taken.  Unique-ids are the same as those of ``open``.
+        Unique-ids of messages in different folders differ from each other.
 
         Raises:
             PermanentFailure: none of the folders exists.
-            MaildropInUse, TemporaryFailure: as ``open``.
+            MaildropInUse: another session holds the lock.
+            TemporaryFailure: the maildrop cannot be opened now.
         """
 
 
 class Rendered(Sequence[Entry]):
-    """Add-on of a listing with pre-rendered answers for sessions without marked messages."""
+    """Add-on of a listing with pre-rendered responses for sessions without marked messages."""
 
     octets: int
     """Sum of all sizes."""
 
     @abstractmethod
     def scan_listing(self) -> bytes:
-        """Return all lines of the answer to LIST with CRLF, but not the termination octet's."""
+        """Return the lines of the response to LIST with CRLF, without the termination octet."""
 
     @abstractmethod
     def unique_id_listing(self) -> bytes:
-        """Return all lines of the answer to UIDL in the same form."""
+        """Return the lines of the response to UIDL with CRLF, without the termination octet."""
 
 
 class RawMessage(NamedTuple):
@@ -206,10 +211,11 @@ class RawMessage(NamedTuple):
     size: int
     """Octets in the file when it was opened."""
     is_wire_ready: bool
-    """The file can be sent unchanged: CRLF throughout and at the end, no line starts with a dot,
-    and ``size`` is the entry's.  Only the termination octet's line must be added."""
+    """Whether the file can be sent unchanged: every line ends with CRLF, no line starts with a dot,
+    and ``size`` equals that of the entry.  Only the line of the termination octet must be added."""
     has_crlf: bool
-    """CRLF throughout and at the end, and ``size`` is the entry's; lines may start with dots."""
+    """Whether every line ends with CRLF and ``size`` equals that of the entry.  Lines may start
+    with a dot."""
 
 
 @runtime_checkable
@@ -219,22 +225,24 @@ class RawReading(Protocol):
     def cached_texts(
         self, entries: Sequence[Entry], most: int, lines: int | None = None
     ) -> list[bytes]:
-        """Return the first of these messages, byte-stuffed, as far as reading them does not block.
+        """Return the byte-stuffed text of the first messages, until a read would block.
 
-        Each message had ``entry.size`` octets before byte-stuffing.  All together have about
-        ``most`` octets or fewer.  ``lines``: only the header and that many lines of the body (TOP).
-        The first message that is not returned needs ``open_raw`` or ``read``.
+        Each message had ``entry.size`` octets before byte-stuffing.  Together they have about
+        ``most`` octets or fewer.  If ``lines`` is given, only the header and this number of lines
+        of the body are returned (TOP).  The first message that is not returned must be read with
+        ``open_raw`` or ``read``.
         """
 
     def open_raw(self, entry: Entry) -> RawMessage | None:
-        """Open the message's file; None: use ``read``, which also raises the reason.
+        """Open the message's file, or return None if the caller must use ``read`` instead.
 
-        Looks up one name and reads nothing.  Another program may truncate the file later: if it
-        ends early, the connection must be aborted; octets beyond ``size`` must not be sent.
+        The call looks up one name and reads no octets; ``read`` raises the reason for a failure.
+        Another program may change the file later.  If it has become shorter, the connection must be
+        aborted.  Octets beyond ``size`` must not be sent.
         """
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
-        """Record that the whole file was read and has ``RawMessage.has_crlf``, or is wire-ready."""
+        """Record that a file was read completely and ``has_crlf``, or even ``is_wire_ready``."""
 
 
 BRAKED = "braked"
@@ -242,7 +250,7 @@ BRAKED = "braked"
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """The record of one session for the journal; contains no password and no text of messages."""
+    """The record of a session for the journal, without passwords and the text of messages."""
 
     began_at: float
     """Seconds since the epoch, like ``ended_at``."""
@@ -253,13 +261,13 @@ class SessionRecord:
     credential: str
     """Name of the user's credential."""
     retrieved: Sequence[Entry]
-    """In the order of RETR; if there are very many, the first of them."""
+    """Retrieved messages in the order of RETR; only the first if there are very many."""
     removed: Sequence[Entry]
     """Messages that UPDATE removed."""
     end: str
-    """How it ended: ``quit``, ``dropped``, ``autologout`` …; ``braked``: the deletion limit refused
-    the removal; ``crash``: a later session finished its UPDATE, and nothing else is known about it,
-    not even the sizes."""
+    """How the session ended: ``quit``, ``dropped``, ``autologout`` and others.  ``braked``: the
+    deletion limit refused the removal.  ``crash``: a later session finished the UPDATE, and nothing
+    else is known about the session, not even the sizes of the messages."""
     unnamed: int = 0
     """Number of further retrieved messages that ``retrieved`` does not list."""
 
@@ -269,15 +277,15 @@ class Journal(Protocol):
     """Add-on of a maildrop that records its sessions."""
 
     async def record(self, session: SessionRecord) -> None:
-        """Called once at the end of a session, after the removal, while the lock is held.
+        """Record a session; called once at its end, after the removal, while the lock is held.
 
-        Durable on return if messages were removed.  A session that neither retrieved nor removed
-        any message is not recorded, unless the deletion limit refused its removal.
-        Must not raise: a journal that cannot be written is reported in the log.
+        The record is durable on return if messages were removed.  A session that neither retrieved
+        nor removed any message is not recorded, unless the deletion limit refused the removal.  The
+        method must not raise; if the journal cannot be written, the log must show it.
         """
 
     async def past(self, credential: str) -> Sequence[SessionRecord]:
-        """Return the recorded sessions with that credential, the oldest first.
+        """Return the recorded sessions with this credential, the oldest first.
 
         Raises:
             TemporaryFailure: the journal cannot be read now.
@@ -289,9 +297,10 @@ class Paced(Protocol):
     """Add-on of a maildrop that knows when its user last logged in (RFC 2449 §6.5)."""
 
     async def pace(self, delay: float) -> float:
-        """Return the seconds until a login is allowed, ``delay`` seconds after the last one.
+        """Return the seconds until a login is allowed, ``delay`` seconds after the last login.
 
-        0: allowed; the time of the last login is now this moment.  Applies to all processes.
+        0 means that the login is allowed; in that case it is recorded as the last login.  The delay
+        applies across all processes.
         """
 
 
@@ -300,11 +309,11 @@ class HeldMessage:
     """A message that was removed from a maildrop and can still be restored."""
 
     name: str
-    """Identifies it among the held messages of its maildrop."""
+    """Identifies the message among the held messages of the maildrop."""
     unique_id: str
-    """Its unique-id before it was removed."""
+    """The unique-id before the message was removed."""
     size: int
-    """Octets, as stored."""
+    """Number of stored octets."""
     removed_at: float
     """Seconds since the epoch."""
 
@@ -314,10 +323,10 @@ class Usage:
     """The space that a user's mail takes: all folders, without held messages."""
 
     octets: int
-    """As stored."""
+    """Number of stored octets."""
     messages: int
     limit: int
-    """Maximum number of octets; 0: unlimited."""
+    """Maximum number of octets; 0 for no limit."""
 
 
 class Holding(Protocol):
@@ -334,15 +343,15 @@ class Holding(Protocol):
     ) -> int:
         """Restore messages durably, and return their number.
 
-        By default they get new unique-ids, so that clients which keep a list of seen
-        ids download them again.
+        By default the messages get new unique-ids, so that clients that remember the ids they have
+        seen download the messages again.
         """
 
     async def purge(self, user: str, removed_before: float) -> int:
         """Destroy messages removed before a time (seconds since the epoch); return the number."""
 
     def users(self) -> AsyncIterator[str]:
-        """Yield every user who has a maildrop here."""
+        """Yield every user who has a maildrop in the store."""
 
 
 class Remembering(Protocol):
@@ -358,7 +367,8 @@ class Sweep:
 
     messages: int = 0
     doubtful: int = 0
-    """Messages that were kept because they have expired only if a doubtful clock is right."""
+    """Number of messages that were kept because the clock may be wrong.  If the clock is right,
+    they have expired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,36 +394,40 @@ class Expiring(Protocol):
     """Add-on of a store that expires mail without being asked by a client.
 
     A shortened rule applies to older mail only a day after it was noted, which leaves time to
-    correct a mistake; so call ``note_rules`` after changing a rule.  All times are seconds since
-    the epoch.  ``now`` is the time of the clock, ``until`` the latest time that has certainly
-    passed.
+    correct a mistake.  So ``note_rules`` must be called after a rule was changed.  All times are
+    seconds since the epoch.  ``now`` is the time of the clock, ``until`` the latest time that has
+    certainly been reached.
     """
 
     async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
-        """Remove messages older than this number of days (RFC 2449 §6.7); None: never.
+        """Remove messages older than this number of days, or none if ``days`` is None.
 
-        They are removed as by QUIT, so they are held if the store holds removed mail.
+        The messages are removed as by QUIT, so they are held if the store holds removed mail
+        (RFC 2449 §6.7).
 
         Raises:
-            MaildropInUse: a session is open; nothing is removed during it.
+            MaildropInUse: a session is open, so no message was removed.
         """
 
     async def purge_due(self, user: str, *, until: float, now: float) -> Sweep:
-        """Destroy the held messages whose time has expired."""
+        """Destroy the held messages whose hold time is over."""
 
     async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
         """Record the rules in force, and return what will be removed because one has changed.
 
-        Empty if the rules were recorded before.  Also stores the quota for other programs.
+        The forecast is empty if the rules have already been recorded.  Also stores the quota for
+        other programs.
         """
 
     async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
-        """Return what ``note_rules`` would, and what changes of the last day remove; changes
-        nothing."""
+        """Return the forecast of ``note_rules``, including rule changes of the last day.
+
+        The rules are not recorded.
+        """
 
 
 class ServableStore(Store, Holding, Remembering, Expiring, Protocol):
     """A store that a server can run on: it also restores, remembers, expires and purges."""
 
     hold: Callable[[str], float]
-    """Seconds for which the removed mail of a user is held.  It may block."""
+    """Returns the number of seconds for which a user's removed mail is held.  May block."""

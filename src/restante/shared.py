@@ -1,9 +1,9 @@
 """Counts and weights, in one process or in memory that the workers of a server share.
 
-Limits: a shared count is a count-min sketch: the smaller of two cells picked by a keyed hash.  It
-is never too small, and too large only if other keys share both cells; clients cannot aim at that,
-because the hash key is secret.  Each worker writes only its own row, so its counts are dropped when
-it dies.  Weights have no owner and stay.
+Limits: a shared count is a count-min sketch: the smaller of two cells selected by a keyed hash.  A
+count is never too small, and it is too large only if other keys share both cells.  Clients cannot
+cause this, because the hash key is secret.  Each worker writes only its own row, so its counts are
+dropped when it dies.  Weights belong to no worker and are kept.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tempfile import TemporaryFile
 from .clock import SLACK
 from .posix import fcntl
 
-# Cells per hash.  With 1,000 addresses a key shares both cells with others in 0.4 % of cases; a row
-# takes 128 KiB.
+# Cells per hash.  With 1,000 addresses, a key shares both cells with other keys in 0.4 % of cases.
+# A row takes 128 KiB.
 _CELLS = 16_384
 _ROW = 1 + 2 * _CELLS  # the total, then the cells
-_WAYS = 8  # places for one key, like the ways of a cache
-_NOTHING = 1 / 128  # a weight faded below this counts as 0: seven half-lives of a weight of 1
+_WAYS = 8  # entries in which a key may be stored, like the ways of a cache
+_NOTHING = 1 / 128  # a smaller weight counts as 0; a weight of 1 fades to this in seven half-lives
 
 
 class Tally:
@@ -45,7 +45,7 @@ class Tally:
         return self._counts[key]
 
     def add(self, key: str, change: int, *, in_all: bool = True) -> None:
-        """``in_all``: change the total as well."""
+        """Change the count of a key.  If ``in_all``, also change the total."""
         self._all += change if in_all else 0
         self._counts[key] += change
         if not self._counts[key]:
@@ -53,9 +53,9 @@ class Tally:
 
 
 class SharedLock:
-    """A lock between processes forked from one; freed when its holder dies.
+    """A lock between processes forked from the same parent, which is freed when its holder dies.
 
-    It does not keep two threads of one process apart.
+    The lock does not exclude other threads of the same process.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,10 @@ class SharedLock:
 
 
 class SharedTally(Tally):
-    """Counts shared by workers.  Create it before the fork; each worker then calls ``serve_as``."""
+    """Counts shared by workers.
+
+    A tally must be created before the workers are forked.  Each worker then calls ``serve_as``.
+    """
 
     def __init__(self, workers: int) -> None:
         self._rows = range(0, workers * _ROW, _ROW)
@@ -117,11 +120,12 @@ class SharedTally(Tally):
 
 
 class Weights:
-    """A weight for each key that halves every half-life; of fixed size.
+    """A table of fixed size with a weight for each key; weights halve after each half-life.
 
-    Create it before the workers are forked.  Changes need a lock of the workers; reading does not.
-    A key has eight places, picked by a keyed hash, so that an attacker cannot choose which key is
-    evicted.  If all are taken, the smallest weight is evicted.
+    The table must be created before the workers are forked.  Changes require a lock of the workers;
+    reading does not.  A key may be stored in one of eight entries, selected by a keyed hash, so
+    that an attacker cannot choose which key is evicted.  If all eight entries are in use, the entry
+    with the smallest weight is evicted.
     """
 
     def __init__(
@@ -132,8 +136,7 @@ class Weights:
         clock: Callable[[], float],
         secret: bytes | None = None,
     ) -> None:
-        """``half_life`` is in seconds.  ``octets`` can be used by another server with the same
-        ``secret``."""
+        """``half_life`` is in seconds.  ``octets`` can be loaded with the same ``secret`` only."""
         self._memory = mmap.mmap(-1, places * 24)
         whole = memoryview(self._memory)
         self._ids = whole[: places * 8].cast("Q")
@@ -160,7 +163,7 @@ class Weights:
         if at is None:
             at = min(places, key=weights.__getitem__)
             weights[at] = 0.0
-            self._ids[at] = 0  # the place counts as empty until all is written
+            self._ids[at] = 0  # the entry counts as empty until it is completely written
         self._weights[at] = min(weights[at] + weight, most)
         self._stamps[at] = now
         self._ids[at] = identity
@@ -169,9 +172,8 @@ class Weights:
         if not self._ids[at]:
             return 0.0
         age = now - self._stamps[at]
-        if (
-            age < -SLACK
-        ):  # dated in the future by a wrong clock; otherwise it would not fade until then
+        # A wrong clock has dated the weight in the future, so that it would not fade until then.
+        if age < -SLACK:
             return 0.0
         age = max(0.0, age)
         weight: float = self._weights[at] * 0.5 ** (age / self._half_life)
@@ -184,12 +186,13 @@ class Weights:
 
     @property
     def octets(self) -> bytes:
-        """The memory, to be saved."""
+        """The content of the table, so that it can be saved."""
         return bytes(self._whole)
 
     @octets.setter
     def octets(self, kept: bytes) -> None:
-        """
+        """Restore saved content.
+
         Raises:
             ValueError: the size differs.
         """

@@ -3,11 +3,11 @@
 A cancelled caller of ``in_thread`` closes files, frees locks and ends connections.  This must not
 happen while the thread uses them, so the cancellation waits for the call.
 
-Without an event loop, calls run at once: ``complete`` runs a coroutine of which no other one is
-waited for.  A command that needs neither network nor threads so starts without ``asyncio``, which
-takes a third of the time of ``restante deliver``.
+Without an event loop, calls run directly in the caller's thread, and ``complete`` runs a coroutine
+that waits only for such calls.  So commands that need neither network nor threads do not import
+``asyncio``, which takes a third of the time of ``restante deliver``.
 
-Limits: a bounded number of calls run at once; others wait for a free thread.
+Limits: a bounded number of calls run at the same time; others wait for a free thread.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_AT_ONCE = 32  # calls of one event loop, as in ThreadPoolExecutor: a disk can order its work
-_PATIENCE = 10.0  # seconds that an idle thread waits; starting a thread costs some 100 µs
+_AT_ONCE = 32  # calls of an event loop, as in ThreadPoolExecutor, so that disks can order requests
+_PATIENCE = 10.0  # seconds that an idle thread waits; starting a thread takes about 100 µs
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -41,15 +41,15 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def deadline(end: float) -> AbstractAsyncContextManager[object]:
-    """As ``asyncio.timeout_at``; without an event loop calls run at once, and none can be ended."""
+    """Return ``asyncio.timeout_at(end)``; without an event loop there is no deadline."""
     return nullcontext() if running_loop() is None else sys.modules["asyncio"].timeout_at(end)
 
 
 def complete(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine without an event loop: it waits for calls of this module only.
+    """Run a coroutine without an event loop.  It must wait only for calls of this module.
 
     Raises:
-        RuntimeError: it waits for something else.
+        RuntimeError: the coroutine waits for something else.
     """
     try:
         work.send(None)
@@ -62,7 +62,7 @@ def complete(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def to_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As ``asyncio.to_thread``: a cancelled caller does not wait for the call."""
+    """Run ``call`` like ``asyncio.to_thread``: a cancelled caller does not wait for the call."""
     if running_loop() is None:
         return call(*args, **kwargs)
     from asyncio import to_thread
@@ -73,12 +73,12 @@ async def to_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 class Threads:
     """Threads for one kind of work, started as they are needed.
 
-    The end of the program does not wait for them.  ``ThreadPoolExecutor`` would, and costs three
-    times as much for each call.
+    The program does not wait for these threads when it ends.  ``ThreadPoolExecutor`` would wait,
+    and each call would take three times as long.
     """
 
     def __init__(self, name: str, most: int) -> None:
-        """At most ``most`` calls run at once."""
+        """``most`` is the maximum number of calls that run at the same time."""
         self._name = name
         self._most = most
         self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = SimpleQueue()
@@ -87,10 +87,10 @@ class Threads:
         self._lock = threading.Lock()
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Return what ``call`` returns, or raise what it raises.
+        """Run ``call`` in a thread, and return its result or raise its exception.
 
-        A caller that is cancelled does not wait for a call that has begun, so a call that hangs
-        keeps its thread and nothing else.  A call that has not begun is dropped.
+        A cancelled caller does not wait for a call that has begun, so a call that hangs only
+        occupies its thread.  A call that has not begun is dropped.
         """
         if (loop := running_loop()) is None:
             return call()
@@ -99,7 +99,7 @@ class Threads:
         return await ended
 
     def start(self, call: Callable[[], T], ended: asyncio.Future[T]) -> None:
-        """Run ``call`` and give its result or its exception to ``ended``, in the event loop.
+        """Run ``call``, and set its result or exception on ``ended`` in the event loop.
 
         A call is dropped if ``ended`` was cancelled before a thread was free.
 
@@ -158,8 +158,10 @@ def _settle(ended: asyncio.Future[Any], result: object, failure: BaseException |
 
 @cache
 def _unstoppable() -> Callable[..., asyncio.Future[Any]]:
-    """Return the class of futures that ignore cancellation; a task that awaits one is cancelled
-    when it is done."""
+    """Return a class of futures that ignore cancellation.
+
+    If a task awaits such a future, a cancellation of the task takes effect when the future is done.
+    """
     from asyncio import Future
 
     class Unstoppable(Future[Any]):
@@ -186,7 +188,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 async def finished(work: asyncio.Future[Any]) -> asyncio.CancelledError | None:
-    """Wait until the work is done, even if the caller is cancelled meanwhile.
+    """Wait until the work is done, even if the caller is cancelled while it waits.
 
     Returns the first cancellation, which the caller must raise, or None.
     """
