@@ -1,8 +1,9 @@
-"""The authentication contract: who the user is, and what that user may open.
+"""The authentication contract: who a user is, and what the user may open.
 
-A ``Passdb`` answers the first question with a ``UserAccount`` (identity); the account
-answers the second (permission): now, from this address, over this connection.
-Security: passwords are in clear text here; they never appear in a ``repr`` or in the log.
+A ``Passdb`` determines the identity of a user and returns a ``UserAccount``.  The account
+determines whether its maildrop may be opened now, from this address, over this connection.
+Security: these classes contain passwords in clear text, which never appear in a ``repr`` or in the
+log.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import Protocol, runtime_checkable
 
 from .maildrop import View
 
-# Octets of UTF-8; longer passwords are refused without hashing, whose time grows with the length.
-# Our own limit, far above generated passwords.
+# Octets of UTF-8.  Longer passwords are refused without hashing, because hashing takes longer for
+# longer passwords.  This is our own limit, far above the length of generated passwords.
 MAX_PASSWORD = 1024
 Network = IPv4Network | IPv6Network
 
 
 def is_within(address: str, networks: Iterable[Network]) -> bool:
-    """Return whether an IP address is in one of the networks; a local peer (empty) is in none."""
+    """Return whether an IP address is in one of the networks; False for a local peer (empty)."""
     return bool(address) and any(_parsed(address) in network for network in networks)
 
 
@@ -37,8 +38,8 @@ def _parsed(address: str) -> IPv4Address | IPv6Address:
 class Credentials:
     """The user name and password of USER and PASS or of a SASL exchange.
 
-    Octets that are not UTF-8 arrive as lone surrogates (``surrogateescape``): no user has such an
-    identity, and it takes the same path as any unknown one.
+    Octets that are not UTF-8 are represented by lone surrogates (``surrogateescape``).  No user has
+    such an identity, and it is treated like any unknown identity.
     """
 
     mechanism: str
@@ -47,7 +48,7 @@ class Credentials:
     """The authentication identity."""
     password: str = field(repr=False)
     authorization: str = ""
-    """The authorization identity, empty if the client named none (RFC 4616 §2)."""
+    """The authorization identity, empty if the client did not send one (RFC 4616 §2)."""
     address: str = ""
     """The client's IP address, empty for a local peer; filled in by the server."""
 
@@ -57,23 +58,23 @@ class ScramKey:
     """The keys that verify one credential without revealing it (RFC 5802 §3)."""
 
     credential: str
-    """Name of the user's credential; for ``Proof``."""
+    """Name of the user's credential, copied to ``Proof``."""
     stored_key: bytes = field(repr=False)
     server_key: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ScramSecrets:
-    """What the server's half of SCRAM needs to know about one user.
+    """The data of a user that server-side SCRAM needs.
 
-    The client receives one salt and one iteration count before it shows which credential it has,
-    so all credentials of a user share them; its proof may fit any of ``keys``.
+    The client receives one salt and one iteration count before it shows which credential it has, so
+    all credentials of a user share them.  The client's proof may match any of ``keys``.
     """
 
     salt: bytes
     iterations: int
     keys: tuple[ScramKey, ...] = field(repr=False)
-    """At least one.  For an unknown user: a decoy that no proof fits."""
+    """At least one key.  For an unknown user, a decoy that no proof matches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,9 @@ class Proof:
     identity: str
     """The authentication identity."""
     credential: str
-    """``ScramKey.credential`` of the key that fitted."""
+    """``ScramKey.credential`` of the key that matched."""
     authorization: str = ""
-    """The authorization identity, empty if the client named none."""
+    """The authorization identity, empty if the client did not send one."""
     address: str = ""
     """The client's IP address, empty for a local peer; filled in by the server."""
 
@@ -97,7 +98,7 @@ class Token:
 
     mechanism: str
     identity: str
-    """Empty if the client named none: then the user that the token was issued to."""
+    """Empty if the client did not send a user.  In that case the user of the token is meant."""
     token: str = field(repr=False)
     address: str = ""
     """The client's IP address, empty for a local peer; filled in by the server."""
@@ -105,7 +106,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Disproof:
-    """A login that a mechanism has verified itself and rejected; counts like any failed login."""
+    """A login that a mechanism has verified itself and rejected.  It counts as a failed login."""
 
     mechanism: str
     identity: str
@@ -135,14 +136,14 @@ Shown = Credentials | Proof | Token | Disproof | Digest
 class Attempt:
     """A login that is being checked.
 
-    One login causes several queries to back ends: which user is meant, which back end has that
-    user, whether the password is correct.  All of them share one deadline and one priority.
+    One login causes several queries to back ends: which user is meant, which back end has the user,
+    and whether the password is correct.  All these queries share one deadline and one priority.
     """
 
     asker: Credentials
-    """The credentials; without a password if none was sent."""
+    """The credentials, without a password if the client did not send a password."""
     began: float
-    """On the clock of the event loop, in seconds."""
+    """Start of the login in seconds, on the clock of the event loop."""
 
 
 _attempt: ContextVar[Attempt | None] = ContextVar("_attempt", default=None)
@@ -162,14 +163,19 @@ def attempting(shown: Shown, began: float) -> Iterator[None]:
 
 
 def current_attempt() -> Attempt | None:
-    """Return the login that is being checked; None for other queries, such as the look-up of a
-    recipient's maildrop."""
+    """Return the login that is being checked.
+
+    Returns None for other queries, such as the look-up of a recipient's maildrop.
+    """
     return _attempt.get()
 
 
 def end_of(deadline: float, now: float) -> float:
-    """Return when a query that may take ``deadline`` seconds must be answered, on the clock of
-    ``now``; all queries of one login share that time."""
+    """Return when a query that may take ``deadline`` seconds must be answered.
+
+    The result is on the clock of ``now``.  All queries of a login must be answered by the same
+    time.
+    """
     attempt = _attempt.get()
     return (attempt.began if attempt else now) + deadline
 
@@ -181,36 +187,36 @@ class Terms:
     login_delay: int = 0
     """Minimum number of seconds between two logins."""
     expire: int | None = None
-    """Days after which the server may remove mail; None: never."""
+    """Days after which the server may remove mail; None for never."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserAccount:
-    """A proved identity, and what it may open."""
+    """A user whose identity was verified, and the permissions of the user."""
 
     user: str
     maildrop: str
     """The name to open in the store."""
     credential: str = "password"
-    """Name of the credential used; for the log."""
+    """Name of the credential used, for the log."""
     is_enabled: bool = True
     networks: tuple[Network, ...] = ()
-    """Networks from which the user may log in; empty: from anywhere."""
+    """Networks from which the user may log in; empty for all networks."""
     needs_tls: bool = False
-    """The user may log in over TLS only, even where the server allows clear text."""
+    """Whether the user may log in only over TLS, even if the server allows clear text."""
     mechanisms: tuple[str, ...] = ()
-    """Mechanisms that the user may use, ``USER`` included; empty: all that are offered."""
+    """Mechanisms that the user may use, including ``USER``; empty for all offered mechanisms."""
     is_read_only: bool = False
-    """The user may not mark messages as deleted."""
+    """Whether the user may not mark messages as deleted."""
     login_delay: float = 0.0
-    """Seconds between two logins; 0: the server's default (RFC 2449 §6.5)."""
+    """Seconds between two logins; 0 for the server's default (RFC 2449 §6.5)."""
     expire: int | None = None
-    """Minimum number of days that mail is kept; None: the server's default (RFC 2449 §6.7)."""
+    """Minimum number of days that mail is kept; None for the server's default (RFC 2449 §6.7)."""
     view: View = field(default_factory=View)
     """The part of the maildrop that is shown."""
 
     def refusal(self, address: str, *, is_secure: bool = True, mechanism: str = "") -> str | None:
-        """Return why this account may not be opened now from ``address``, or None if it may.
+        """Return why this account may not be opened now, or None if it may be opened.
 
         ``address`` is an IP address, or empty for a local peer.  The reason is for the log only:
         the client gets the same error as for a wrong password.
@@ -221,7 +227,10 @@ class UserAccount:
             return "network"
         if self.needs_tls and not is_secure:
             return "needs-tls"
-        names = {mechanism, mechanism.removesuffix("-PLUS")}  # -PLUS is stronger, so allowed too
+        names = {
+            mechanism,
+            mechanism.removesuffix("-PLUS"),
+        }  # -PLUS is stronger, so it is allowed as well
         if self.mechanisms and mechanism and not names & set(self.mechanisms):
             return "mechanism"
         return None
@@ -233,11 +242,11 @@ class Passdb(Protocol):
     async def verify(self, credentials: Credentials) -> UserAccount:
         """Return the account of these credentials, whether or not it may be opened now.
 
-        Takes the same time for an unknown user and for a wrong password.
+        The call takes the same time for an unknown user and for a wrong password.
 
         Raises:
             AuthenticationFailed: the credentials are wrong, for any reason.
-            TemporaryFailure: cannot be checked now; never counts as a guess.
+            TemporaryFailure: the credentials cannot be checked now; never counts as a guess.
         """
 
 
@@ -251,31 +260,32 @@ class ScramKeys(Protocol):
         An unknown user gets the same salt and iteration count in every call.
 
         Raises:
-            TemporaryFailure: cannot be looked up now; never counts as a guess.
+            TemporaryFailure: the user cannot be looked up now; never counts as a guess.
         """
 
     async def proved(self, proof: Proof) -> UserAccount:
         """Return the account of a proof, whether or not it may be opened now.
 
         Raises:
-            AuthenticationFailed: it may not act for ``proof.authorization``, or the credential
-                was revoked since ``scram``.
-            TemporaryFailure: cannot be looked up now.
+            AuthenticationFailed: the user may not act for ``proof.authorization``, or the
+                credential was revoked since ``scram``.
+            TemporaryFailure: the user cannot be looked up now.
         """
 
 
 @runtime_checkable
 class PromptScramKeys(Protocol):
-    """Add-on for SCRAM: does the same as ``ScramKeys``, without waiting if possible."""
+    """Add-on for SCRAM: does the same as ``ScramKeys`` if this is possible without waiting."""
 
     def scram_now(self, identity: str, digest: str) -> ScramSecrets | None:
-        """Return what ``scram`` would return, or None: then call that.  Must not block."""
+        """Return the result of ``scram``, or None if ``scram`` must be called.  Must not block."""
 
     def proved_now(self, proof: Proof) -> UserAccount | None:
-        """Return what ``proved`` would return, or None: then call that.  Must not block.
+        """Return the result of ``proved``, or None if ``proved`` must be called.  Must not block.
 
         Raises:
-            AuthenticationFailed: as ``proved``.
+            AuthenticationFailed: the user may not act for ``proof.authorization``, or the
+                credential was revoked.
         """
 
 
@@ -286,12 +296,12 @@ class Digests(Protocol):
     async def digested(self, shown: Digest) -> UserAccount:
         """Return the account of a digest, whether or not it may be opened now.
 
-        Takes the same time for an unknown user, for a user whose password is stored only as a
-        hash, and for a wrong digest.
+        The call takes the same time for an unknown user, for a user whose password is stored only
+        as a hash, and for a wrong digest.
 
         Raises:
             AuthenticationFailed: the digest is wrong, for any reason.
-            TemporaryFailure: cannot be checked now; never counts as a guess.
+            TemporaryFailure: the digest cannot be checked now; never counts as a guess.
         """
 
 
@@ -303,8 +313,9 @@ class Tokens(Protocol):
         """Return the account of a bearer token, whether or not it may be opened now.
 
         Raises:
-            AuthenticationFailed: forged, expired, for another service or another user.
-            TemporaryFailure: cannot be checked now.
+            AuthenticationFailed: the token is forged or expired, or was issued for another service
+                or user.
+            TemporaryFailure: the token cannot be checked now.
         """
 
 
@@ -313,12 +324,12 @@ class Certificates(Protocol):
     """Add-on for EXTERNAL (RFC 4422 appendix A) with client certificates."""
 
     async def certified(self, proof: Proof) -> UserAccount:
-        """Return the account of an address that a trusted certificate names.
+        """Return the account of a mail address in a trusted certificate.
 
         Raises:
-            AuthenticationFailed: no user has the address, or it may not act for
+            AuthenticationFailed: no user has the address, or the user may not act for
                 ``proof.authorization``.
-            TemporaryFailure: cannot be looked up now.
+            TemporaryFailure: the user cannot be looked up now.
         """
 
 
@@ -330,37 +341,39 @@ class Accounts(Protocol):
         """Return the account of a user, or None if this back end has no such user.
 
         Raises:
-            TemporaryFailure: cannot be looked up now.
+            TemporaryFailure: the user cannot be looked up now.
         """
 
 
 @runtime_checkable
 class Generations(Protocol):
-    """Add-on for a cache: says whether an earlier answer is still valid."""
+    """Add-on for a cache: shows whether an earlier result is still valid."""
 
     async def generation(self, identity: str) -> bytes | None:
-        """Return a value that changes whenever ``verify`` may answer differently for this user,
-        also after a change by another process.  None: unknown.  Takes microseconds.
+        """Return a value that changes whenever the result of ``verify`` for this user may change.
+
+        This includes changes by other processes.  Returns None if the value is unknown.  The call
+        must take only microseconds.
 
         Raises:
-            TemporaryFailure: cannot be looked up now.
+            TemporaryFailure: the value cannot be looked up now.
         """
 
 
 @runtime_checkable
 class PromptGenerations(Protocol):
-    """Add-on for a cache: does the same as ``Generations``, without waiting if possible."""
+    """Add-on for a cache: does the same as ``Generations`` if this is possible without waiting."""
 
     def generation_now(self, identity: str) -> bytes | None:
-        """Return what ``generation`` would return, or None: then call that.  Must not block."""
+        """Return the result of ``generation``, or None if it must be called.  Must not block."""
 
 
 @runtime_checkable
 class PromptAnswers(Protocol):
-    """Add-on of a cache: returns its answer for a password that was correct and is still valid."""
+    """Add-on of a cache: returns the cached account for a password that is still valid."""
 
     def remembered(self, credentials: Credentials) -> UserAccount | None:
-        """Return what ``verify`` would return, or None: then call that.  Must not block."""
+        """Return the result of ``verify``, or None if it must be called.  Must not block."""
 
 
 @runtime_checkable
@@ -368,7 +381,7 @@ class LastUses(Protocol):
     """Add-on for a cache: records logins that the cache answered."""
 
     def used(self, account: UserAccount, address: str) -> None:
-        """``account`` was opened from ``address`` without a call of ``verify``.  Must not block."""
+        """Record that ``account`` was opened without a call of ``verify``.  Must not block."""
 
 
 class Directory(Protocol):
@@ -378,6 +391,6 @@ class Directory(Protocol):
         """Return the maildrop of ``recipient``: a full address, or a user name without domain.
 
         Raises:
-            NoSuchUser: no such recipient.
-            TemporaryFailure: cannot be looked up now.
+            NoSuchUser: there is no such recipient.
+            TemporaryFailure: the recipient cannot be looked up now.
         """

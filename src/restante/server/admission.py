@@ -1,19 +1,20 @@
-"""Admission of connections: count and limit them, and evict one to make room for another.
+"""Admission of connections: count and limit connections, and evict old ones for new ones.
 
-Each connection holds a slot from accept to its end.  There are two limits: connections in all
-(``limits.sessions``), and connections from one source (``limits.per_address``).  They are
-counted before the TLS handshake and before any password check, because these are the costs of a
-flood.
+Each connection occupies a slot from its acceptance to its end.  There are two limits: the total
+number of connections (``limits.sessions``), and the number of connections from one source
+(``limits.per_address``).  Connections are counted before the TLS handshake and before any password
+check, because a flood is expensive mainly through handshakes and password checks.
 
-A new connection that finds no free slot gets the slot of the oldest connection that has not
-logged in.  Otherwise a few hundred silent connections would keep all users out until their login
-deadline, a minute later; this way silence costs an attacker the slot and keeps no client out
-that logs in faster than the flood replaces connections.  Three kinds are never evicted:
+If no slot is free, a new connection gets the slot of the oldest connection that has not logged in.
+Otherwise a few hundred silent connections would exclude all users until the login deadline, a
+minute later.  With eviction, an attacker loses the slots of silent connections, and a client can
+log in if it is faster than the flood replaces connections.  Three kinds of connections are never
+evicted:
 
-- a logged-in connection, because the user may have marked messages;
-- one whose password is being checked, because it may be right;
-- one that waits for the answer to a failed login.  If its slot were free at once, an address
-  could guess as fast as it can connect, instead of ``per_address`` times in each delay.
+- connections that are logged in, because the user may have marked messages;
+- connections whose password is being checked, because the password may be right;
+- connections that wait for the response to a failed login.  If the slot were freed immediately, an
+  address could guess as fast as it can connect, instead of ``per_address`` times in each delay.
 
 The oldest connection is evicted instead of a random one, so that no legitimate client is evicted
 until the flood is faster than its login.  A source at its own limit evicts its own connections
@@ -41,19 +42,18 @@ class Slot:
         self._counts_in_total = True
 
     def make_evictable(self, evict: Callable[[], object]) -> None:
-        """Let new connections take this slot; ``evict`` then ends the current one."""
+        """Allow new connections to take this slot; ``evict`` must end the current connection."""
         if self._admission is not None:
             self._admission.make_evictable(self, self._source, evict)
 
     def protect(self) -> Callable[[], object] | None:
-        """Stop being evictable; return the argument of ``make_evictable``, or None."""
+        """Make the slot non-evictable.  Returns the argument of ``make_evictable``, or None."""
         return self._admission.protect(self, self._source) if self._admission else None
 
     def move(self, address: str) -> bool:
-        """Count the connection for another client, as a proxy reported it.
+        """Count the connection for another client that a proxy has reported.
 
-        Returns:
-            False: that client's source has no free slot, and nothing has changed.
+        Returns False, without any change, if the source of the other client has no free slot.
         """
         if self._admission is None:
             return True
@@ -73,7 +73,7 @@ class Slot:
             self._admission = None
 
     def release_total(self) -> None:
-        """Free the slot for other sources; it counts for its own until ``release``."""
+        """Free the slot for other sources.  It counts for its own source until ``release``."""
         if self._admission is not None and self._counts_in_total:
             self.protect()
             self._admission.release_total(self._source)
@@ -83,10 +83,10 @@ class Slot:
 class Admission:
     """The counts of a server's connections, in total and by source.
 
-    A source is an IPv4 address or an IPv6 /64, because a /64 is what one customer is given
-    (RFC 6177); connections by a Unix socket have no source and count in the total only.
+    A source is an IPv4 address or an IPv6 /64, because providers assign a /64 to each customer
+    (RFC 6177).  Connections through a Unix socket have no source and count only in the total.
 
-    Other workers' connections are counted, but only a worker's own can be evicted.
+    Connections of other workers are counted, but a worker can evict only its own connections.
     """
 
     def __init__(self, sessions: int, per_address: int, tally: Tally | None = None) -> None:
@@ -97,34 +97,34 @@ class Admission:
         self.sessions = sessions
         self.per_address = per_address
         self.reserved: Callable[[str], bool] | None = None
-        """Returns whether an address may use the last tenth of all slots: networks that users
-        have logged in from keep their access during a flood from elsewhere."""
+        """Returns whether an address may use the last tenth of all slots.  These are reserved for
+        networks from which users have logged in, for the case of a flood from other networks."""
         self._taken = tally or Tally()
         self._evictable: OrderedDict[Slot, Callable[[], object]] = OrderedDict()
         self._evictable_by_source: dict[str, OrderedDict[Slot, None]] = {}
 
     @property
     def is_crowded(self) -> bool:
-        """Whether four fifths of all slots are taken; an estimate, to act before all are."""
+        """Whether more than four fifths of all slots are taken, so that they may soon run out."""
         return self._taken.all() * 5 > self.sessions * 4
 
     def admit(self, address: str, *, replaces: str | None = None) -> Slot | None:
-        """Return a slot for a client, or None if none is free or can be freed.
+        """Return a slot for a client, or None if no slot is free or can be freed.
 
-        ``replaces`` is the source of a slot that is given up for it.
+        ``replaces`` is the source of a slot that is released in exchange.
         """
         source, limit = _source(address), self.sessions
         if self.reserved is not None and self.is_crowded and not self.reserved(address):
             limit -= limit // 10
         is_taken = self._take(source, limit, replaces) or (
-            # One connection goes and one comes, so the reserved tenth does not shrink and the
-            # full limit applies.
+            # The new connection replaces an evicted connection, so the reserved tenth does not
+            # shrink and the full limit applies.
             self._make_room(source) and self._take(source, self.sessions, replaces)
         )
         return Slot(self, source) if is_taken else None
 
     def _take(self, source: str, limit: int, replaces: str | None) -> bool:
-        # Check and change in one step, because workers share the counts.
+        # The check and the change are one step, because workers share the counts.
         with self._taken.exclusively():
             if self._taken.all() - (replaces is not None) >= limit:
                 return False
@@ -136,14 +136,17 @@ class Admission:
         return True
 
     def _make_room(self, source: str) -> bool:
-        """Evict the oldest evictable connection: of this source if it is at its limit, else any."""
+        """Evict the oldest evictable connection, of this source only if the source is at its limit.
+
+        Returns whether a connection was evicted.
+        """
         is_source_full = bool(source) and self._taken.of(source) >= self.per_address
         own = self._evictable_by_source.get(source, ())
         slot = next(iter(own if is_source_full else self._evictable), None)
         if slot is None:
             return False
         evict = self._evictable[slot]
-        slot.release()  # now, because the new connection is counted next
+        slot.release()  # before the new connection is counted
         evict()
         return True
 

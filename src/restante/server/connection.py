@@ -1,13 +1,12 @@
 """One connection of a line protocol: its input, its deadlines and its end.
 
-POP3 (``pop3``), SMTP and LMTP (``intake``) add the events of their sessions.  The limits are here,
-so that they are the same for every listener:
+POP3 (``pop3``), SMTP and LMTP (``intake``) add the events of their sessions.  This module enforces
+the limits, so that they are the same for every listener:
 
-- Other connections get a turn after ``_EVENTS_PER_TURN`` commands, or runs of a few equal ones;
-  after ``TURN`` octets of output; and after some 64 KiB of input.
-- A client that stops reading gets no more responses (``output``).  So a connection holds some 64
-  KiB
-  of output and as much input, however many commands are pipelined.
+- Other connections get a turn after ``_EVENTS_PER_TURN`` commands (a run of a few equal commands
+  counts once), after ``TURN`` octets of output, and after about 64 KiB of input.
+- A client that stops reading gets no more responses (``output``).  So a connection holds about
+  64 KiB of output and 64 KiB of input, however many commands are pipelined.
 - There are deadlines for the login or the first message, for idle clients, and for clients that
   stop reading.
 
@@ -22,11 +21,12 @@ A connection ends in one of three ways:
     Does not wait.  Output that the client has not received is lost.  A response that was being
     sent stays incomplete, so that the client cannot mistake it for a complete one.
 
-None of them makes a POP3 session enter UPDATE; all let an UPDATE or a delivery that has begun
-finish, then release the maildrop and log the end.  ``BaseService.drain`` drains all connections
-and aborts those that are left when the time is over.
+None of these makes a POP3 session enter UPDATE.  Each of them lets an UPDATE or a delivery that has
+begun finish, then releases the maildrop and logs the end.  ``BaseService.drain`` drains all
+connections, and aborts those that are left when the time is over.
 
-Security: no stream classes are used, so that octets from before TLS cannot be read after it.
+Security: no stream classes are used, so that octets received before TLS cannot be read after the
+handshake.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from .output import HIGH_WATER, TURN, Output
 from .proxy import Origin
 
 DIRECT = Origin()
-_EVENTS_PER_TURN = 100  # some milliseconds, for which others wait for a client that pipelines
-_TLS_END = 1.0  # seconds that a drain waits for close_notify of clients that have received all
+_EVENTS_PER_TURN = 100  # a few milliseconds, for which other clients wait for a pipelining client
+_TLS_END = 1.0  # seconds that a drain waits for close_notify after a client has received all output
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,12 @@ class Timeouts:
     """The deadlines of connections, in seconds."""
 
     login: float = 60.0
-    """From the beginning of the connection to a successful login."""
+    """Time from the beginning of the connection to a successful login."""
     idle: float = 600.0
     """Autologout; at least 600 (RFC 1939 §3)."""
     handshake: float = 10.0
     progress: float = 30.0
-    """Within this time a client must receive some octets; an estimate of how long a slow mobile
+    """Time within which a client must receive some octets; an estimate of how long a slow mobile
     link can stall."""
 
 
@@ -94,7 +94,7 @@ class BaseService:
     write_event: Callable[[logging.Logger, int, str, dict[str, object]], None] = log_event
     """Logs an event of a connection with its fields."""
     tls: ssl.SSLContext | None = None
-    """The context for STLS or STARTTLS; None: not offered."""
+    """The context for STLS or STARTTLS; None if they are not offered."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     connections: set[BaseConnection[Any]] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -108,7 +108,7 @@ class BaseService:
         return task
 
     def discard(self, connection: BaseConnection[Any]) -> bool:
-        """Remove a connection that has ended.  Returns whether it was there."""
+        """Remove a connection that has ended.  Returns whether the connection was known."""
         known = connection in self.connections
         self.connections.discard(connection)
         if not self.connections:
@@ -118,7 +118,7 @@ class BaseService:
     async def drain(self, grace: float) -> None:
         """Drain all connections, and abort those that are left after ``grace`` seconds.
 
-        No session enters UPDATE by this; one that is in UPDATE finishes.
+        This does not make any session enter UPDATE.  A session in UPDATE finishes it.
         """
         self._quiet.clear()
         for connection in list(self.connections):
@@ -140,7 +140,7 @@ class BaseService:
 
 
 class BaseConnection(asyncio.Protocol, Generic[E]):
-    """One client; a subclass defines what its protocol does with an event."""
+    """The connection of one client.  Subclasses define how a protocol answers events."""
 
     __slots__ = (
         "_address",
@@ -184,21 +184,24 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._is_turn_due = False  # whether other connections get a turn before the next command
         self._began = self._last_command = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
-        self._id = secrets.token_hex(5)  # for the log, like the next one
+        self._id = secrets.token_hex(5)  # for the log
         self._end = "dropped"
 
     # Defined by subclasses.
 
     def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:
-        """Set ``_proto`` and ``_session``; returns the greeting."""
+        """Set ``_proto`` and ``_session``, and return the greeting."""
         raise NotImplementedError
 
     def _respond(self, event: E) -> bool:
-        """Answer an event without waiting; False: call ``_perform`` instead."""
+        """Answer an event without waiting.  Return False if ``_perform`` must be called instead."""
         raise NotImplementedError
 
     async def _perform(self, event: E) -> None:
-        """Answer an event that may need waiting.  May begin outside a task: see ``_enter_task``."""
+        """Answer an event that may require waiting.
+
+        The call may begin outside a task (see ``_enter_task``).
+        """
         raise NotImplementedError
 
     def _answer_bug(self, event: E | None) -> None:
@@ -214,18 +217,18 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         raise NotImplementedError
 
     def _deadline(self) -> float:
-        """Return when the session ends unless the client acts, on the loop's clock."""
+        """Return when the session ends if the client sends nothing, on the loop's clock."""
         raise NotImplementedError
 
     def _expire(self) -> None:
-        """End the session because its deadline has passed; without a response (RFC 1939 §3)."""
+        """End the session without a response, because its deadline has passed (RFC 1939 §3)."""
         self.close("autologout")
 
     def _release_slot(self) -> None:
         self._slot.release()
 
     def _release(self) -> None:
-        """Release the session's resources; called when it ends and none of its work is running.
+        """Release the session's resources; called when the session ends and no work is running.
 
         May be called twice: when the connection is closing and when it is lost.
         """
@@ -269,7 +272,10 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Keep the connection: a client may close its half and wait for responses; not with TLS."""
+        """Keep the connection unless it uses TLS.
+
+        A client may close its half of the connection and wait for responses.
+        """
         self._is_half_closed = True
         self._process_input()
         return self._transport.get_extra_info("ssl_object") is None
@@ -279,8 +285,11 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._set_timer(self._service.timeouts.progress)
 
     def resume_writing(self) -> None:
-        """Continue in the next turn.  asyncio calls this in the middle of its write, and reports
-        the end twice if the transport is closed there."""
+        """Continue in the next turn.
+
+        asyncio calls this method during its own write.  If the transport were closed during the
+        call, asyncio would report the end of the connection twice.
+        """
         self._output.unblock()
         self._continue_later()
 
@@ -297,10 +306,10 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         elif self._is_interruptible() and self._worker is not asyncio.current_task():
             self._cancel_work()
 
-    # The ways to end; see the module's docstring.
+    # Ways to end a connection; see the module's docstring.
 
     def drain(self) -> None:
-        """Run the commands that have arrived, then close."""
+        """Run the commands that have arrived, then close the connection."""
         self._is_draining = True
         self._process_input()
 
@@ -332,11 +341,11 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             self.abort(self._end)
 
     def _evict(self) -> None:
-        """Make room for a new connection, before this one has logged in."""
+        """End this connection before it has logged in, to make room for a new connection."""
         self._log_event("seat given up", ip=self._address, proto=self._proto)
         self.abort("made-room")
 
-    # One read, the commands in it, one write.
+    # Running commands: all commands of one read are answered with one write.
 
     def _process_input(self) -> None:
         if self._worker is None and not (self._is_closing or self._is_turn_due):
@@ -345,26 +354,26 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
                 self._start_work(self._perform_from(event))
 
     def _start_work(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run ``work`` until it has to wait; the rest of it becomes a task.
+        """Run ``work`` until it has to wait.  The rest of the work becomes a task.
 
         A remembered login and a QUIT without deletions never wait.  A task for each of them would
-        cost as much as checking the login.
+        take as long as checking the login.
         """
         try:
             awaited = work.send(None)
         except StopIteration:
             return
         self._worker = self._service.spawn(_rest_of(work, awaited))
-        # A callback and not a ``finally``: a task that is cancelled before its first step never
-        # enters its body, and the maildrop would stay locked.
+        # This is a callback and not a ``finally``, because a task that is cancelled before its
+        # first step never enters its body, and the maildrop would stay locked.
         self._worker.add_done_callback(self._work_ended)
 
     async def _enter_task(self) -> None:
-        """Return in a task of this connection.
+        """Continue in a task of this connection.
 
-        Until ``_perform`` has waited for the first time it runs outside a task, where
-        ``asyncio.timeout`` and ``TaskGroup`` fail.  So await this before calling anything that may
-        use them, such as a back end or a store that other people wrote.
+        Until ``_perform`` has waited for the first time, it runs outside a task, where
+        ``asyncio.timeout`` and ``TaskGroup`` fail.  So ``_enter_task`` must be awaited before calls
+        that may use them, for example calls of third-party back ends and stores.
         """
         if self._worker is None:
             await asyncio.sleep(0)
@@ -372,8 +381,8 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
     def _cancel_work(self) -> None:
         """Cancel the task, but not before its first step.
 
-        Until then the cancellation would not reach the work, which may wait for a thread that is
-        taking the maildrop's lock.
+        Before its first step, the cancellation would not reach the work, which may wait for a
+        thread that is taking the maildrop's lock.
         """
         if self._worker is not None:
             self._loop.call_soon(self._worker.cancel)
@@ -384,7 +393,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             self._release()
 
     def _run_commands(self) -> E | None:
-        """Answer commands until one requires waiting; return its event, or None."""
+        """Answer commands until a command requires waiting.  Return its event, or None."""
         events, turn_ends = 0, self._output.produced + TURN
         while not (self._output.is_blocked or self._is_closing):
             event, produced = None, self._output.produced
@@ -438,10 +447,10 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
                 self._worker = None
 
     def _fail(self, event: E | None, produced: int) -> None:
-        """Answer a command that raised an unforeseen exception, unless part of its response was
-        sent.
+        """Answer a command that raised an unforeseen exception.
 
-        ``produced`` is the number of octets of output before that command.
+        If part of the response was sent, the connection is aborted.  ``produced`` is the number of
+        octets of output before the command.
         """
         self._log_bug()
         if self._output.produced == produced:
@@ -454,7 +463,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._output.write(response)
         self._output.flush()
         if self._session.unread:
-            self.abort("octets-before-tls")  # octets from here on were received through TLS
+            self.abort("octets-before-tls")  # only octets received through TLS may be processed
             return
         try:
             transport = await self._loop.start_tls(
@@ -464,13 +473,13 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
                 server_side=True,
                 ssl_handshake_timeout=self._service.timeouts.handshake,
             )
-            if transport is None or self._is_closing:  # aborted by us meanwhile
+            if transport is None or self._is_closing:  # the server has aborted the connection
                 raise ConnectionResetError
             refuse_foreign(transport.get_extra_info("ssl_object"))
         except OSError as error:
             log_refused_tls(self._address, self._proto, error)
             self.abort("tls-refused")
-            self.connection_lost(error)  # the loop does not call it for an end during the handshake
+            self.connection_lost(error)  # the loop does not call it during a handshake
             return
         self._adopt(transport)
         self._secured(transport.get_extra_info("ssl_object"))
@@ -487,7 +496,10 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._timer = self._loop.call_later(delay, self._check_deadlines)
 
     def _check_deadlines(self) -> None:
-        """Drop clients that stop reading, and log out idle ones; each connection has one timer."""
+        """Drop a client that has stopped reading, and log out an idle client.
+
+        Each connection has a single timer.
+        """
         timeouts, now = self._service.timeouts, self._loop.time()
         if self._output.is_waiting:
             if self._output.has_progressed():
@@ -497,14 +509,14 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             return
         due = self._deadline()
         if self._worker is not None:
-            due = max(due, now + timeouts.progress)  # we caused the delay
+            due = max(due, now + timeouts.progress)  # the server has caused the delay
         if now < due:
             self._set_timer(due - now)
         else:
             self._expire()
 
     def _end_session(self, reason: str) -> None:
-        """Close as the session requests, and log it unless the client sent QUIT."""
+        """Close the connection as the session requests.  Log it unless the client sent QUIT."""
         if reason != "quit":
             self._log_event("session ended", ip=self._address, proto=self._proto, reason=reason)
         self.close(reason)
@@ -531,7 +543,7 @@ async def _rest_of(work: Coroutine[Any, Any, None], awaited: object) -> None:
 
 @coroutine
 def _steps(work: Coroutine[Any, Any, None], awaited: object) -> Generator[Any, Any, None]:
-    """What a task sends or throws, such as a cancellation, must reach ``work``."""
+    """Pass everything that a task sends or throws, such as a cancellation, to ``work``."""
     try:
         while True:
             try:

@@ -2,11 +2,12 @@
 
 Durability: 250 for a recipient means that ``Store.deliver`` has returned, so a crash cannot lose
 the message.  If the 250 itself is lost, the sender tries again and the message is stored twice.
-SMTP has one reply for all recipients.  After a failure for one of them the sender repeats the
-message for all, so recipients that have it already are recorded and get no second copy.  Limits:
-those of every connection (``connection``) and of a session (``smtp.session.Policy``); ``_SILENCE``,
-``_MESSAGE`` and ``_SESSION``; 64 KiB of a message in memory, the rest in an unnamed file.  It has
-no relaying and no queue.
+SMTP has a single reply for all recipients.  After a failure for one recipient, the sender repeats
+the message for all, so recipients that already have the message are recorded and get no second
+copy.
+Limits: the limits of every connection (``connection``) and of a session (``smtp.session.Policy``);
+``_SILENCE``, ``_MESSAGE`` and ``_SESSION``; 64 KiB of a message in memory, the rest in an unnamed
+file.  Mail is neither relayed nor queued.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from .proxy import Origin
 _log = logging.getLogger("restante.intake")
 _SILENCE = 300.0  # seconds; a server should wait at least 5 minutes (RFC 5321 §4.5.3.2.7)
 _MESSAGE = 1800.0  # seconds from MAIL to the end of the data: 50 MiB at 30 kB/s
-_SESSION = 3600.0  # seconds; then the session ends between two messages
+_SESSION = 3600.0  # seconds after which the session ends between two messages
 _PIECE = 65_536  # octets
 _IN_MEMORY = 65_536  # octets of one message in memory; thousands of connections may hold as many
 
@@ -61,10 +62,10 @@ class PartialDeliveries(Protocol):
         """Return the maildrops that have the message."""
 
     async def remember(self, message: bytes, maildrops: Collection[str]) -> None:
-        """Record, durably, that these maildrops have the message."""
+        """Record durably that these maildrops have the message."""
 
     async def forget(self, message: bytes, maildrops: Collection[str]) -> None:
-        """Remove the record after a 250; the same octets later are another message."""
+        """Remove the record after a 250.  The same octets may arrive later as a new message."""
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class Intake(BaseService):
     log: logging.Logger = field(default=_log, kw_only=True)
     partial: PartialDeliveries | None = field(default=None, kw_only=True)
     postmaster: Callable[[], Awaitable[str]] | None = field(default=None, kw_only=True)
-    """Returns the maildrop for mail to postmaster where no user has that name (RFC 5321 §4.5.1)."""
+    """Returns the maildrop for postmaster's mail if no user has this name (RFC 5321 §4.5.1)."""
 
     def lmtp(self) -> Callable[[str, Slot, Origin], IntakeConnection]:
         """Return a factory of LMTP connections, for ``Listener``."""
@@ -96,7 +97,7 @@ class Intake(BaseService):
         """Return the maildrop of a recipient.
 
         Raises:
-            NoSuchUser, TemporaryFailure, UnsafeArgument: with a text for the reply.
+            NoSuchUser, TemporaryFailure, UnsafeArgument: the reply shows the error's text.
         """
         try:
             return await self.directory.maildrop_of(recipient)
@@ -107,7 +108,7 @@ class Intake(BaseService):
             raise
 
     async def take(self, message: IO[bytes], maildrop: str, envelope: Envelope) -> int:
-        """Store one message for one recipient, durably; return its size in octets."""
+        """Store a message durably for one recipient, and return its size in octets."""
         head = envelope.trace_fields(self.hostname, datetime.now(UTC))
         entry = await self.store.deliver(maildrop, _pieces(head, message))
         return entry.size
@@ -218,7 +219,7 @@ class IntakeConnection(BaseConnection[Event]):
         self._drop_message()
 
     async def _deliver_by_smtp(self, event: Deliver) -> None:
-        """Send one reply, when the deliveries that it reports are durable."""
+        """Send a single reply when the deliveries that it reports are durable."""
         partial, message = self._service.partial, self._digest.digest()
         known = await partial.recipients(message) if partial is not None else ()
         fates = {**self._spool_failures(event), **dict.fromkeys(known)}
@@ -237,7 +238,7 @@ class IntakeConnection(BaseConnection[Event]):
             self._send_now(self._session.delivered(fates[recipient.maildrop]))
 
     def _spool_failures(self, event: Deliver) -> dict[str, RestanteError | None]:
-        """Return the failure for all recipients if the last octets cannot be spooled, else {}."""
+        """Return a failure for each recipient if the last octets cannot be spooled, else {}."""
         assert self._message is not None
         try:
             self._message.flush()
@@ -256,7 +257,7 @@ class IntakeConnection(BaseConnection[Event]):
     async def _store_once(
         self, recipient: Recipient, event: Deliver, fates: dict[str, RestanteError | None]
     ) -> None:
-        """Store one copy for a maildrop, however many recipients it has."""
+        """Store a single copy for each maildrop, even if it belongs to several recipients."""
         if recipient.maildrop not in fates:
             envelope = self._envelope(event, recipient.address)
             fates[recipient.maildrop] = await self._store(recipient.maildrop, envelope)
@@ -286,7 +287,7 @@ class IntakeConnection(BaseConnection[Event]):
             failure = TemporaryFailure("local error, try again later")
             self._send(self._session.refused(failure))
         else:
-            self.abort("bug")  # another reply would count as the one to its next command
+            self.abort("bug")  # the client would take another reply for that of its next command
 
     # Output.
 
@@ -298,7 +299,7 @@ class IntakeConnection(BaseConnection[Event]):
             self._send(reply)
             self._output.flush()
 
-    # Time and the end.
+    # Deadlines and closing
 
     def _deadline(self) -> float:
         silent = self._last_command + _SILENCE
@@ -311,7 +312,7 @@ class IntakeConnection(BaseConnection[Event]):
         self.close("timeout")
 
     def _is_interruptible(self) -> bool:
-        """Finish a delivery that has begun, because the sender may have seen replies for it."""
+        """Return False during a delivery, because the sender may have received replies for it."""
         return self._message is None
 
     def _drop_message(self) -> None:

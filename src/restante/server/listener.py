@@ -1,7 +1,7 @@
 """Accept connections: count each, read the PROXY header, do the TLS handshake, start the protocol.
 
-This does not use ``loop.create_server``, so that connections are counted before a TLS handshake,
-failed handshakes are logged, and a process without free file descriptors waits instead of spinning.
+``loop.create_server`` is not used, so that connections are counted before a TLS handshake, failed
+handshakes are logged, and a process without free file descriptors waits instead of spinning.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .admission import Admission, Slot
 from .proxy import MAX_V1, MAX_V2, Origin
 
 _log = logging.getLogger("restante.listener")
-_ACCEPT_AT_ONCE = 64  # connections; more would keep sessions waiting while a storm is accepted
+_ACCEPT_AT_ONCE = 64  # connections; with a higher number, sessions would wait during a flood
 _UNSENT = 65_536  # octets that the kernel accepts for a client that does not acknowledge them;
 # the same as the output of a connection, so that neither buffer is larger
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 0.5  # seconds without accepting after one of these; asyncio waits 1 s (ACCEPT_RETRY_DELAY)
 _DIRECT = Origin()
 TLS_AT_PROXY = "proxy"
-"""In place of a TLS version: the configuration vouches for TLS, not the proxy's header."""
+"""Replaces a TLS version that is known only from the configuration, not from the proxy's header."""
 _NOTSENT_LOWAT: int = getattr(socket, "TCP_NOTSENT_LOWAT", 0)  # missing on Windows
 
 
@@ -52,13 +52,13 @@ class Listener:
     ) -> None:
         """
         Args:
-            build: returns the protocol for a client, given its address, its slot, which the
-                protocol must release, and what a proxy reported about it.
-            tls: the context for implicit TLS; None: the connection begins without TLS.
+            build: returns the protocol for a client.  Its arguments are the client's address, the
+                slot, which the protocol must release, and the data reported by a proxy.
+            tls: the context for implicit TLS; None if connections begin without TLS.
             handshake: seconds for the TLS handshake, and for the PROXY header.
-            busy: sent to a client that gets no slot, unless TLS comes first.
-            proxy_from: where every connection begins with a PROXY header.
-            tls_at_proxy: the proxies accept only TLS from the clients they connect here.
+            busy: sent to a client that gets no slot, unless the connection begins with TLS.
+            proxy_from: networks whose connections begin with a PROXY header.
+            tls_at_proxy: whether the proxies accept only clients that use TLS.
         """
         self._socket = listening
         self._build = build
@@ -82,8 +82,8 @@ class Listener:
     def close(self) -> None:
         """Stop accepting, and abort running handshakes.
 
-        Accepted connections stay.  The path of a Unix socket stays as well, because other workers
-        may listen on it.
+        Accepted connections continue.  The path of a Unix socket is kept, because other workers may
+        listen on it.
         """
         if self._socket.fileno() < 0:
             return
@@ -131,8 +131,8 @@ class Listener:
     ) -> asyncio.Task[None]:
         """Run ``work``; if it fails, ``failed`` releases its resources.
 
-        A callback and not a ``finally``: a task that is cancelled before its first step never
-        enters its body, and the slot would stay taken.
+        ``failed`` is a callback and not a ``finally``, because a task that is cancelled before its
+        first step never enters its body, and the slot would stay occupied.
         """
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -150,7 +150,7 @@ class Listener:
         return task
 
     async def _behind_proxy(self, accepted: socket.socket, address: str) -> None:
-        """Read the client's address first, so that the connection is counted for the client."""
+        """Read the client's address before admission, so that this address is counted."""
         async with asyncio.timeout(self._handshake):
             origin = await read_header(accepted)
         if origin.address:
@@ -176,7 +176,7 @@ class Listener:
             return
 
         def refuse(error: BaseException) -> None:
-            """Release the slot: the handshake failed, took too long or was cancelled."""
+            """Release the slot after a handshake that failed, took too long or was cancelled."""
             slot.release()
             accepted.close()
             log_refused_tls(address, self.name, error)
@@ -196,7 +196,7 @@ class Listener:
 
 
 async def read_header(accepted: socket.socket) -> Origin:
-    """Read a PROXY header and no octet after it, which is for TLS or for the session.
+    """Read a PROXY header.  Later octets are not read; they belong to TLS or to the session.
 
     Raises:
         HostileInput: the header is malformed.
