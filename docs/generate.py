@@ -268,19 +268,19 @@ def _argument_text(shown: str, command: str) -> str:
 
 
 def _exit_codes() -> dict[int, list[str]]:
-    found: dict[int, list[str]] = defaultdict(list)
-    found[os.EX_OK].append("success")
-    found[os.EX_USAGE].append("the command line is invalid")
-    found[os.EX_TEMPFAIL].append("any error after which trying again may help")
-    found[os.EX_NOHOST].append("a host name that does not exist")
-    found[os.EX_NOPERM].append("an untrusted certificate, `LoginFailed`")
-    found[os.EX_UNAVAILABLE].append("other errors of restante")
-    found[os.EX_IOERR].append("a file or directory that is missing, damaged or forbidden")
-    found[os.EX_SOFTWARE].append("a bug")
-    found[130].append("stopped by Ctrl-C")
+    causes: dict[int, list[str]] = defaultdict(list)
+    causes[os.EX_OK].append("success")
+    causes[os.EX_USAGE].append("the command line is invalid")
+    causes[os.EX_TEMPFAIL].append("any error after which trying again may help")
+    causes[os.EX_NOHOST].append("a host name that does not exist")
+    causes[os.EX_NOPERM].append("an untrusted certificate, `LoginFailed`")
+    causes[os.EX_UNAVAILABLE].append("other errors of restante")
+    causes[os.EX_IOERR].append("a file or directory that is missing, damaged or forbidden")
+    causes[os.EX_SOFTWARE].append("a bug")
+    causes[130].append("stopped by Ctrl-C")
     for kind, code in failures._EXIT_CODES:
-        found[code].append(f"`{kind.__name__}`")
-    return found
+        causes[code].append(f"`{kind.__name__}`")
+    return causes
 
 
 # -- Log events
@@ -296,15 +296,15 @@ never logged. With `format = "json"`, spaces in event names are replaced with do
 
 | event | level | keys | meaning |
 |---|---|---|---|"""
-    found: dict[str, tuple[set[str], dict[str, None]]] = defaultdict(lambda: (set(), {}))
+    events: dict[str, tuple[set[str], dict[str, None]]] = defaultdict(lambda: (set(), {}))
     modules = [ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))]
     shared = _wrapper(ast.parse((SOURCE / CONNECTION).read_text()))
     assert shared is not None, f"{CONNECTION} wraps no log"
     for event, level, keys in (each for module in modules for each in _events(module, shared)):
-        found[event][0].add(level)
-        found[event][1].update(dict.fromkeys(keys))
-    assert set(found) == set(MEANINGS), set(found) ^ set(MEANINGS)
-    for event, (levels, keys) in sorted(found.items()):
+        events[event][0].add(level)
+        events[event][1].update(dict.fromkeys(keys))
+    assert set(events) == set(MEANINGS), set(events) ^ set(MEANINGS)
+    for event, (levels, keys) in sorted(events.items()):
         words = " ".join(f"`{key}`" for key in keys)
         yield f"| {event} | {', '.join(sorted(levels))} | {words} | {MEANINGS[event]} |"
     yield ""
@@ -359,24 +359,24 @@ def _level(call: ast.Call, inner: ast.Call) -> str:
 
 def _keys(keywords: list[ast.keyword], *scopes: ast.AST) -> list[str]:
     """The keys that a call gives, through names of dictionaries too."""
-    found: list[str] = []
+    names: list[str] = []
     for keyword in keywords:
         if keyword.arg == "extra":
             assert isinstance(keyword.value, ast.Dict)
-            found += _of_dict(keyword.value.values[0], *scopes)
+            names += _of_dict(keyword.value.values[0], *scopes)
         elif keyword.arg is None:
-            found += _of_dict(keyword.value, *scopes)
+            names += _of_dict(keyword.value, *scopes)
         elif keyword.arg not in ("exc_info", "level"):
-            found.append(keyword.arg)
-    return found
+            names.append(keyword.arg)
+    return names
 
 
 def _of_dict(value: ast.AST, *scopes: ast.AST) -> list[str]:
     if isinstance(value, ast.Dict):
-        found = []
+        names = []
         for key, inner in zip(value.keys, value.values, strict=True):
-            found += _of_dict(inner, *scopes) if key is None else [ast.literal_eval(key)]
-        return found
+            names += _of_dict(inner, *scopes) if key is None else [ast.literal_eval(key)]
+        return names
     if isinstance(value, ast.IfExp):
         return _of_dict(value.body, *scopes) + _of_dict(value.orelse, *scopes)
     for scope in scopes:
@@ -546,18 +546,18 @@ def _sentence(text: str) -> str:
 def requirements() -> Iterator[str]:
     """Requirement, level, test: from ``docs/rfc.toml`` and the tests."""
     named = rfc.named()
-    found = rfc.requirements()
-    shown = sum(each.id in named and not each.refused for each in found)
-    refused = sum(bool(each.refused) for each in found)
+    listed = rfc.requirements()
+    shown = sum(each.id in named and not each.refused for each in listed)
+    refused = sum(bool(each.refused) for each in listed)
     yield f"""# Requirements of the RFCs
 
-This page lists {len(found)} requirements: {shown} with tests, {refused} that restante refuses for
-the reason given, and {sum(bool(each.not_yet) for each in found)} not met or not tested completely.
+This page lists {len(listed)} requirements: {shown} with tests, {refused} that restante refuses for
+the reason given, and {sum(bool(each.not_yet) for each in listed)} not met or not tested completely.
 "Fact" marks a statement of an RFC without MUST or SHOULD. "Ours" marks a requirement that comes
 from experience and not from an RFC.
 """
     areas = rfc.areas()
-    for each in found:
+    for each in listed:
         if each.id in areas:
             yield f"\n## {areas[each.id]}\n"
             yield "| requirement | level, source, side | tests |\n|---|---|---|"

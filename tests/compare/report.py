@@ -89,7 +89,7 @@ def write(lines: Iterable[Line]) -> None:
 
 def page(lines: list[Line]) -> Iterator[str]:
     """Return the lines of docs/comparison.md."""
-    about, found = lines[0], lines[1:]
+    about, results = lines[0], lines[1:]
     yield _HEAD.format(patience=PATIENCE)
     yield "| program | version | options |\n|---|---|---|"
     for name, program in PROGRAMS.items():
@@ -110,7 +110,7 @@ normal dialogue.
             what += f" ({len(remarks)})"
         for keep in scenario.modes:
             cells = [
-                _cell(scenario, _one(found, trouble=trouble, kept=keep, program=name))
+                _cell(scenario, _one(results, trouble=trouble, kept=keep, program=name))
                 for name in PROGRAMS
             ]
             yield f"| {what} | {'kept' if keep else 'deleted'} | {' | '.join(cells)} |"
@@ -130,7 +130,7 @@ normal dialogue.
     for message in MESSAGES:
         cells = []
         for name, to in columns:
-            line = _one(found, message=message, to=to, program=name)
+            line = _one(results, message=message, to=to, program=name)
             cells.append(line["verdict"] if line else "–")
             if line and line["detail"]:
                 where = f"{name}, {'mbox' if to == 'mbox' else 'Maildir'}"
@@ -143,8 +143,8 @@ normal dialogue.
     yield f"\n`{about['command']}`, {about['at']}, commit {about['commit']}, {about['machine']}."
 
 
-def _one(found: list[Line], **wanted: object) -> Line | None:
-    return next((line for line in found if wanted.items() <= line.items()), None)
+def _one(results: list[Line], **wanted: object) -> Line | None:
+    return next((line for line in results if wanted.items() <= line.items()), None)
 
 
 def _cell(scenario: Scenario, line: Line | None) -> str:
