@@ -288,7 +288,7 @@ def configure(home: Path, name: str, password: str, mode: int = 0o600) -> None:
     [
         ('{ env = "NO_SUCH_NAME" }', "account.isp.password: is empty or not set"),
         ('{ file = "/no/such/file" }', "account.isp.password: .*No such file"),
-        ('{ command = ["false"] }', "account.isp.password: the command ended with 1"),
+        ('{ command = ["false"] }', "account.isp.password: the command ended with exit code 1"),
         ('{ command = ["no-such-program"] }', "account.isp.password: .*No such file"),
         ('{ credential = "isp" }', "account.isp.password: is empty or not set"),
     ],

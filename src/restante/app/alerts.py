@@ -1,8 +1,9 @@
-"""Mail to users about an account: it fails, it works again, or its OAuth 2 sign-in expires soon.
+"""Send mail when an account fails, works again, or its OAuth 2 sign-in expires soon.
 
-Each streak of failures causes one mail, and its end causes another.  A restart in between does not
-change that.
-Security: contains no secret.  Text from the server is untrusted, so it is escaped and indented.
+Each streak of failures causes one mail, and its end causes another, even if the program is
+restarted in between.
+Security: the mail contains no secrets.  Text from the server is untrusted, so it is escaped and
+indented.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ _WIDTH = 72  # characters per line, the convention for plain-text mail
 
 @dataclass(frozen=True, slots=True)
 class _Letter:
-    """One mail, and what the ledger records once it is delivered."""
+    """One mail, and the values that the ledger records when it is delivered."""
 
     topic: str
     """``failure``, ``consent`` or ``consent.to``."""
     moment: float | None
-    """Start of the streak or end of the sign-in, in seconds since the epoch; None: it is over."""
+    """Start of the streak or end of the sign-in, in seconds since the epoch; None: streak over."""
     identity: str
     """Identifies the mail at the destination, so that it is delivered once."""
     subject: str
@@ -87,8 +88,8 @@ def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> lis
 def _deliver(job: Job, health: Health, letter: _Letter) -> None:
     """Deliver a mail exactly once to a destination that recognizes its messages.
 
-    For other destinations the mail is recorded as sent before it is handed over, so a crash loses
-    the mail and never repeats it.
+    For other destinations, the mail is recorded as sent before it is delivered, so a crash can lose
+    the mail but never repeats it.
     """
     alert = job.options.alert
     recipient = alert.recipient or job.recipient

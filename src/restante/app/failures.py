@@ -34,7 +34,7 @@ from ..errors import (
     UnsafeArgument,
 )
 
-# The first row whose class matches counts (sysexits.h).
+# Exit codes (sysexits.h) by class of error.  The first row whose class matches is used.
 _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
     (CannotListen, sysexits.EX_UNAVAILABLE),
     (ConfigurationError, sysexits.EX_CONFIG),
@@ -59,7 +59,7 @@ _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
 
 
 _GRAVITY = (70, 78, 77, 76, 74, 73, 69, 68, 67, 65, 64, 75)  # exit codes, the most serious first
-# May disappear: a full or failing disk, too many open files, a network that is down.
+# Errors that may go away: a full or failing disk, too many open files, a network that is down.
 _MAY_PASS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
     *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK, errno.EDEADLK),
@@ -68,7 +68,7 @@ _MAY_PASS = {
 }
 
 
-# Permanent until an administrator has repaired something.
+# Errors that remain until an administrator repairs the cause.
 _LASTING = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG),  # not a regular file, or too large
@@ -160,6 +160,6 @@ def describe(error: BaseException) -> str:
 
 
 def gravest(codes: Iterable[int]) -> int:
-    """Return one exit code for several: 75 only if trying again can help all that failed."""
+    """Return the most serious exit code: 75 only if trying again can help with every failure."""
     given = set(codes)
     return next((code for code in _GRAVITY if code in given), max(given, default=0))

@@ -1,7 +1,7 @@
-"""``poll_on_login``: collect from an account elsewhere when its user logs in.
+"""``poll_on_login``: collect from an account on another server when its user logs in.
 
 This lets a device that supports only USER and PASS read a mailbox that requires OAuth 2.  Mail that
-is already here is served even if the poll fails; the failure is logged as a warning.
+has already been collected is served even if the poll fails; the failure is logged as a warning.
 
 Security: only authenticated users start a poll, and only of their own accounts.
 """
@@ -31,9 +31,10 @@ _log = logging.getLogger("restante.gateway")
 
 
 def look_over(config: Configuration) -> None:
-    """
+    """Check the destinations of the accounts that are polled at logins.
+
     Raises:
-        ConfigurationError: mail of an account that is polled at logins can never be stored.
+        ConfigurationError: an account's mail can never be stored.
     """
     jobs = [job for job in all_jobs(config) if _polled_by(job) is not None]
     if mistakes := [text for job in jobs for text in job.mistakes(strictly=False)]:
@@ -95,7 +96,7 @@ class Gateway:
         running = self._running.get(name)
         if running is None or running.done():
             done: Future[None] = Future()
-            # At the end of the server the poll is interrupted, which is as safe as a crash.
+            # When the server stops, the poll is interrupted, which is as safe as a crash.
             Thread(target=self._poll, args=(name, done), name=f"poll {name}", daemon=True).start()
             running = self._running[name] = asyncio.wrap_future(done)
         return running
@@ -115,7 +116,7 @@ class Gateway:
             done.set_result(None)
 
     async def _session(self, job: Job) -> Outcome | None:
-        """Run a session; None: too soon after the last one, or another process runs one."""
+        """Run a session; returns None if the last one is too recent or another process runs one."""
         from ..collect.collector import LoginTooSoon, Outcome
         from ..collect.ledger_file import AccountBusy
 

@@ -45,7 +45,7 @@ class Recipients:
 
 
 async def maildrop_of(config: Configuration, recipient: str) -> str:
-    """Return the maildrop of a user's name or address, as incoming mail finds it.
+    """Return the maildrop to which mail for a user's name or address is delivered.
 
     Case is ignored, and aliases, +detail and local domains are resolved.
 
@@ -63,9 +63,9 @@ def open_maildrop(config: Configuration, recipient: str) -> LocalMaildrop:
     """Open the destination ``maildrop:RECIPIENT``.  Blocking; must not be called in an event loop.
 
     Raises:
-        ConfigurationError: no such user, or this store keeps nothing.
+        ConfigurationError: the user is unknown, or the store does not keep mail.
         PermanentFailure: the user cannot have a maildrop under ``store.path``.
-        TemporaryFailure: it cannot be looked up now, or the disk is not mounted.
+        TemporaryFailure: the user cannot be looked up now, or the disk is not mounted.
     """
     from ..collect.destinations.maildrop import LocalMaildrop
 

@@ -37,7 +37,7 @@ def write(config: Configuration, ledger: Ledger, path: Path) -> None:
     """Write the metrics of all accounts; the file is replaced completely or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
         RestanteError: the ledger cannot be read now.
     """
     # The exporter must not read the temporary file, so its name does not end in .prom.
@@ -70,7 +70,7 @@ def _lines(config: Configuration, ledger: Ledger) -> Iterator[str]:
 def _samples(
     config: Configuration, name: str, ledger: Ledger
 ) -> Iterator[tuple[str, _Labels, float]]:
-    """Yield family, labels and value.  Names of accounts are of [A-Za-z0-9_-]: no escaping."""
+    """Yield family, labels and value.  Account names ([A-Za-z0-9_-]) do not need escaping."""
     state, labels = Health(ledger.of(name)).state(), {"account": name}
     yield "restante_collect_runs_total", labels | {"result": "ok"}, state.good
     yield "restante_collect_runs_total", labels | {"result": "failed"}, state.bad

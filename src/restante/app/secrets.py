@@ -13,10 +13,10 @@ _PATIENCE = 60  # seconds for a command; it may prompt the user for a passphrase
 
 
 def fetch(secret: Secret, what: str) -> str:
-    """Return the secret; ``what`` names it in errors, such as ``account.isp.password``.
+    """Return the secret; ``what`` is its name in errors, such as ``account.isp.password``.
 
     Raises:
-        ConfigurationError: it cannot be read; the message has the reason.
+        ConfigurationError: the secret cannot be read; the message contains the reason.
     """
     import subprocess  # commands that need no secret start faster without it
 
@@ -33,7 +33,7 @@ def _reason(error: Exception) -> str:
     import subprocess
 
     if isinstance(error, subprocess.CalledProcessError):
-        return f"the command ended with {error.returncode}"
+        return f"the command ended with exit code {error.returncode}"
     if isinstance(error, subprocess.TimeoutExpired):
         return f"the command took longer than {_PATIENCE} s"
     if isinstance(error, ImportError):

@@ -1,4 +1,4 @@
-"""Open the sockets that the server listens on: systemd's, and our own for the rest."""
+"""Open the sockets that the server listens on, or use those that systemd has opened."""
 
 from __future__ import annotations
 

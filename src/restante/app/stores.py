@@ -18,14 +18,15 @@ from ..store.maildir import MaildirStore
 from ..store.paths import Template
 from . import backends
 
-# What only some configurations need is imported where it is used: `restante deliver` uses this
-# module, and a mail server starts it for each message.
+# Modules that only some configurations need are imported within functions: `restante deliver` uses
+# this module, and a mail server starts that command for each message.
 
 
 def look_over(config: Configuration) -> None:
-    """
+    """Check that the files and directories in the configuration exist.
+
     Raises:
-        ConfigurationError: something that the configuration names is missing; a line each.
+        ConfigurationError: the text has a line for each that is missing or cannot be used.
     """
     if missing := list(_missing(config)):
         raise ConfigurationError("\n".join(missing))
@@ -63,9 +64,10 @@ def _missing(config: Configuration) -> Iterator[str]:
 
 
 def look_over_users(config: Configuration) -> None:
-    """
+    """Check that every user can have a maildrop.
+
     Raises:
-        ConfigurationError: some users cannot have a maildrop, a line each.
+        ConfigurationError: the text has a line for each user who cannot.
     """
     check_place, mistakes = backends.place_check(config), []
     for user in users(config).list():
@@ -101,7 +103,7 @@ def store(config: Configuration, own: Users | None = None) -> ServableStore:
 
 
 def set_rules(store: ServableStore, config: Configuration, users: Users) -> None:
-    """Put hold times and quotas in force, including those of single users."""
+    """Apply the configured hold times and quotas, and those of individual users."""
 
     def hold(user: str) -> float:
         seconds = users.hold(user)

@@ -1,4 +1,4 @@
-"""The throttle for failed logins: built from the configuration, and saved over a restart."""
+"""Build the throttle for failed logins from the configuration, and save its state."""
 
 from __future__ import annotations
 

@@ -31,10 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and compared."
     )
     parser.add_argument(
-        "url", metavar="URL", help="pop3s://user@host[:port], or pop3:// for STLS on port 110"
+        "url",
+        metavar="URL",
+        help="the maildrop: pop3s://user@host[:port], or pop3://user@host for STLS on port 110",
     )
     parser.add_argument(
-        "--to", required=True, metavar="PLACE", help="a directory, maildir:PATH or mbox:PATH"
+        "--to",
+        required=True,
+        metavar="PLACE",
+        help="where to store the messages: a directory, maildir:PATH or mbox:PATH",
     )
     parser.add_argument("--keep", action="store_true", help="do not delete messages on the server")
     parser.add_argument("--limit", type=int, metavar="N", help="fetch at most N messages")
@@ -49,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Return 75 if trying again can help: stored messages are safe, no others were deleted."""
+    """Return 75 if trying again can help; in that case only stored messages have been deleted."""
     from ..client.remote import Remote, split
 
     host, _, _, login = split(options.url)

@@ -40,13 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_server(parser: argparse.ArgumentParser, kind: str) -> None:
-    parser.add_argument("path", metavar="PATH", type=Path, help="a Maildir, spool or mbox file")
-    parser.add_argument("user", metavar="USER", help="the user who gets the mail")
+    parser.add_argument("path", metavar="PATH", type=Path, help="the Maildir, spool or mbox file")
+    parser.add_argument("user", metavar="USER", help="the user to import the mail for")
     parser.add_argument(
         "--uidl",
         type=Path,
         metavar="FILE",
-        help="the old server's response to UIDL, if its files lack the unique-ids",
+        help="read the unique-ids from FILE, which has the old server's response to UIDL, if the "
+        "server's files do not contain them",
     )
     parser.add_argument(
         "--format",
@@ -150,7 +151,7 @@ async def _copy(store: MaildirStore, user: str, arrivals: list[Arrival]) -> int:
 
 
 def _with_ids(arrivals: list[Arrival], lines: bytes) -> list[Arrival]:
-    """Return the messages with the unique-ids of a list, which must have one for each."""
+    """Return the messages with the unique-ids of a list, which must be complete."""
     ids = foreign.unique_id_list(lines)
     if sorted(ids) != list(range(1, len(arrivals) + 1)):
         raise PermanentFailure(
@@ -168,7 +169,7 @@ def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
     """Compare with the list of the old server.
 
     Raises:
-        PermanentFailure: it lists other messages.
+        PermanentFailure: the old server lists different messages.
     """
     from ..client.blocking import connect_blocking
     from ..client.remote import split

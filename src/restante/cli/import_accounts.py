@@ -56,7 +56,7 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(options: argparse.Namespace) -> int:
-    """Import every account that can be imported; returns 78 if another one cannot."""
+    """Import the accounts; returns 78 if any of them cannot be imported."""
     config = common.configuration(options)
     accounts = _reader(options.kind)(options.path, options.seen)
     _name(options.kind, accounts)

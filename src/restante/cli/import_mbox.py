@@ -1,4 +1,4 @@
-"""``restante import mbox``: mail from one file, even of programs without unique-ids."""
+"""``restante import mbox``: import mail from an mbox file, even if it has no unique-ids."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read(options: argparse.Namespace) -> Found:
     equal messages without a unique-id only the first is imported.
 
     Raises:
-        PermanentFailure: it is not a plain mbox.
+        PermanentFailure: the file is not a plain mbox.
     """
     before = stamp(options.path)
     with options.path.open("rb") as file:

@@ -72,9 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         checking.add_argument("--all", action="store_true", help=f"{name} all maildrops")
     purging = action("purge", purge, "destroy deleted messages permanently", user="?")
     purging.description = (
-        "Destroy deleted messages permanently. Without USER and --all, only messages whose hold "
-        "time is over are destroyed, including those that the server keeps because the clock "
-        "jumped."
+        "Destroy deleted messages permanently. Without USER, --all and --older-than, only messages "
+        "whose hold time is over are destroyed, including those that the server keeps because the "
+        "clock has jumped."
     )
     purging.add_argument(
         "--older-than", metavar="TIME", help="destroy only messages held longer than this"

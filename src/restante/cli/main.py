@@ -1,8 +1,8 @@
-"""The door of ``restante``: an interrupt never ends it with a traceback.
+"""The entry point of ``restante``: an interrupt never ends the process with a traceback.
 
-While modules are imported, and after a command has ended, SIGINT ends the process as the system
-does.  Only a command that runs gets KeyboardInterrupt, because it may have something to undo
-(``command.run``).  So nothing is imported here that takes time.
+While modules are imported, and after a command has ended, SIGINT has the system's default action.
+KeyboardInterrupt is raised only while a command runs, because the command may have to undo changes
+(``command.run``).  For this reason, this module imports only modules that load quickly.
 """
 
 from __future__ import annotations

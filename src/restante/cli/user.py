@@ -165,7 +165,7 @@ def _add_length(action: argparse.ArgumentParser, usual: int, shortest: int) -> N
             )
         return number
 
-    text = f"length of the generated password; {usual} by default"
+    text = f"length of the generated password in characters ({usual} by default)"
     action.add_argument("--length", type=length, metavar="N", help=text)
 
 
