@@ -1,7 +1,7 @@
-"""Prompts of ``account add``, each with an option that answers it.
+"""Prompts of ``account add``; for each one there is an option that avoids it.
 
-Security: a secret is not echoed when it is typed.  It is stored in a file of its own in the state
-directory that only its owner can read; the configuration has the path of that file.
+Security: secrets are not echoed when they are typed.  Each is stored in a separate file in the
+state directory, which only its owner can read; the configuration contains the path of the file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def asked(question: str, option: str) -> str:
         UnsafeArgument: there is no terminal, so ``option`` is required.
     """
     if not sys.stdin.isatty():
-        raise UnsafeArgument(f"no terminal to ask on; add {option}")
+        raise UnsafeArgument(f"standard input is not a terminal; add {option}")
     return input(question).strip()
 
 

@@ -1,9 +1,9 @@
 """Accounts in the ledger, identified by the address of their mailbox and not by their name.
 
-An account that is renamed in the configuration is recognised by its address, a text made from the
-protocol, the server's host and the login.  Its messages keep the names that they have at the
-destination, since those begin with its label: the name under which it was first collected.
-In the ledger's file, and as durable.
+An account that is renamed in the configuration is recognised by its address, which consists of the
+protocol, the server's host and the login.  Its messages keep their names at the destination, since
+these begin with the account's label: the name under which it was first collected.
+The accounts are stored in the ledger's file and are as durable as the ledger.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Mailbox(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What the ledger knows of an account at the beginning of a session."""
+    """The ledger's entry for an account at the beginning of a session."""
 
     label: str
     limited_until: float

@@ -1,7 +1,7 @@
 """The ledger's clock, which does not follow jumps of the machine's clock.
 
-Messages are deleted on their server some days after they were taken, so a clock that jumps to
-another year must not make them old.  The ledger adds up the time between its readings:
+Messages are deleted on their server some days after they were collected, so a clock that jumps to
+another year must not make them look old.  The ledger adds up the time between its readings:
 
 - A clock that goes back adds nothing.
 - The time between two readings counts at once, up to ``_PLAUSIBLE``.

@@ -16,11 +16,11 @@ class AccountHealth(NamedTuple):
     failures: int = 0
     """Number of failed sessions since the last good one."""
     failing_since: float | None = None
-    """When the first of them failed, in seconds since the epoch."""
+    """Time of the first of these failures, in seconds since the epoch."""
     good: int = 0
-    """Number of successful sessions, ever."""
+    """Number of all successful sessions."""
     bad: int = 0
-    """Number of failed sessions, ever."""
+    """Number of all failed sessions."""
     messages: int = 0
     """Number of messages stored in all sessions."""
     octets: int = 0

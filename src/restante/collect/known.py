@@ -1,4 +1,4 @@
-"""The ledger's knowledge about the messages of one session, and what the session adds to it."""
+"""The ledger's records of the messages in one session, and the records that the session adds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Known:
         self._identities: dict[str, str] = {}  # names that are not the usual ones
 
     def load(self, keys: Iterable[str]) -> None:
-        """Load what the ledger knows about the listed messages."""
+        """Load the ledger's records of the listed messages."""
         self.taken = self._ledger.known(keys)
         self._identities = self._ledger.identities()
 

@@ -1,6 +1,6 @@
-"""When to collect again: soon after mail came, later when nothing does, later still after failures.
+"""The time of the next session: soon after new mail, later without it, latest after failures.
 
-Jitter keeps many collectors from asking at the same moment.
+Jitter prevents many collectors from connecting at the same moment.
 """
 
 from __future__ import annotations

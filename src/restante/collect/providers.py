@@ -1,8 +1,8 @@
-"""POP3 servers of well-known mail providers, and what users must do before the first login.
+"""POP3 servers of well-known mail providers, and the steps required before the first login.
 
-No standard describes this: some providers accept no password, others require the user to enable
-POP first.
-Limits: taken from the providers' own documentation, not tested with real accounts.
+No standard describes these: some providers do not accept passwords, others require the user to
+enable POP first.
+Limits: the data was taken from the providers' documentation and not tested with real accounts.
 """
 
 from __future__ import annotations

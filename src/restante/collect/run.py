@@ -1,8 +1,8 @@
-"""A run: sessions that share which messages failed, so that a bad message cannot block the others.
+"""A run: sessions that share a record of failed messages, so that none can block the others.
 
 If the connection is lost at a message, nothing is deleted, because only QUIT deletes (RFC 1939 §6).
-So the run must reach QUIT without that message.  Runs are objects and not periods of time: a short
-outage must delay the message only within this run, whenever the next one begins.
+So the run must reach QUIT without that message.  A run is an object and not a period of time: after
+a short outage, the message is delayed only within this run, whenever the next run begins.
 """
 
 from __future__ import annotations

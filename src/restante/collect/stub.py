@@ -1,6 +1,6 @@
 """Make a stub: the header of a message that is too large, with a note instead of its body.
 
-Security: the header is untrusted, so the note repeats nothing of it.
+Security: the header is untrusted, so the note does not repeat any part of it.
 """
 
 from __future__ import annotations
