@@ -1,10 +1,10 @@
 """The parts of a SASL exchange (RFC 4422 §3).
 
-The server's half is a generator: it yields challenges, receives the client's responses, and
-returns the credentials.  When it needs a user's keys during the exchange it yields a ``Lookup``,
-which holds the answer when the exchange continues.
+The server's side is a generator that yields challenges, receives the client's responses, and
+returns the credentials.  If it needs a user's keys during the exchange, it yields a ``Lookup``,
+which contains the keys when the exchange continues.
 
-The client's half is a generator too: it receives challenges and yields ``ClientStep`` values.
+The client's side is a generator that receives challenges and yields ``ClientStep`` values.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Channel:
 
 @dataclass(slots=True)
 class Lookup:
-    """A request for the SCRAM keys of a user; answered by ``Session.found`` or ``failed``."""
+    """A request for the SCRAM keys of a user, answered by ``looked_up`` or ``failed``."""
 
     identity: str
     digest: str
     """``sha256`` or ``sha1``."""
     secrets: ScramSecrets | None = None
-    """The answer."""
+    """The keys, after the look-up."""
 
 
 Exchange = Generator[bytes | Lookup, bytes, Shown]
@@ -64,7 +64,7 @@ class ClientLogin:
     has_certificate: bool = False
     """TLS presents a client certificate."""
     mechanism: str = ""
-    """A SASL mechanism, ``USER`` or ``APOP`` to use whatever the server announces."""
+    """A SASL mechanism, ``USER`` or ``APOP``, to be used whether or not the server announces it."""
     strength: Strength = Strength.SECRET
 
     @property
@@ -77,9 +77,10 @@ class ClientStep(NamedTuple):
 
     response: bytes
     may_be_last: bool = True
-    """Whether success may follow; False until the server has proved that it knows the user."""
+    """Whether the login may succeed after this response; False until the server has proved that it
+    knows the user."""
     is_initial: bool = True
-    """Whether it may be sent as the initial response of the AUTH command."""
+    """Whether the response may be sent as the initial response of the AUTH command."""
 
 
 ClientExchange = Generator[ClientStep, bytes, None]

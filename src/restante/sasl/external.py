@@ -10,9 +10,9 @@ from .exchange import Channel, ClientExchange, ClientStep
 
 
 def server(channel: Channel) -> Generator[bytes, bytes, Proof]:
-    """Run the server's half.  The client's message is the authorization identity, or empty.
+    """Run the server's side.  The client's message is the authorization identity, or empty.
 
-    If the certificate names several addresses, the message selects one of them.
+    If the certificate contains several addresses, the message selects one of them.
     """
     wanted = (yield b"").decode("utf-8", "surrogateescape")
     if not channel.identities:

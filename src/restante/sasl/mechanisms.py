@@ -1,4 +1,4 @@
-"""The table of SASL mechanisms: a new one is a module beside this one, and one row here."""
+"""The table of SASL mechanisms.  A new mechanism needs a module in this package and a row."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from ..errors import UnsafeArgument
 from . import external, login, oauth, plain, scram
 from .exchange import Channel, ClientExchange, ClientLogin, Exchange, Strength
 
-# Octets of Base64 in one response; RFC 5034 §4 sets no limit, so these are ours.  PLAIN carries
-# three texts of at most 1 KiB each, which is 4 KiB in Base64; OAuth tokens of 40 kB exist.
+# Octets of Base64 in one response.  RFC 5034 §4 sets no limit, so these limits are our own.  PLAIN
+# transfers three texts of at most 1 KiB each, which is 4 KiB in Base64.  OAuth tokens of 40 kB
+# exist.
 _MAX_LINE = 8192
 _MAX_TOKEN_LINE = 65_536
 
@@ -20,7 +21,7 @@ _Client = Callable[[ClientLogin, bytes], ClientExchange]
 
 
 class Needs(Enum):
-    """What a client must have to log in by a mechanism."""
+    """The kind of credential that a mechanism requires."""
 
     PASSWORD = "passwords"
     TOKEN = "OAuth 2 tokens"
@@ -28,37 +29,37 @@ class Needs(Enum):
 
 
 class Binding(Enum):
-    """What a mechanism does with the channel binding of a TLS connection (RFC 5929)."""
+    """How a mechanism uses the channel binding of a TLS connection (RFC 5929)."""
 
     NONE = "none"
     DETECT = "detect"
-    """It detects that channel binding was removed from the server's offer (RFC 5802 §6)."""
+    """The mechanism detects if channel binding was removed from the offer (RFC 5802 §6)."""
     REQUIRE = "require"
-    """It works only with channel binding."""
+    """The mechanism works only with channel binding."""
 
 
 class Mechanism(NamedTuple):
     """One row of ``MECHANISMS``."""
 
     server: Callable[[Channel], Exchange]
-    """Starts an exchange.  Raises BadCommand, AuthenticationFailed."""
+    """Starts the server's side.  May raise BadCommand or AuthenticationFailed."""
     client: _Client
-    """Starts the client's half; the octets are the channel binding, or empty."""
+    """Starts the client's side.  The octets are the channel binding, or empty."""
     strength: Strength = Strength.SECRET
     needs: Needs = Needs.PASSWORD
     binding: Binding = Binding.NONE
     is_usual: bool = True
-    """False: servers offer it, and clients choose it, only if it is named."""
+    """If False, servers offer the mechanism and clients choose it only if it is configured."""
     refusal: bytes = b""
-    """The challenge that reports a failed login before -ERR does (RFC 7628 §3.2.2)."""
+    """The challenge that reports a failed login before the -ERR response (RFC 7628 §3.2.2)."""
     needs_tls: bool = False
-    """Required even where passwords are allowed in clear text: a bearer token gives access to more
-    than a maildrop."""
+    """Whether TLS is required even if passwords are allowed in clear text.  A bearer token gives
+    access to more than a maildrop."""
     max_line: int = _MAX_LINE
-    """Maximum octets of Base64 in one response."""
+    """Maximum number of octets of Base64 in one response."""
 
     def is_possible(self, channel: Channel) -> bool:
-        """Whether a server can offer it on this connection."""
+        """Return whether a server can offer the mechanism on this connection."""
         if self.needs is Needs.CERTIFICATE and not channel.identities:
             return False
         return self.binding is not Binding.REQUIRE or bool(channel.end_point)
@@ -111,10 +112,10 @@ MECHANISMS = {
 
 
 def client_exchange(name: str, login: ClientLogin, end_point: bytes = b"") -> ClientExchange:
-    """Start the client's half of a mechanism.
+    """Start the client's side of a mechanism.
 
     Raises:
-        UnsafeArgument: unknown mechanism.
+        UnsafeArgument: the mechanism is unknown.
     """
     if name not in MECHANISMS:
         raise UnsafeArgument(f"unknown mechanism: {name}")

@@ -1,6 +1,6 @@
-"""OAUTHBEARER (RFC 7628) and XOAUTH2 (specified by Google, also at Microsoft): bearer tokens.
+"""OAUTHBEARER (RFC 7628) and XOAUTH2 (Google's mechanism, also used by Microsoft): bearer tokens.
 
-Security: anyone who has the token can open the maildrop, so it is sent inside TLS only.
+Security: anyone who has the token can open the maildrop, so a token is sent only inside TLS.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ _END = "\x01"
 
 
 def server(_: Channel) -> Generator[bytes, bytes, Token]:
-    """``n,a=user,^Ahost=…^Aport=…^Aauth=Bearer …^A^A`` (RFC 7628 §3.1); unknown keys are ignored.
+    """Run the server's side of OAUTHBEARER.
+
+    The client's message is ``n,a=user,^Ahost=…^Aport=…^Aauth=Bearer …^A^A`` (RFC 7628 §3.1).
+    Unknown keys are ignored.
 
     Raises:
-        BadCommand: malformed.
+        BadCommand: the message is malformed.
     """
     message = _text((yield b""))
     header, separator, rest = message.partition(_END)
@@ -35,10 +38,10 @@ def server(_: Channel) -> Generator[bytes, bytes, Token]:
 
 
 def xoauth2(_: Channel) -> Generator[bytes, bytes, Token]:
-    """``user=…^Aauth=Bearer …^A^A``
+    """Run the server's side of XOAUTH2.  The client's message is ``user=…^Aauth=Bearer …^A^A``.
 
     Raises:
-        BadCommand: malformed.
+        BadCommand: the message is malformed.
     """
     pairs = _pairs(_text((yield b"")))
     if not pairs.get("user"):
@@ -47,8 +50,11 @@ def xoauth2(_: Channel) -> Generator[bytes, bytes, Token]:
 
 
 def client(user: str, token: str, host: str = "", port: int = 0) -> ClientExchange:
-    """Run the client's half.  It answers the server's JSON about a failure with a single ^A, after
-    which -ERR follows (RFC 7628 §3.2.3)."""
+    """Run the client's side of OAUTHBEARER.
+
+    After a failure, the server sends JSON and the client answers with a single ^A.  The server then
+    sends -ERR (RFC 7628 §3.2.3).
+    """
     _check(user, token)
     name = user.replace("=", "=3D").replace(",", "=2C")
     where = f"host={host}{_END}port={port}{_END}" if host else ""
@@ -58,8 +64,10 @@ def client(user: str, token: str, host: str = "", port: int = 0) -> ClientExchan
 
 
 def xoauth2_client(user: str, token: str) -> ClientExchange:
-    """Run the client's half, in two steps: Microsoft accepts no initial response, and other servers
-    accept both forms."""
+    """Run the client's side of XOAUTH2 without an initial response.
+
+    Microsoft does not accept an initial response, and other servers accept both forms.
+    """
     _check(user, token)
     message = f"user={user}{_END}auth=Bearer {token}{_END}{_END}"
     yield ClientStep(message.encode(), is_initial=False)
@@ -76,9 +84,10 @@ def _text(message: bytes) -> str:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """
+    """Parse key=value pairs that each end with ^A, followed by another ^A.
+
     Raises:
-        BadCommand: not key=value pairs that each end with ^A, followed by one more ^A.
+        BadCommand: the text is malformed.
     """
     if not text.endswith(_END * 2):
         raise BadCommand("malformed OAuth message")

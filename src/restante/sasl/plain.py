@@ -1,4 +1,4 @@
-"""PLAIN (RFC 4616): identity and password in one message; used inside TLS only."""
+"""PLAIN (RFC 4616): identity and password in one message, used only inside TLS."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .prepare import prepared
 
 
 def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
-    """``[authzid] NUL authcid NUL passwd`` (RFC 4616 §2).
+    """Run the server's side.  The message is ``[authzid] NUL authcid NUL passwd`` (RFC 4616 §2).
 
     Raises:
-        BadCommand: malformed.
-        AuthenticationFailed: SASLprep forbids a part, or leaves it empty.
+        BadCommand: the message is malformed.
+        AuthenticationFailed: SASLprep forbids a part of the message, or a part is empty after it.
     """
     message = yield b""
     parts = [part.decode("utf-8", "surrogateescape") for part in message.split(b"\0")]
@@ -27,7 +27,8 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
 
 
 def client(identity: str, password: str, authorization: str = "") -> ClientExchange:
-    """
+    """Run the client's side.
+
     Raises:
         UnsafeArgument: a part contains NUL, or identity or password is empty.
     """

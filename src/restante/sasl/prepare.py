@@ -1,4 +1,4 @@
-"""SASLprep (RFC 4013): one normal form for names and passwords that look alike.
+"""SASLprep (RFC 4013): a normal form for names and passwords that look alike.
 
 Security: malformed and forbidden texts are refused like a wrong password.
 """
@@ -27,11 +27,13 @@ _FORBIDDEN = (
 
 
 def prepared(text: str) -> str:
-    """Prepare a text as a query string, which may contain characters unassigned in Unicode 3.2
-    (RFC 4013 §2.5).
+    """Prepare a text as a query string.
+
+    The text may contain characters that are unassigned in Unicode 3.2 (RFC 4013 §2.5).
 
     Raises:
-        AuthenticationFailed: too long, forbidden, malformed, or empty afterwards (RFC 5034 §4).
+        AuthenticationFailed: the text is too long, forbidden or malformed, or the result is empty
+            (RFC 5034 §4).
     """
     if len(text) > MAX_TEXT or len(text.encode("utf-8", "surrogateescape")) > MAX_TEXT:
         raise AuthenticationFailed("too-long")

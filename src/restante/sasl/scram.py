@@ -1,10 +1,11 @@
 """SCRAM-SHA-256 and SCRAM-SHA-1, with channel binding and without (RFC 5802, RFC 7677).
 
 The password is never sent, and the server proves that it knows the user.  The library ``scramp``
-does the computation; this module adds the rules around it.
+does the computation; this module adds the rules that the library does not enforce.
 
-Security: unknown users take the same path.  A client that supports channel binding but believes
-that the server does not is refused, because the offer was tampered with (RFC 5802 §6).
+Security: unknown users are treated like known users.  If a client supports channel binding but
+states that the server does not, the login is refused, because the server's offer was tampered with
+(RFC 5802 §6).
 Limits: channel binding is of the type tls-server-end-point (RFC 5929 §4), because Python's ``ssl``
 has no TLS exporter (RFC 9266).  The authorization identity must be empty or equal the identity.
 """
@@ -23,8 +24,8 @@ if TYPE_CHECKING:  # the import takes 20 ms, which logins by other mechanisms av
     from scramp import ScramException
     from scramp.core import Gs2Header, ScramServer
 
-# That a server may require of our client: about 0.4 s of one core.  Our own limit; RFC 7677 §4
-# recommends at least 4096.
+# Maximum number of iterations that a server may require of our client: about 0.4 s of one core.
+# This is our own limit; RFC 7677 §4 recommends at least 4096.
 MAX_ITERATIONS = 1_000_000
 _TYPE = "tls-server-end-point"
 _OF_CREDENTIALS = ("invalid-proof", "invalid-username-encoding")
@@ -32,10 +33,10 @@ _NOTHING = bytes(16), bytes(32), bytes(32), 4096  # salt, two keys and iteration
 
 
 def server(name: str) -> Callable[[Channel], Exchange]:
-    """Return the server's half of the mechanism ``name``.  Its exchange raises:
+    """Return the server's side of the mechanism ``name``.
 
-    BadCommand: malformed, or the channel binding does not match.
-    AuthenticationFailed: not a valid user name.
+    The exchange raises BadCommand if a message is malformed or the channel binding does not match,
+    and AuthenticationFailed if the user name is invalid.
     """
 
     def exchange(channel: Channel) -> Exchange:
@@ -72,7 +73,8 @@ def server(name: str) -> Callable[[Channel], Exchange]:
 def _open(name: str, channel: Channel, opening: str, nonce: str) -> tuple[ScramServer, str]:
     """Return the library's server after the first message, and the identity.
 
-    The library asks for the keys at once; it gets the right ones after the look-up.
+    The library requests the keys immediately.  It gets dummy keys, which are replaced after the
+    look-up.
     """
     from scramp import ScramMechanism
 
@@ -91,10 +93,10 @@ def _open(name: str, channel: Channel, opening: str, nonce: str) -> tuple[ScramS
 
 
 def _proved(server: ScramServer, stored: ScramSecrets, closing: bytes) -> ScramKey | None:
-    """Return the key that the client's proof fits, or None.
+    """Return the key that matches the client's proof, or None.
 
-    A user may have many keys, one for each app password.  They share salt and iterations, so the
-    client cannot see how many there are.  Trying another key costs one HMAC.
+    A user may have many keys, one for each app password.  All keys share salt and iterations, so
+    the client cannot see the number of keys.  Trying another key costs one HMAC.
     """
     from scramp import ScramException
 
@@ -113,9 +115,11 @@ def _proved(server: ScramServer, stored: ScramSecrets, closing: bytes) -> ScramK
 
 
 def _without_authorization(opening: bytes) -> tuple[str, str]:
-    """Split the authorization identity off the first message; the library does not accept it.
+    """Remove the authorization identity from the first message, and return both.
 
-    ``gs2-cbind-flag "," [ authzid ] ","`` (RFC 5802 §7).  mutt sends the user name there as well.
+    The library does not accept an authorization identity.  The message begins with
+    ``gs2-cbind-flag "," [ authzid ] ","`` (RFC 5802 §7).  mutt sends the user name as the
+    authorization identity.
     """
     text = _text(opening)
     flag, comma, rest = text.partition(",")
@@ -140,10 +144,12 @@ class _Authorized:
 
 
 def client(name: str, identity: str, password: str, end_point: bytes = b"") -> ClientExchange:
-    """Run the client's half.  ``end_point``: for -PLUS, or to announce that we support it.
+    """Run the client's side.
+
+    ``end_point`` is used for -PLUS, or to announce that the client supports channel binding.
 
     Raises:
-        UnsafeArgument: an identity or password that RFC 4013 forbids.
+        UnsafeArgument: RFC 4013 forbids the identity or the password.
         ProtocolBroken: the server does not know the password, or requires too many or too few
             iterations.
     """
@@ -179,7 +185,7 @@ def _text(message: bytes) -> str:
 
 
 def _reason(error: ScramException) -> str:
-    """RFC 5802 §7 ``server-error-value``."""
+    """Return the ``server-error-value`` of an error (RFC 5802 §7)."""
     return error.server_error.value if error.server_error else "malformed"
 
 

@@ -31,23 +31,23 @@ class Address:
     host: str = ""
     """Name or IP address; empty means every interface."""
     port: int = 0
-    """Port; 0: chosen by the system."""
+    """Port; if 0, the system chooses a port."""
     path: str = ""
-    """The path of a Unix socket; then the other fields are empty."""
+    """The path of a Unix socket.  In that case the other fields are empty."""
 
     @classmethod
     def parse(cls, text: str) -> Address:
         """Parse an address as it is written in the configuration.
 
         Raises:
-            ConfigurationError: ``text`` is in none of the three forms.
+            ConfigurationError: ``text`` has none of the three forms.
         """
         if text.startswith("unix:") and len(text) > len("unix:"):
             return cls(path=text.removeprefix("unix:"))
         match = _ADDRESS.fullmatch(text)
         if match is None or int(match["port"]) > 65_535:
             raise ConfigurationError(
-                f"{text!r} is no address; write host:port, [::1]:port or unix:/path"
+                f"{text!r} is not an address; write host:port, [::1]:port or unix:/path"
             )
         host = match["v6"] or match["host"]
         return cls(match["scheme"] or "", host, int(match["port"]))
@@ -60,7 +60,7 @@ class Address:
 
     @property
     def is_local(self) -> bool:
-        """Whether only programs on this machine can reach it."""
+        """Whether only programs on this machine can connect to the address."""
         try:
             return bool(self.path) or self.host == "localhost" or ip_address(self.host).is_loopback
         except ValueError:
@@ -94,7 +94,10 @@ def _advice(error: OSError | UnicodeError, address: Address, setting: str) -> st
 
 
 def _listening_program(port: int) -> str:
-    """Name the program on a port if this user may see it (proc_net_tcp, proc_pid_fd(5))."""
+    """Return the name of the program that listens on a port.
+
+    The current user must be allowed to see it (proc_net_tcp, proc_pid_fd(5)).
+    """
     sockets = set()
     for table in "tcp", "tcp6":
         with suppress(OSError):
@@ -124,7 +127,7 @@ def _bind_port(address: Address) -> socket.socket:
 
 
 def _bind_path(path: str) -> socket.socket:
-    """Bind a Unix socket; replace one that no process listens on, left by a crash."""
+    """Bind a Unix socket.  A socket left by a crash, without a listening process, is replaced."""
     listening = socket.socket(AF_UNIX, socket.SOCK_STREAM)
     try:
         if _is_dead_socket(path):
@@ -163,7 +166,7 @@ def peer_address(accepted: object) -> str:
     return _plain(accepted[0]) if isinstance(accepted, tuple) else ""
 
 
-@lru_cache(4096)  # addresses, some 0.5 MB; the same clients connect again and again
+@lru_cache(4096)  # addresses, about 0.5 MB; the same clients connect repeatedly
 def _plain(host: str) -> str:
     address = ip_address(host.partition("%")[0])
     mapped = address if isinstance(address, IPv4Address) else address.ipv4_mapped

@@ -1,7 +1,8 @@
-"""The output of one connection: collect it, write it in few pieces, at the client's speed.
+"""The output of one connection, collected and written in few pieces at the client's speed.
 
-Limits: a client that stops reading gets no more responses.  Then a connection holds ``HIGH_WATER``
-octets here, ``_IN_TRANSPORT`` octets in the transport, and the kernel's buffer.
+Limits: a client that stops reading gets no more responses.  In that case a connection buffers at
+most ``HIGH_WATER`` octets in ``Output``, ``_IN_TRANSPORT`` octets in the transport, and the
+kernel's buffer.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from struct import unpack
 from ..posix import NotOnThisSystem, fcntl, termios
 
 HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
-_IN_TRANSPORT = 16_384  # octets that the transport may hold before we wait; the kernel holds more
+_IN_TRANSPORT = 16_384  # octets in the transport's buffer from which on the connection waits
 TURN = 262_144  # octets written before other connections get a turn: well below a millisecond
-# Octets that a client must take between two checks, every 30 s by default: fewer than any modem
-# carries, so only a client that does not read at all fails.
+# Octets that a client must receive between two checks, every 30 s by default.  Any modem transfers
+# more, so only a client that does not read at all fails the check.
 _PROGRESS = 1024
 
 
@@ -35,7 +36,7 @@ class Output:
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
-        """The transport: TCP, or TLS over it."""
+        """The transport: TCP, or TLS over TCP."""
         self.written = 0
         """Number of octets passed to the transport so far."""
         self._pieces: list[bytes] = []
@@ -57,7 +58,7 @@ class Output:
 
     @property
     def collected(self) -> int:
-        """Number of octets not passed to the transport yet."""
+        """Number of octets that have not been passed to the transport yet."""
         return self._collected
 
     @property
@@ -66,7 +67,7 @@ class Output:
         return self._writable is not None
 
     def write(self, *pieces: bytes) -> None:
-        """Collect octets; they are written by the next ``flush``, or if there are many."""
+        """Collect octets.  They are written at the next ``flush``, or earlier if there are many."""
         self._pieces += pieces
         for piece in pieces:
             self._collected += len(piece)
@@ -74,7 +75,7 @@ class Output:
             self.flush()
 
     def flush(self) -> None:
-        """Pass all collected octets to the transport, in one piece."""
+        """Pass all collected octets to the transport in a single piece."""
         if self._pieces and not self._is_lost:
             self.written += self._collected
             self.transport.write(b"".join(self._pieces))
@@ -84,7 +85,8 @@ class Output:
     async def flush_and_wait(self, at_least: int = HIGH_WATER // 2) -> None:
         """Flush and wait for the client, between two pieces of a long response.
 
-        Other connections get a turn.  Fewer than ``at_least`` octets are only collected.
+        Other connections get a turn.  If fewer than ``at_least`` octets were collected, nothing is
+        written and the call returns immediately.
         """
         if 0 < self._collected < at_least:
             return
@@ -96,11 +98,11 @@ class Output:
             await asyncio.sleep(0)
 
     def count_sent(self, octets: int) -> None:
-        """Count octets sent without the transport (sendfile)."""
+        """Count octets that were sent without the transport (sendfile)."""
         self.written += octets
 
     def wait_for_empty(self, is_on: bool) -> None:
-        """Count the transport as full while it holds any octet (True), or as usual."""
+        """If ``is_on``, treat the transport as full while its buffer is not empty."""
         self.transport.set_write_buffer_limits(high=0 if is_on else _IN_TRANSPORT)
 
     # Called by the connection.
@@ -111,7 +113,7 @@ class Output:
         self._taken_before = self._taken()
 
     def unblock(self) -> None:
-        """Called when the transport accepts more."""
+        """Called when the transport accepts octets again."""
         if self._writable is not None:
             self._writable.set()
             self._writable = None
@@ -124,7 +126,7 @@ class Output:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the transport holds octets that the kernel does not accept yet."""
+        """Whether the transport's buffer contains octets that the kernel has not accepted yet."""
         return self.transport.get_write_buffer_size() > 0
 
     @property
@@ -133,23 +135,22 @@ class Output:
         return self._taken() == self.written
 
     def watch(self) -> None:
-        """Start to check whether the client reads; see ``has_progressed``."""
+        """Start to check whether the client reads (see ``has_progressed``)."""
         self._taken_before = self._taken()
 
     def has_progressed(self) -> bool:
-        """Return whether the client has read enough since the last check, and start the next
-        one."""
+        """Return whether the client has read enough since the last check, and start a new check."""
         before, self._taken_before = self._taken_before, self._taken()
         return self._taken_before - before >= _PROGRESS
 
     def _taken(self) -> int:
-        """Octets that the client has acknowledged; what the kernel still holds does not count."""
+        """Return the number of octets that the client has acknowledged."""
         waiting = self.transport.get_write_buffer_size()
         return self.written - waiting - _unacknowledged(self.transport)
 
 
 def _unacknowledged(transport: asyncio.Transport) -> int:
-    """Octets that the kernel holds for the client (tcp(7), SIOCOUTQ)."""
+    """Return the number of octets in the kernel's buffer for the client (tcp(7), SIOCOUTQ)."""
     connected = transport.get_extra_info("socket")
     try:
         return int(unpack("i", fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)))[0])

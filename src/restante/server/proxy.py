@@ -1,8 +1,8 @@
 """The PROXY protocol, versions 1 and 2: the client behind a load balancer's connection.
 
 Standards: HAProxy's doc/proxy-protocol.txt, whose sections are cited here; RFC 3385 (CRC32C).
-Security: no I/O.  Parse only octets of a listed peer.  Any deviation ends the connection.  No octet
-after the header is read, because it may begin a TLS handshake.
+Security: no I/O.  The caller must parse only octets from a listed proxy.  Any deviation ends the
+connection.  Octets after the header must not be read, because they may begin a TLS handshake.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from ..errors import HostileInput
 from ..wire import CRLF
 
 MAX_V1 = 107  # octets, CRLF included (§2.1)
-MAX_V2 = 4096  # octets after the first 16; an estimate, since up to 65,535 can be announced
+MAX_V2 = 4096  # octets after the first 16; our own limit, as a header can announce up to 65,535
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"  # of version 2
 
 _PORT = "(0|[1-9][0-9]{0,4})"
 _V1 = re.compile(f"PROXY TCP([46]) ([0-9A-Fa-f.:]+) ([0-9A-Fa-f.:]+) {_PORT} {_PORT}", re.ASCII)
 _LOCAL, _PROXY = 0x20, 0x21  # version and command
-_ADDRESSES = {0x00: 0, 0x11: 12, 0x21: 36, 0x31: 216}  # octets, by family; all of them streams
-_IP = {0x11: 4, 0x21: 16}  # of these, the source's IP address
-_CRC32C, _UNIQUE_ID, _SSL = 0x03, 0x05, 0x20  # kinds of values behind the addresses (§2.2)
+_ADDRESSES = {0x00: 0, 0x11: 12, 0x21: 36, 0x31: 216}  # octets of addresses, by family (streams)
+_IP = {0x11: 4, 0x21: 16}  # octets of the source's IP address, by family
+_CRC32C, _UNIQUE_ID, _SSL = 0x03, 0x05, 0x20  # kinds of values after the addresses (§2.2)
 _SSL_VERSION = 0x21
 _CLIENT_SSL = 0x01
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a trusted proxy reports about its client."""
+    """Data that a trusted proxy reports about its client."""
 
     address: str = ""
-    """The client's address; empty: not reported."""
+    """The client's address; empty if it was not reported."""
     tls: str = ""
-    """The version of TLS between client and proxy, such as ``1.3``, or ``no``; ``proxy`` if only
-    the configuration says that it is TLS; empty: unknown."""
+    """The version of TLS between client and proxy, such as ``1.3``, or ``no``.  ``proxy`` if TLS is
+    known only from the configuration; empty if unknown."""
     proxy: str = ""
-    """The proxy's own address; empty: no proxy."""
+    """The proxy's own address; empty without a proxy."""
 
 
 def parse(octets: bytes) -> tuple[Origin, int] | None:
-    """Return what a header reports, and its length; None: it is not complete yet.
+    """Return the data in a header and the header's length, or None if it is not complete yet.
 
     Raises:
         HostileInput: the header is malformed.
@@ -138,7 +138,7 @@ def _tls(value: bytes) -> str:
 
 
 def _check(header: bytes, value: bytes, at: int) -> None:
-    """Verify the checksum, which counts its own octets as zero (§2.2.3)."""
+    """Verify the checksum, in which its own octets count as zero (§2.2.3)."""
     if len(value) != 4 or crc32c(header[:at] + bytes(4) + header[at + 4 :]) != int.from_bytes(
         value, "big"
     ):
@@ -146,7 +146,7 @@ def _check(header: bytes, value: bytes, at: int) -> None:
 
 
 def crc32c(octets: bytes) -> int:
-    """Return the CRC of Castagnoli (RFC 3385)."""
+    """Return the CRC-32C checksum (Castagnoli, RFC 3385)."""
     crc, table = 0xFFFFFFFF, _table()
     for octet in octets:
         crc = table[(crc ^ octet) & 0xFF] ^ (crc >> 8)

@@ -3,9 +3,10 @@
 Promise: the termination octet is sent only after all announced octets.  If a message ends early or
 cannot be read to its end, the connection ends instead (``Incomplete``).
 
-There are three ways, the fastest first.  A small message in the page cache is sent in one write
-(``Reader.cached_message``).  A file that can be sent unchanged is copied by the kernel (sendfile,
-only without TLS).  Any other message is read and byte-stuffed in pieces.
+There are three ways to send a message, listed from the fastest to the slowest.  A small message in
+the page cache is sent in one write (``Reader.cached_texts``).  If a file can be sent unchanged, the
+kernel copies it (sendfile, only without TLS).  Any other message is read and byte-stuffed in
+pieces.
 
 Security: only a ``Clear`` outlet uses sendfile, and only for a transport without TLS, so no octet
 of a file bypasses the encryption.
@@ -28,14 +29,14 @@ from ..wire import TERMINATION, Stuffer
 from .output import Output
 
 _SMALL = 65_536  # octets of messages that are read on the loop and sent in one write
-_PIECE = 32_768  # octets of a file read at once
-_PAGE = 4096  # octets read if the socket is full; thousands of clients may hold as many
+_PIECE = 32_768  # octets of a file read at a time
+_PAGE = 4096  # octets read if the socket is full; thousands of clients may wait with a page each
 _WINDOW = 1_048_576  # octets that the kernel copies at a time, so that others get a turn
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 
 
 class Incomplete(Exception):
-    """A message cannot be completed after its first octet was sent."""
+    """The rest of a message cannot be sent, although its first octets were sent."""
 
     reason = "dropped"
 
@@ -52,7 +53,7 @@ class SizeDiffers(Incomplete):
     reason = "size-differs"
 
     def __init__(self, octets: int) -> None:
-        """``octets`` is the number of octets too many, or, if negative, too few."""
+        """``octets``: the real size minus the announced size; negative if octets are missing."""
         self.octets = octets
 
 
@@ -66,18 +67,18 @@ class Reader:
         self._files = maildrop if offers(maildrop, RawReading) else None
 
     def cached_texts(self, action: Retrieve) -> list[bytes]:
-        """Return the first of the messages, byte-stuffed, as far as that takes no waiting."""
+        """Return the byte-stuffed text of the first messages, until a read would have to wait."""
         if self._files is None:
             return []
         return self._files.cached_texts(action.entries, _SMALL, action.lines)
 
     async def send(self, action: Retrieve, output: Output, *, downgrades: bool) -> None:
-        """Send response and message of the first.
+        """Send the response for the first message of ``action``, and the message.
 
         ``downgrades``: send a surrogate for a message with UTF-8 in its header (RFC 6858).
 
         Raises:
-            RestanteError: nothing was sent, so an error can be answered.
+            RestanteError: nothing was sent, so the caller can send an error response.
             Incomplete: the connection must be aborted.
         """
         entry = action.entries[0]
@@ -87,7 +88,7 @@ class Reader:
             if raw is not None:
                 opened.callback(os.close, raw.descriptor)
                 if not raw.has_crlf:
-                    opened.close()  # only its size is used
+                    opened.close()  # only the size of the file is used
             match outlet(output.transport):
                 case Clear() as clear if raw is not None and raw.is_wire_ready:
                     await _send_file(action, output, raw, clear)
@@ -116,7 +117,7 @@ class Reader:
                         encoded = stuffer.feed(top.feed(piece) if top else piece)
                     added += len(encoded) - len(piece)
                     output.write(head + encoded)
-                    head = piece = encoded = b""  # freed, since thousands of clients may wait here
+                    head = piece = encoded = b""  # freed, because thousands of clients may wait
                     if top and top.is_finished:
                         break
                     await output.flush_and_wait()
@@ -185,7 +186,7 @@ class Clear(Outlet):
     def send_file(self, file: int, offset: int, count: int) -> int | None:
         """Return the number of octets of the file that the socket accepted, or None if it is full.
 
-        The transport's buffer must be empty, because what it holds would be sent later.
+        The transport's buffer must be empty, because its content would be sent after the file.
         """
         if self.transport.is_closing():
             raise ConnectionResetError
@@ -202,7 +203,7 @@ def outlet(transport: asyncio.Transport) -> Outlet:
 
 
 async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:
-    """Yield the octets of the file, at most ``raw.size``, or fewer if it was truncated."""
+    """Yield ``raw.size`` octets of the file, or fewer if the file was truncated."""
     offset = 0
     while octets := await read(raw, offset):
         offset += len(octets)
@@ -210,12 +211,14 @@ async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:
 
 
 async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Yield the surrogate of a message in CRLF text, which has the same size; made in a thread.
+    """Yield the surrogate of a message in CRLF text.  The surrogate has the same size.
+
+    A thread creates the surrogate.
 
     Raises:
         NeedsUTF8: no surrogate is possible; nothing was yielded.
     """
-    from ..surrogate import Downgrade  # with parts of ``email`` that few servers need
+    from ..surrogate import Downgrade  # imports parts of ``email`` that few servers need
 
     downgrade = Downgrade()
     async with aclosing(source) as whole:
@@ -230,7 +233,7 @@ async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
 
 
 async def read(raw: RawMessage, offset: int, most: int = _PIECE) -> bytes:
-    """Read up to ``most`` octets; waits for the disk in a thread.
+    """Read up to ``most`` octets.  A thread waits for the disk.
 
     Raises:
         TemporaryFailure: the disk reports an error.
@@ -257,7 +260,7 @@ async def _read(file: int, offset: int, count: int) -> bytes:
 
 
 def _read_cached(file: int, offset: int, count: int) -> bytes | None:
-    """Return the octets if the page cache has them; None: it has not, or that is unknown."""
+    """Return the octets if they are in the page cache; None if they are not, or if unknown."""
     if not _NOWAIT:
         return None
     buffer = bytearray(count)

@@ -8,11 +8,11 @@ from time import time
 
 from ..maildrop import Entry, SessionRecord
 
-_NAMED = 1000  # messages named in a record, some 100 kB at most; others are only counted
+_NAMED = 1000  # messages listed in a record, at most about 100 kB; further ones are only counted
 
 
 class SessionLog:
-    """Collects the actions during a session; recorded at its end."""
+    """Collects the actions of a session for the record at its end."""
 
     __slots__ = ("_began", "_named", "messages", "octets", "removed", "update")
 
@@ -23,13 +23,13 @@ class SessionLog:
         self.messages = 0
         """Number of completely retrieved messages, without TOP."""
         self.octets = 0
-        """Total size of these messages, in octets."""
+        """Total size of the retrieved messages, in octets."""
         self.removed: Sequence[Entry] = ()
         self.update = ""
-        """Result of the deletions at QUIT; empty: no QUIT was sent."""
+        """Result of the deletions at QUIT; empty if the client sent no QUIT."""
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Messages were retrieved."""
+        """Record that messages were retrieved."""
         for entry in entries:
             if len(self._named) < _NAMED:
                 self._named.append(entry)
@@ -42,7 +42,7 @@ class SessionLog:
         return asyncio.get_running_loop().time() - self._began
 
     def record(self, *, address: str, tls: str, credential: str, end: str) -> SessionRecord:
-        """Return the line of the journal."""
+        """Return the record of the session for the journal."""
         now = time()
         return SessionRecord(
             began_at=now - self.seconds,
