@@ -27,5 +27,5 @@ def test_file_at_the_path_of_a_socket_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["unix:", "pop3:", "127.0.0.1", "127.0.0.1:65536", "pop3://x:y"])
 def test_invalid_addresses_are_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="is no address"):
+    with pytest.raises(ConfigurationError, match="is not an address"):
         Address.parse(text)

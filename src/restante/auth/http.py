@@ -1,7 +1,7 @@
 """Requests to an identity provider.
 
-Security: as ``https``; requests without TLS go to this machine only.
-Limits: 1 MiB and ``_PATIENCE`` seconds for a response.
+Security: the rules of ``https`` apply; requests without TLS are sent only to this machine.
+Limits: 1 MiB and ``_PATIENCE`` seconds for each response.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PATIENCE = 8.0  # seconds; less than the default deadline of a login, which is 
 
 
 def is_safe(url: str) -> bool:
-    """Whether a URL may be requested: over TLS, or on this machine."""
+    """Return whether a URL may be requested: it must use TLS or refer to this machine."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -43,10 +43,10 @@ def _is_here(host: str) -> bool:
 
 
 class ProviderClient:
-    """Requests JSON objects from a provider.  It blocks."""
+    """Requests JSON objects from a provider.  Blocking."""
 
     def __init__(self, ca_file: str = "") -> None:
-        """``ca_file`` is trusted instead of the system's authorities."""
+        """The authorities in ``ca_file`` are trusted instead of the system's authorities."""
         context = _context(ca_file)
         self._client = https.JsonClient(
             context, patience=_PATIENCE, deadline=_PATIENCE, by_proxy=False
@@ -55,11 +55,11 @@ class ProviderClient:
     def ask(
         self, url: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> https.JsonObject:
-        """Return the JSON object of the response; with ``data`` the request is a POST.
+        """Return the JSON object of the response.  If ``data`` is given, the request is a POST.
 
         Raises:
-            BackendMisconfigured: an HTTP status that stays until the configuration is changed.
-            BackendUnavailable: no response, another error status, or not a JSON object.
+            BackendMisconfigured: the HTTP status will not change until the configuration does.
+            BackendUnavailable: there was no response, another error status, or no JSON object.
         """
         host = urlsplit(url).hostname
         try:
@@ -82,7 +82,7 @@ def _context(ca_file: str) -> ssl.SSLContext:
 
 
 def is_readable(ca_file: str) -> bool:
-    """Whether certificates can be read there; an empty path means those of the system."""
+    """Return whether certificates can be read from a file; "" means the system's certificates."""
     try:
         _context(ca_file)
     except (OSError, ssl.SSLError):

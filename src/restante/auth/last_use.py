@@ -1,7 +1,7 @@
 """Records when and from which address each credential was last used.
 
-Limits: written at most once a minute, so that a login costs no disk access; a crash loses that
-minute.  No login waits for it or fails because of it.
+Limits: uses are written at most once a minute, so that a login requires no disk access.  A crash
+loses the uses of the last minute.  Logins neither wait for a write nor fail because of an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LastUse:
         self._written = -_INTERVAL  # on the monotonic clock
 
     def note(self, user: str, label: str, address: str) -> None:
-        """Record a use now.  The first use after a minute without any is written at once."""
+        """Record a use.  The first use after a minute without a write is written immediately."""
         with self._lock:
             self._pending[user, label] = (time.time(), address)
             if self._timer is None:
@@ -53,13 +53,13 @@ class LastUse:
             with suppress(RestanteError), transaction(self._path) as database:
                 database.executemany(
                     "UPDATE credentials SET used_at = ?, used_from = ?"
-                    # Not a later credential's, unless that was made by a clock that was ahead.
+                    # Not for a credential created later, unless the clock was ahead at that time.
                     " WHERE user = ? AND label = ? AND (created_at <= ? OR created_at > ?)",
                     rows,
                 )
 
     def close(self) -> None:
-        """Write the uses that are left; wait for a write that has begun."""
+        """Write the remaining uses, and wait for a write that has begun."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()

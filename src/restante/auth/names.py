@@ -1,6 +1,6 @@
-"""Names of users, in the one normal form in which they are stored, looked up and compared.
+"""Names of users, in the normal form in which they are stored, looked up and compared.
 
-Security: no two users have names with the same normal form, and no name leads out of a directory.
+Security: the normal forms of users' names are unique, and no name can lead out of a directory.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Collection
 from ..errors import AuthenticationFailed, RestanteError
 from ..sasl.prepare import prepared
 
-MAX_NAME = 128  # octets of UTF-8 of each part; twice the local part of RFC 5321 §4.5.3.1.1
+MAX_NAME = 128  # octets of UTF-8 in each part; twice the limit of RFC 5321 §4.5.3.1.1
 _MAX_TYPED = 1024  # octets of UTF-8 that a client may send; normalising takes quadratic time
 
 
 class BadName(RestanteError):
-    """A name that no user, or no app password, can have."""
+    """The name is not valid for a user or an app password."""
 
 
 def normalise(name: str) -> str:
@@ -28,7 +28,7 @@ def check_name(name: str) -> str:
     """Return the normal form of a valid name: ``local`` or ``local@domain``.
 
     Raises:
-        BadName: invalid; its text is the reason.
+        BadName: the name is invalid; the text of the error states the reason.
     """
     normal = normalise(name)
     parts = normal.split("@")
@@ -46,17 +46,17 @@ def check_name(name: str) -> str:
 
 
 def check_new_name(name: str) -> str:
-    """Return the normal form of a name for a new user; older users may have other names.
+    """Return the normal form of a name for a new user.  Older users may have other names.
 
     The names that clients send are prepared before they are looked up (RFC 4013, RFC 5034 §4).  If
-    that changes a name, no client can log in with it, or a client logs in as another user.
+    this changes a name, no client can log in with it, or a client logs in as another user.
 
     Raises:
-        BadName: invalid; its text is the reason, and a name that would be valid.
+        BadName: the name is invalid; the text states the reason, and a valid name if possible.
     """
     normal = check_name(name)
     try:
-        # Unlike us, some clients prepare by current Unicode and not by Unicode 3.2 of 2002.
+        # Some clients prepare names by current Unicode, not by Unicode 3.2 of 2002 as we do.
         seen = check_name(unicodedata.normalize("NFKC", prepared(normal)))
     except (AuthenticationFailed, BadName):
         raise BadName(
@@ -71,7 +71,7 @@ def check_new_name(name: str) -> str:
 
 
 def key(name: str) -> str:
-    """Return the name to look up; empty, which is no user's, for a name that no user can have."""
+    """Return the name to look up, or "" for a name that no user can have."""
     if len(name) > _MAX_TYPED or len(name.encode("utf-8", "surrogatepass")) > _MAX_TYPED:
         return ""
     normal = normalise(name)
@@ -79,10 +79,11 @@ def key(name: str) -> str:
 
 
 def addressed(recipient: str, domains: Collection[str]) -> list[str]:
-    """Return the names that an address may belong to; the first that exists gets the mail.
+    """Return the names of users to whom an address may belong.
 
-    They are the whole address, then without its +detail, then without the domain if it is one of
-    ``domains``, which are in normal form.
+    The first user who exists gets the mail.  The names are the whole address, the address without
+    its +detail, and, if the domain is one of ``domains``, both without the domain.  ``domains``
+    must be in normal form.
     """
     local, at, domain = key(recipient).partition("@")
     if at and not domain:

@@ -20,7 +20,8 @@ from ..errors import AuthenticationFailed, BackendMisconfigured
 from ..sasl.prepare import prepared
 from . import passwords, scram
 
-# Above the defaults of the programs that make them, and at most about two seconds of one core.
+# Limits above the defaults of the programs that create hashes; at most about two seconds of one
+# core.
 _MAX_BCRYPT = 14  # 2^14 rounds, about 1.2 s
 _MAX_SHA_CRYPT = 1_000_000  # rounds, about 0.8 s
 _MAX_PBKDF2 = 5_000_000  # iterations, about 2 s
@@ -37,21 +38,21 @@ _SCRAM = re.compile(
 _SIZES = {"sha1": 20, "sha256": 32, "sha512": 64}  # octets
 
 Check = Callable[[str, str, str], bool]
-"""Whether this password has this hash, which is written in that encoding (empty: not given)."""
+"""Returns whether a password has a hash.  Arguments: password, hash, encoding (may be empty)."""
 
 
 class _Scheme(NamedTuple):
     is_sane: Callable[[str, str], bool]
-    """Whether a hash in that encoding is well-formed and not too costly."""
+    """Returns whether a hash in an encoding is well-formed and not too expensive."""
     check: Check
-    """Called only for sane hashes."""
+    """Must be called only for sane hashes."""
 
 
 def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
-    """Whether this password has this hash; ``scheme`` is the scheme of a hash without a prefix.
+    """Return whether a password has a hash.  ``scheme`` applies to a hash without a prefix.
 
     Raises:
-        BackendMisconfigured: its scheme needs a library that is not installed.
+        BackendMisconfigured: the scheme needs a library that is not installed.
     """
     name, encoding, text = _split(stored, scheme)
     known = _SCHEMES.get(name)
@@ -66,19 +67,19 @@ def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
 
 
 def is_known(stored: str) -> bool:
-    """Whether a hash has no prefix, or one of a known scheme."""
+    """Return whether a hash has no prefix or the prefix of a known scheme."""
     return bool(stored) and _split(stored, "CRYPT")[0] in _SCHEMES
 
 
 def is_sane(stored: str, scheme: str = "CRYPT") -> bool:
-    """Whether ``matches`` computes this hash; False if unknown, malformed or too costly."""
+    """Return whether ``matches`` computes this hash: not if unknown, malformed or too expensive."""
     name, encoding, text = _split(stored, scheme)
     known = _SCHEMES.get(name)
     return known is not None and known.is_sane(text, encoding)
 
 
 def secret(stored: str, scheme: str = "CRYPT") -> bytes | None:
-    """Return the password itself, prepared (RFC 4013), or None if only its hash is stored."""
+    """Return the prepared password itself (RFC 4013), or None if only its hash is stored."""
     name, encoding, text = _split(stored, scheme)
     if name == "PLAIN":
         with suppress(AuthenticationFailed, UnicodeError):

@@ -26,7 +26,7 @@ class StoredKeys:
 
 
 def make_keys(password: str, salt: bytes, iterations: int) -> StoredKeys:
-    """Derive the keys; none for a password that SASLprep forbids (RFC 4013)."""
+    """Derive the keys.  A password that SASLprep forbids has no keys (RFC 4013)."""
     from scramp import ScramException, ScramMechanism  # takes 20 ms, which most commands avoid
 
     made = {}
@@ -46,7 +46,7 @@ def key(credential: str, both: bytes) -> ScramKey:
 
 
 def decoy_secrets(secret: bytes, identity: str, digest: str) -> ScramSecrets:
-    """Return keys for an unknown user: the same each time, and no proof matches them."""
+    """Return keys for an unknown user.  They never change, and no proof matches them."""
 
     def derive(what: str, size: int) -> bytes:
         text = f"{what}\0{identity}".encode("utf-8", "surrogateescape")

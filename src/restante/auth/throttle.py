@@ -1,20 +1,21 @@
 """Slows password guessing down without locking any user out.
 
-Policy (docs/decisions/0111-guessing.md).  A wrong password is checked like a right one, but
-answered late: the more wrong passwords came from its network lately, the later.  A right password
-is answered at once.  No user is ever locked, so an attacker cannot lock one out.  The same wrong
-password of the same user counts once for each network, because a forgotten device tries it all
-day.  A password that fails for many users, from any networks, is being sprayed: it gets the longest
-delay, and one line in the log.  Logins are admitted to hashing by priority: first passwords that
-were right before and users in networks where they have logged in before; then networks without
-guesses; then the rest (see ``login_queue``).
+Policy (docs/decisions/0111-guessing.md).  A wrong password is checked like a right one, but the
+response is delayed.  The delay grows with the number of recent wrong passwords from the same
+network.  A right password is answered immediately.  Users are never locked, so an attacker cannot
+lock a user out.  The same wrong password for the same user counts only once for each network,
+because a forgotten device may try an old password all day.  A password that fails for many users,
+from any networks, is being sprayed: it gets the longest delay and one line in the log.  Logins are
+admitted to hashing by priority: first passwords that were right before, and users in networks from
+which they have logged in before; then networks without guesses; then the rest (``login_queue``).
 
-Security: the tables hold keyed hashes of 63 bits.  Two are kept over a restart, with their key:
-networks that guess, and networks where users have logged in.  The three that depend on passwords
-are in memory only, with a key of this start.  A right password is answered at once, even if it is
-being sprayed, so the delay does not reveal which users have it.
+Security: the tables contain keyed hashes of 63 bits.  Two tables and their key are kept over a
+restart: networks with recent guesses, and networks from which users have logged in.  The three
+tables that depend on passwords are only in memory, with a key that is created at each start.  A
+right password is answered immediately even if it is being sprayed, so the delay does not show which
+users have this password.
 
-Limits: tables of fixed size; the entry with the lowest weight makes room.
+Limits: tables have a fixed size; the entry with the lowest weight is evicted.
 """
 
 from __future__ import annotations
@@ -39,28 +40,28 @@ from ..shared import SharedLock, Weights
 from . import names
 
 _log = logging.getLogger("restante.auth")
-# Seconds after which a guess of a network counts half: short, because the next customer of the
-# provider may get the address.
+# Seconds after which a guess from a network counts half.  The time is short, because the provider
+# may assign the address to another customer.
 _HALF_LIFE = 600.0
 _DAY = 86_400.0  # seconds
-# Guesses from a /24 or /48 that count as one from an address in it, because customers of one
-# provider share it, and one that guesses must not delay the others.
+# Number of guesses from a /24 or /48 that count as one guess from an address in this network.
+# Customers of one provider share the network, and a customer who guesses must not delay the others.
 _WIDE = 8
-# Guesses at one user from one network that end that user's priority there: more than a user who
-# mistypes makes.
+# Number of guesses for a user from a network after which the user loses priority in this network;
+# more than the typing errors of a user.
 _PAIR_IS_ATTACKED = 8
-# A password counts as sprayed when it has failed for ten users; half a user less, because the
-# weights of the first ones have decayed a little when the tenth comes.
+# A password counts as sprayed when it has failed for ten users.  The limit is half a user lower,
+# because the weights of the first users have decayed a little by the time of the tenth failure.
 _SPRAYED = 9.5
 _KNOWN = 0.5  # weight of a login after 30 days, the half-life of that table
-_FRESH = 0.97  # weight after one or two days; until then it need not be written again
-# Seconds for which a home that was recorded is not looked up again.  Of entries with a half-life of
-# 30 days, one of the last hour is the last to be evicted.
-_RECENT, _MAX_RECENT = 3600.0, 4096  # at most some 2 MB of names and addresses
+_FRESH = 0.97  # weight after one or two days; an entry with a higher weight is not written again
+# Seconds for which a recorded home is not looked up again.  The half-life of these entries is 30
+# days, so an entry of the last hour is among the last to be evicted.
+_RECENT, _MAX_RECENT = 3600.0, 4096  # at most about 2 MB of names and addresses
 _MAX_EXTRA = 2.5  # the longest delay is 1 + 2.5 times the shortest; with the jitter 4 times
 _ANY_USER = "\0"  # names that no user can have
 _NO_USER = "\1"
-_SPRAYS = b"sprays"  # a key beside those of networks: guesses with sprayed passwords
+_SPRAYS = b"sprays"  # key for guesses with sprayed passwords; all other keys are for networks
 _MAGIC = b"restante throttle 1\n"
 
 
@@ -70,31 +71,31 @@ class Priority(IntEnum):
     KNOWN = 0
     """The password was right before, or the user has logged in from this network before."""
     CLEAN = 1
-    """No recent guesses from this network."""
+    """There were no recent guesses from this network."""
     DIRTY = 2
-    """Recent guesses from this network."""
+    """There were recent guesses from this network."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the tables hold about a user and an address, for ``restante auth why``."""
+    """The data in the tables about a user and an address, for ``restante auth why``."""
 
     is_known: bool
     """Whether the user has logged in from this network in the last 30 days."""
     is_trusted: bool
     """Whether guesses from this address are not counted."""
     guesses: float
-    """Recent guesses from this network, by their weight now."""
+    """Current weight of the recent guesses from this network."""
     delay: float
-    """Minimum seconds before the next wrong password is answered."""
+    """Minimum number of seconds before the next wrong password is answered."""
     sprayed: float
-    """Recent guesses with sprayed passwords from all networks, by their weight now."""
+    """Current weight of the recent guesses with sprayed passwords from all networks."""
     sprayed_delay: float
-    """Minimum seconds before such a guess is answered."""
+    """Minimum number of seconds before a guess with a sprayed password is answered."""
 
 
 class Throttle:
-    """The policy and its tables, in memory shared by all workers: create it before they fork."""
+    """The policy and its tables in shared memory; must be created before the workers are forked."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class Throttle:
     ) -> None:
         """
         Args:
-            delay: seconds before a first failure is answered; 0 disables delays.
+            delay: seconds before the first failed login is answered; 0 disables delays.
             secret: key of the hashes that are kept over a restart; random by default.
             chance: returns a number from 0 to 1 for the jitter.
             places: entries in each table.
@@ -155,10 +156,10 @@ class Throttle:
             return Priority.DIRTY, narrow
         return Priority.CLEAN, narrow
 
-    # After it.
+    # After a password was checked.
 
     def refused(self, shown: Shown) -> float:
-        """Count a failed login; return the seconds from its arrival to its answer."""
+        """Count a failed login, and return the seconds from its arrival to its response."""
         with self._lock:
             is_sprayed = isinstance(shown, Credentials) and self._is_sprayed(shown)
             if not self._is_trusted(shown.address):
@@ -166,7 +167,7 @@ class Throttle:
         return self._delay(shown.address, is_sprayed) + self._chance() * self.delay / 2
 
     def accepted(self, shown: Shown, account: UserAccount, *, is_remembered: bool = False) -> None:
-        """Remember a login that was right and permitted.
+        """Record a successful login.
 
         ``is_remembered``: the password was recorded when it was checked, minutes ago.
         """
@@ -193,7 +194,7 @@ class Throttle:
         return self._is_home(_ANY_USER, address)
 
     def facts(self, user: str, address: str) -> Facts:
-        """Return what is known about this user at this address."""
+        """Return the data in the tables about this user and this address."""
         return Facts(
             self._is_home(user, address),
             self._is_trusted(address),
@@ -204,7 +205,10 @@ class Throttle:
         )
 
     def _is_sprayed(self, shown: Credentials) -> bool:
-        """Count a user for this password, which has failed; return whether it is being sprayed."""
+        """Count a user for whom this password has failed.
+
+        Returns whether the password is being sprayed.
+        """
         user, password = _password(shown.identity, shown.password), _framed(shown.password)
         if not self._tried.of(user):
             self._tried.add(user, 1.0, most=1.0)
@@ -249,10 +253,10 @@ class Throttle:
     # Over a restart.
 
     def save(self, path: Path) -> None:
-        """Write the tables that outlive a restart, if they have changed.
+        """Write the tables that are kept over a restart, if they have changed.
 
         Raises:
-            OSError: the previous file is unchanged.
+            OSError: the file cannot be written; the previous file has not changed.
         """
         saved = self._secret + self._guesses.octets + self._homes.octets
         digest = sha256(saved).digest()
@@ -268,7 +272,7 @@ class Throttle:
         self._saved = digest
 
     def load(self, path: Path) -> None:
-        """Read saved tables; a missing or damaged file is ignored."""
+        """Read saved tables.  A missing or damaged file is ignored."""
         with suppress(OSError, ValueError, zlib.error):
             octets = path.read_bytes()
             begin = len(_MAGIC) + 32  # the digest and the secret have 32 octets each
@@ -281,9 +285,9 @@ class Throttle:
             self._secret = self._guesses.secret = self._homes.secret = saved[:32]
 
 
-@lru_cache(4096)  # the same few addresses come again and again
+@lru_cache(4096)  # most logins come from the same few addresses
 def _networks(address: str) -> tuple[str, str]:
-    """Return the network of one customer, an IPv4 address or a /64, and the wider /24 or /48."""
+    """Return the network of a customer (an IPv4 address or a /64), and the wider /24 or /48."""
     if not address:
         return "", ""
     parsed = ip_address(address)
@@ -294,7 +298,7 @@ def _networks(address: str) -> tuple[str, str]:
 
 
 def _name(identity: str) -> str:
-    """One form for all spellings of a name; all names that no user can have become one."""
+    """Return the same form for all spellings of a name; impossible names share a form."""
     return identity if identity == _ANY_USER else names.key(identity) or _NO_USER
 
 
@@ -307,7 +311,7 @@ def _pair(identity: str, narrow: str) -> bytes:
 
 
 def _home(identity: str, address: str) -> bytes:
-    """A user at home: IPv4 addresses change within a /24, IPv6 ones within a /64."""
+    """Return the key of a user in a network: a /24 (IPv4 addresses change within it) or a /64."""
     narrow, wide = _networks(address)
     return _framed(_name(identity), wide if narrow.startswith("4") else narrow)
 

@@ -31,10 +31,10 @@ class Command(NamedTuple):
 
     @classmethod
     def parse(cls, line: bytes) -> Command:
-        """Parse a line; octets that are not UTF-8 become lone surrogates.
+        """Parse a line.  Octets that are not UTF-8 become lone surrogates.
 
         Raises:
-            BadCommand: a bare CR.
+            BadCommand: the line contains a bare CR.
         """
         if b"\r" in line:
             raise BadCommand("bare CR in a command")
@@ -42,8 +42,10 @@ class Command(NamedTuple):
         return cls(keyword.upper() if keyword.isascii() else "", rest if space else None)
 
     def arguments(self) -> list[str]:
-        """Return the arguments, which single spaces separate (RFC 1939 §3); two adjacent spaces
-        enclose an empty argument."""
+        """Return the arguments, which are separated by single spaces (RFC 1939 §3).
+
+        Two adjacent spaces enclose an empty argument.
+        """
         return [] if self.rest is None else self.rest.split(" ")
 
 
@@ -65,18 +67,18 @@ class Response(NamedTuple):
     """A status indicator, text, and for a multi-line response its lines."""
 
     text: str = ""
-    """Printable ASCII, or UTF-8 after LANG; begins with no "[" (RFC 2449 §3)."""
+    """Printable ASCII, or UTF-8 after LANG; must not begin with "[" (RFC 2449 §3)."""
     code: str | None = None
     """Response code without its brackets (RFC 2449 §8)."""
     is_ok: bool = True
     lines: Iterable[str] | bytes | None = None
     """Lines without line ends and byte-stuffing, iterated once; or the octets to send, without the
-    termination octet's line."""
+    line of the termination octet."""
     is_data: bool = False
-    """The text is for programs and is never translated."""
+    """Whether the text is for programs and must not be translated."""
 
     def head(self) -> bytes:
-        """The first line."""
+        """Return the first line."""
         line = "+OK" if self.is_ok else "-ERR"
         if self.code:
             line += f" [{self.code}]"
@@ -85,7 +87,7 @@ class Response(NamedTuple):
         return (line + "\r\n").encode()
 
     def encode(self) -> Iterator[bytes]:
-        """Yield the response; a long one in pieces of about 30 kB."""
+        """Yield the response.  A long response is split into pieces of about 30 kB."""
         if self.lines is None:
             yield self.head()
             return
@@ -103,7 +105,7 @@ class Response(NamedTuple):
 
 
 class Repeated(NamedTuple):
-    """The same response of one line to each command of a run."""
+    """The same single-line response to each command of a run."""
 
     response: Response
     commands: int

@@ -16,13 +16,13 @@ class Message:
     """One message of the listing."""
 
     number: int
-    """Its message-number, valid only in this session (RFC 1939 §4)."""
+    """The message-number, valid only in this session (RFC 1939 §4)."""
     unique_id: str | None
-    """Its unique-id; None if the server has no UIDL (RFC 1939 §7)."""
+    """The unique-id; None if the server does not support UIDL (RFC 1939 §7)."""
     size: int
     """Size in octets as announced by the server; may be wrong."""
     session: object = field(default=None, repr=False, compare=False)
-    """The session that the number belongs to; in another one it may refer to another message."""
+    """The session to which the number belongs.  In other sessions it may mean another message."""
 
     # Defined although a dataclass has the same method: type checkers accept ``"AAa3" in listing``
     # only if the class defines its equality.
@@ -36,9 +36,9 @@ class Message:
 class Listing(Sequence[Message]):
     """The messages of one session in the order of LIST, indexed by position or by unique-id.
 
-    ``listing[0]`` is the first message, ``listing["AAa3"]`` the one with that unique-id, and
-    ``"AAa3" in listing`` tests whether it exists.  A million messages, with usual unique-ids,
-    take some 60 MB, and 8 MB more once one of them is looked up by unique-id.
+    ``listing[0]`` is the first message, ``listing["AAa3"]`` is the message with this unique-id, and
+    ``"AAa3" in listing`` tests whether this message exists.  A million messages with typical
+    unique-ids take about 60 MB, and another 8 MB after the first look-up by unique-id.
     """
 
     def __init__(self, session: object = None) -> None:
@@ -61,9 +61,9 @@ class Listing(Sequence[Message]):
         """Return a message by position or unique-id, or several by a slice.
 
         Raises:
-            IndexError: no such position.
+            IndexError: the position does not exist.
             KeyError: no message has this unique-id.
-            LookupError: several messages have it, as copies of one message may (RFC 1939 §7).
+            LookupError: several messages have this unique-id, such as copies (RFC 1939 §7).
         """
         if isinstance(at, slice):
             return [self[each] for each in range(*at.indices(len(self)))]
@@ -81,7 +81,7 @@ class Listing(Sequence[Message]):
         """Return the message with this unique-id, or None.
 
         Raises:
-            LookupError: several messages have it.
+            LookupError: several messages have this unique-id.
         """
         try:
             return self[unique_id]
@@ -131,7 +131,7 @@ class ListingBuilder(Listing):
         self._places: dict[str, int] = {}
 
     def add(self, number: int, size: int) -> bool:
-        """Append a message; return False if its number is 0 or listed already."""
+        """Append a message.  Return False if its number is 0 or already listed."""
         at = len(self._numbers)
         if self._places or number != at + 1:
             if not self._places:
@@ -147,7 +147,10 @@ class ListingBuilder(Listing):
         return True
 
     def name(self, number: int, unique_id: bytes) -> bool:
-        """Set a message's unique-id; return False if it has one.  Unlisted messages are ignored."""
+        """Set a message's unique-id.  Return False if it already has a unique-id.
+
+        Messages that are not listed are ignored.
+        """
         at = self._places.get(str(number), -1) if self._places else number - 1
         if not 0 <= at < len(self._numbers):
             return True

@@ -1,9 +1,9 @@
 """A readable record of a client session: the lines of both sides, without secrets.
 
-Security: a password appears neither here nor in an exception.  During the login, only keywords,
+Security: neither a record nor an exception contains a password.  During the login, only keywords,
 mechanisms and user names of our commands are recorded, and only the status and the response code of
-the server's answers; later the password is masked wherever a server repeats it.  Of a multi-line
-response only the first line is recorded.
+the server's responses.  Later the password is masked wherever a server repeats it.  Only the first
+line of a multi-line response is recorded.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ _SHOWN = 2000
 
 
 class Secrets:
-    """A password or token, and what was sent to prove it, in all forms that a server may repeat."""
+    """A secret and the texts that were sent to prove it, in all forms that a server may repeat.
+
+    A secret is a password or a token.
+    """
 
     def __init__(self) -> None:
         self._forms: set[str] = set()
         self._runs: dict[int, set[str]] | None = None  # by length; computed when first needed
 
     def replace(self, secret: str) -> None:
-        """Mask this secret from now on, and no longer the previous one."""
+        """Mask this secret instead of the previous secret from now on."""
         self._forms, self._runs = set(), None
         if secret:
             self._forms.update(_forms(secret))
@@ -141,14 +144,15 @@ class Record:
     def check(self) -> None:
         """Raise an earlier exception of ``write``, such as a terminal that cannot show a character.
 
-        It is delayed until here, so that it does not interrupt a command and end the session.
+        The exception is delayed until this call, so that it does not interrupt a command and end
+        the session.
         """
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
     def hide(self, text: str) -> str:
-        """Return a server's text with secrets masked; for exceptions."""
+        """Return a server's text with secrets masked, for use in exceptions."""
         return self._secrets.hide(text)
 
     def sent(self, octets: bytes) -> None:

@@ -22,18 +22,21 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Verify the login, check permission, open the maildrop; answer ``opened`` or ``failed``."""
+    """Verify the login, check permission and open the maildrop.
+
+    The driver must answer with ``opened`` or ``failed``.
+    """
 
     shown: Shown
 
 
 class Retrieve(NamedTuple):
-    """Send messages, each behind its head; there is at least one.
+    """Send one or more messages, each after its first line.
 
-    Answer ``retrieved`` with the number of messages sent, or ``failed`` if the first cannot be
-    sent; the others are then requested again.  After its first octet a response cannot be taken
-    back: if a message cannot be sent to its end, the connection must be aborted without the
-    termination octet.
+    The driver must answer with ``retrieved`` and the number of messages sent, or with ``failed`` if
+    the first message cannot be sent.  The other messages are then requested again.  A response
+    cannot be withdrawn after its first octet, so if a message cannot be sent to its end, the
+    connection must be aborted without the termination octet.
     """
 
     numbers: Sequence[int]
@@ -41,44 +44,50 @@ class Retrieve(NamedTuple):
     heads: Sequence[bytes]
     """The first line of each response."""
     lines: int | None = None
-    """Number of body lines to send after the header (TOP); None: the whole message."""
+    """Number of body lines to send after the header (TOP); None for the whole message."""
 
     @property
     def commands(self) -> int:
         return len(self.entries)
 
     def after(self, count: int) -> Retrieve:
-        """Return what is left when ``count`` messages were sent."""
+        """Return the remaining action after ``count`` messages were sent."""
         return Retrieve(self.numbers[count:], self.entries[count:], self.heads[count:], self.lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Remove these durably, release the lock; answer ``updated`` or ``failed`` (RFC 1939 §6)."""
+    """Remove messages durably and release the lock (RFC 1939 §6).
+
+    The driver must answer with ``updated`` or ``failed``.
+    """
 
     entries: Sequence[Entry]
 
 
 @dataclass(frozen=True, slots=True)
 class StartTLS:
-    """Send ``response``, then read nothing but a TLS handshake; answer ``secured``."""
+    """Send ``response``, then do a TLS handshake.  The driver must answer with ``secured``."""
 
     response: Response
 
 
 @dataclass(frozen=True, slots=True)
 class Xclient:
-    """A trusted proxy has reported its client; answer ``client_changed`` or ``failed``."""
+    """A trusted proxy has reported its client.
+
+    The driver must answer with ``client_changed`` or ``failed``.
+    """
 
     address: str
-    """The client's IP address; empty: not reported."""
+    """The client's IP address; empty if not reported."""
     tls: str
-    """Whether client and proxy use TLS: ``yes``, ``no``, or empty: not reported."""
+    """Whether client and proxy use TLS: ``yes`` or ``no``; empty if not reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Send all pending responses and close.  Needs no answer."""
+    """Send all pending responses and close the connection.  The driver need not answer."""
 
     reason: str
 

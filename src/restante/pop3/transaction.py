@@ -13,8 +13,10 @@ from ..maildrop import Entry, Rendered
 
 
 class _Selection(Sequence[Entry]):
-    """Some messages of a listing.  Their entries are made when they are asked for: making 100,000
-    of them takes a tenth of a second, which the caller can spend in a thread."""
+    """Some messages of a listing, whose entries are created only when they are requested.
+
+    Creating 100,000 entries takes a tenth of a second, which the caller can spend in a thread.
+    """
 
     def __init__(self, listing: Sequence[Entry], numbers: Sequence[int]) -> None:
         self._listing = listing
@@ -42,11 +44,11 @@ class Transaction:
         self._listing = listing
         self._known = len(listing)
         self._is_read_only = is_read_only
-        self._marks: set[int] | None = None  # few sessions have any, and thousands may be open
+        self._marks: set[int] | None = None  # None saves memory, as few sessions have marks
         self.count = 0
         """Number of messages that are not marked as deleted."""
         self.octets = 0
-        """Their size in octets."""
+        """Size of these messages in octets."""
         self._count_all()
 
     def _count_all(self) -> None:
@@ -61,7 +63,7 @@ class Transaction:
         """Return the entry of a message-number.
 
         Raises:
-            NoSuchMessage: no such message-number, or marked as deleted.
+            NoSuchMessage: the message does not exist or is marked as deleted.
         """
         if self._marks and number in self._marks:
             raise NoSuchMessage("message is marked as deleted")
@@ -71,10 +73,10 @@ class Transaction:
             raise NoSuchMessage from None
 
     def entries(self, numbers: Sequence[int]) -> list[Entry]:
-        """Return the entries of these message-numbers, up to the first that ``entry`` refuses.
+        """Return the entries of these message-numbers, up to the first invalid number.
 
         Raises:
-            NoSuchMessage: it is the first of all.
+            NoSuchMessage: the first message does not exist or is marked as deleted.
         """
         entries: list[Entry] = []
         listing, marks, known = self._listing, self._marks or (), self._known
@@ -93,7 +95,7 @@ class Transaction:
 
     @property
     def rendered(self) -> Rendered | None:
-        """The listing, if its answers are rendered already and no message is marked."""
+        """The listing, if its responses are pre-rendered and no message is marked."""
         return self._listing if isinstance(self._listing, Rendered) and not self._marks else None
 
     def marked(self) -> Sequence[Entry]:
@@ -101,10 +103,10 @@ class Transaction:
         return _Selection(self._listing, sorted(self._marks or ()))
 
     def mark(self, numbers: Sequence[int]) -> int:
-        """Mark messages as deleted, up to the first that cannot be; returns how many.
+        """Mark messages as deleted, up to the first invalid number, and return how many.
 
         Raises:
-            NoSuchMessage: the first does not exist or is marked already.
+            NoSuchMessage: the first message does not exist or is already marked.
             ReadOnly: this login may not delete messages.
         """
         marked = 0
