@@ -79,7 +79,7 @@ def key(name: str) -> str:
 
 
 def addressed(recipient: str, domains: Collection[str]) -> list[str]:
-    """Return the names of users to whom an address may belong.
+    """Return the user names that an address may belong to.
 
     The first user who exists gets the mail.  The names are the whole address, the address without
     its +detail, and, if the domain is one of ``domains``, both without the domain.  ``domains``

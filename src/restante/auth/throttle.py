@@ -205,7 +205,7 @@ class Throttle:
         )
 
     def _is_sprayed(self, shown: Credentials) -> bool:
-        """Count a user for whom this password has failed.
+        """Count a user with whose name this password has failed.
 
         Returns whether the password is being sprayed.
         """
