@@ -382,7 +382,8 @@ def test_a_limit_withholds_deletions_until_an_operator_lets_them_go(
         server.deliver("bob", MESSAGE + b"%d\n" % number)
     done = restante("collect", "bob")
     withheld = (
-        "3 not deleted there yet because of deletion_limit (--no-deletion-limit deletes them now)"
+        "3 not deleted on the server yet because of deletion_limit "
+        "(--no-deletion-limit deletes them now)"
     )
     assert (done.code, done.out) == (0, f"bob: 3 messages stored, 78 bytes; {withheld}\n")
     done = restante("collect", "bob", "--no-deletion-limit")

@@ -45,8 +45,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "restante user hold ann keep",
         "restante user hold ann default",
     ),
-    "user disable": ("restante user disable ann",),
-    "user enable": ("restante user enable ann",),
+    "user disable": ("restante user disable ann", "restante user disable ann --json"),
+    "user enable": ("restante user enable ann", "restante user enable ann --json"),
     "user rm": ("restante user rm ann", "restante user rm ann --yes"),
     "user app-password": (
         "restante user app-password new ann phone",
@@ -56,7 +56,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "restante user app-password new ann phone",
         "restante user app-password new ann scanner --length 24",
     ),
-    "user app-password list": ("restante user app-password list ann",),
+    "user app-password list": (
+        "restante user app-password list ann",
+        "restante user app-password list ann --json",
+    ),
     "user app-password revoke": ("restante user app-password revoke ann phone",),
     "auth": (
         "restante auth why ann 192.0.2.7",
@@ -75,7 +78,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "maildrop list": ("restante maildrop list", "restante maildrop list --json"),
     "maildrop show": ("restante maildrop show ann", "restante maildrop show ann --json"),
     "maildrop log": ("restante maildrop log ann", "restante maildrop log ann --since 2d"),
-    "maildrop held": ("restante maildrop held ann",),
+    "maildrop held": ("restante maildrop held ann", "restante maildrop held ann --json"),
     "maildrop restore": (
         "restante maildrop restore ann --since 2h",
         "restante maildrop restore ann --all --same-uidl",
@@ -125,14 +128,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "restante account add ann@outlook.com --to maildrop:ann",
     ),
     "account list": ("restante account list", "restante account list --json"),
-    "account show": ("restante account show isp",),
+    "account show": ("restante account show isp", "restante account show isp --json"),
     "account auth": ("restante account auth isp", "restante account auth isp --device"),
     "account test": ("restante account test isp",),
     "account adopt": (
         "restante account adopt isp",
         "restante account adopt isp --like Mail",
     ),
-    "account log": ("restante account log isp",),
+    "account log": ("restante account log isp", "restante account log isp --json"),
     "account rename": ("restante account rename isp provider",),
     "account rm": ("restante account rm isp", "restante account rm isp --yes"),
     "collect": (

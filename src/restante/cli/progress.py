@@ -127,11 +127,11 @@ def _line(name: str, result: Outcome, *, dry_run: bool) -> str:
         words.append(f"{result.deleted} {would}deleted on the server")
     if result.withheld:
         words.append(
-            f"{result.withheld} not deleted there yet because of deletion_limit "
+            f"{result.withheld} not deleted on the server yet because of deletion_limit "
             "(--no-deletion-limit deletes them now)"
         )
     if result.later:
         words.append(f"{result.later} left for later by {result.later_for}")
     if result.unverified:
-        words.append(f"{result.unverified} kept there because the copy here differs")
+        words.append(f"{result.unverified} left on the server because the local copy differs")
     return f"{name}: " + ("; ".join(words) or "no new mail")

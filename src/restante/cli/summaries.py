@@ -1,7 +1,7 @@
-"""Sender, subject and date of a message, for people.
+"""Extract sender, subject and date of a message for display.
 
 Standards: RFC 5322 §2.2.3 (folding), RFC 2047 (encoded words), RFC 6532 (UTF-8 in headers).
-Security: the header comes from strangers.  No header can raise an error, take more than linear
+Security: the header is untrusted.  No header can raise an error, take more than linear
 time, or reach a terminal unescaped.
 """
 
