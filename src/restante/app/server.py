@@ -1,4 +1,4 @@
-"""Build the server from the configuration, run it, reload it, and drain it at its end."""
+"""Build the server from the configuration, run it, reload it, and drain it when it stops."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def reload(adopt: Callable[[], object]) -> bool:
     except RestanteError as error:
         _log.error("reload failed", extra={"fields": {"reason": str(error)}})
         return False
-    except Exception as error:  # no content of a file may end the server
+    except Exception as error:  # a file with any content must not end the server
         _log.exception("reload failed", extra={"fields": {"reason": repr(error)}})
         return False
     finally:
@@ -171,7 +171,7 @@ class Running:
     config: Configuration
     certificate: Path
     addresses: dict[str, str] = field(default_factory=dict)
-    """Addresses where it listens, by protocol: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` …"""
+    """Addresses that it listens on, by protocol: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` …"""
     users: dict[str, str] = field(default_factory=dict)
     """Users created at this start, with their passwords."""
     adopt: Callable[[Configuration], None] = lambda _: None
@@ -268,7 +268,7 @@ class _ServerParts:
         self._cache = Cache(self._passdb, has_all_generations=has_generations)
 
     def _start_service(self) -> None:
-        """Create what POP3 connections have in common."""
+        """Create the objects that POP3 connections share."""
         throttle, context = self._shared.throttle, self._shared.context
         service = Service(
             self._store, self._passdb, self._cache, throttle, tls=context, write_event=log.write
@@ -283,7 +283,7 @@ class _ServerParts:
         self._apply(self.running.config)
 
     def _start_intake(self) -> None:
-        """Create what LMTP and SMTP connections have in common."""
+        """Create the objects that LMTP and SMTP connections share."""
         config = self.running.config
         self._intake = Intake(
             self._store,

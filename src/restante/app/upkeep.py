@@ -1,9 +1,9 @@
 """Hourly upkeep: expire old mail, and destroy held mail whose hold time is over.
 
 A clock that jumps must not empty maildrops.  Messages that are due by the time known to have passed
-are removed at once.  If, by the clock, more than ``_TIMES`` as many messages are due, and more than
-``_MANY``, the others wait until the clock is trusted (see ``clock``), or until the operator runs
-`restante maildrop purge --yes`.  While the clock is behind, nothing is removed.
+are removed at once.  If the clock says that more than ``_TIMES`` as many messages are due, and more
+than ``_MANY``, the others are kept until the clock is trusted (see ``clock``), or until the
+operator runs `restante maildrop purge --yes`.  While the clock is behind, nothing is removed.
 """
 
 from __future__ import annotations
