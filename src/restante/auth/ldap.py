@@ -46,7 +46,7 @@ def _stays_here(url: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The directory, and how to find a user in it."""
+    """The directory, and the settings for user searches."""
 
     url: str
     """``ldaps:``, ``ldap:`` (which starts TLS, unless it is this machine) or ``ldapi:``."""
@@ -55,12 +55,12 @@ class Search:
     filter: str = "(uid=%u)"
     """``%u`` is replaced by the name that the client sent."""
     name: str = "uid"
-    """The attribute that holds the user's name."""
+    """The attribute that contains the user's name."""
     bind_dn: str = ""
     """The DN to bind as for the search; empty for an anonymous search."""
     bind_password: str = field(default="", repr=False)
     ca_file: str = ""
-    """Trusted instead of the system's certificate authorities; empty: the system's."""
+    """File of trusted certificate authorities; empty for the system's authorities."""
 
 
 class Ldap:

@@ -192,7 +192,7 @@ class PasswdFile:
     # The file.
 
     async def _content_now(self) -> _Content:
-        """As ``_read``, but a file that has changed is read in a thread."""
+        """Return the current content; a file that has changed is read in a thread."""
         known = self._current_or_none()  # one stat, which costs less than a thread
         return await self._lookups.run(self._read) if known is None else known
 
@@ -223,7 +223,7 @@ class PasswdFile:
         return known if is_current else None
 
     def _read_whole(self) -> tuple[bytes, _Stamp]:
-        """Read the file; if it changes meanwhile, again."""
+        """Read the file.  If it changes during the read, read it again."""
         for _ in range(_ATTEMPTS):
             with open_regular(self._path) as file:
                 stamp = _stamp(os.fstat(file.fileno()))

@@ -90,7 +90,7 @@ def make_hash(password: str) -> str:
 
 
 def is_current(phc: str) -> bool:
-    """Whether a hash has the parameters of new ones."""
+    """Return whether a hash has the parameters of new hashes."""
     return phc.startswith(f"$argon2id$v=19$m={_MEMORY},t={_ITERATIONS},p={_LANES}$")
 
 
@@ -173,7 +173,7 @@ class Hashers:
         self._later.submit(call)
 
     def close(self) -> None:
-        """Wait for the checks that have begun, and for what they run later."""
+        """Wait for the checks that have begun, and for the calls that they run later."""
         for threads in (self._threads, self._later):
             if threads is not None:
                 threads.shutdown()

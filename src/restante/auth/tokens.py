@@ -33,7 +33,7 @@ _MIN_RSA = 2048  # bits (RFC 7518 §3.3)
 # ID token, a logout token or a DPoP proof is not an access token.
 _ACCESS_TYPES = ("jwt", "at+jwt", "application/at+jwt")
 _LEEWAY = 30.0  # seconds that clocks may differ (RFC 7519 §4.1.4: a few minutes at most)
-_AT_ONCE = 16  # requests to the provider at once; an estimate
+_AT_ONCE = 16  # simultaneous requests to the provider; an estimate
 
 Claims = Mapping[str, Any]
 
@@ -56,11 +56,11 @@ class TokenRules:
 
     issuer: str
     audience: tuple[str, ...]
-    """The token must be for one of these; at least one."""
+    """One or more audiences; the token must be issued for one of them."""
     claim: str = "email"
     """The claim that names the user."""
     scope: str = ""
-    """A scope that the token must have; empty: any."""
+    """A scope that the token must have; empty if none is required."""
 
     def name(self, claims: Claims) -> str:
         """Return the name of the user.

@@ -56,7 +56,7 @@ _MAX_UNIQUE_ID = 1000  # octets; RFC 1939 §7 allows 70, our own limit tolerates
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The capabilities that a server announces (RFC 2449 §5); empty if it has no CAPA."""
+    """The capabilities that a server announces (RFC 2449 §5); empty without CAPA."""
 
     tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Arguments by tag, both in upper case."""
@@ -107,7 +107,7 @@ class Answer:
 
     message: Message
     command: bytes
-    """CRLF included."""
+    """The command, including CRLF."""
     error: CommandFailed | None = None
     """The error with which the server refused this command."""
     is_whole: bool = False
@@ -214,7 +214,7 @@ class Dialogue:
         is_end = self._is_leaving and type(error) is ConnectionLost
         return is_end and not self.deletions and self._refused is None
 
-    # The beginning.
+    # Greeting, capabilities and login
 
     def greeting(self) -> Procedure[None]:
         """Read the greeting; the server speaks first (RFC 1939 §4).
@@ -358,7 +358,7 @@ class Dialogue:
         if not answer.may_be_last:
             raise self.lost("the server did not prove that it knows the password", ProtocolBroken)
 
-    # The transaction.
+    # Commands of the TRANSACTION state
 
     def stat(self) -> Procedure[tuple[int, int]]:
         """Return the drop listing: number of messages and of octets (RFC 1939 §5).
@@ -590,7 +590,7 @@ class Dialogue:
         if self._refused is not None:
             raise self._refused
 
-    # Inside.
+    # Internal
 
     def _queued(self, message: Message, verb: str, rest: str = "") -> Answer:
         """

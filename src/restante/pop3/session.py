@@ -55,7 +55,7 @@ class Policy:
     """The settings of one server for all its sessions."""
 
     banner: str = "restante ready"
-    """Text of the greeting: no "<", which would announce APOP, no leading "[" (RFC 2449 §3)."""
+    """Text of the greeting, without "<" (announces APOP) or a leading "[" (RFC 2449 §3)."""
     language: str = "en"
     """Language of the texts until a client chooses another (RFC 6856 §3)."""
     makes_surrogates: bool = False
@@ -78,7 +78,7 @@ class Policy:
 
     @property
     def public_terms(self) -> Terms:
-        """What is announced before the login."""
+        """The terms that are announced before the login."""
         return self.announced or self.terms
 
     def terms_of(self, account: UserAccount) -> Terms:
@@ -94,14 +94,14 @@ class Verb(NamedTuple):
     """One row of the table of commands."""
 
     run: Callable[..., Event]
-    """Takes the session and the arguments; returns what to answer or what to do."""
+    """Takes the session and the arguments, and returns a response or an action."""
     states: tuple[State, ...]
     arity: range
-    """The numbers of arguments that are right."""
+    """The permitted numbers of arguments."""
     takes_rest: bool = False
-    """All that follows the keyword's space is one argument, spaces included."""
+    """Whether everything after the keyword's space is one argument, including spaces."""
     may: Callable[[Session], object] | None = None
-    """Where this returns false, the command is unknown."""
+    """Returns whether the session supports the command; otherwise it is unknown."""
     run_all: Callable[..., Repeated | Retrieve] | None = None
     """Runs the first of several equal commands; takes the session, the message-numbers, and what
     else is equal.  Raises only if not even the first can be run."""
@@ -165,7 +165,7 @@ class Session:
         self.state = State.AUTHORIZATION
         self.is_secure = is_secure
         self.user: str | None = None
-        """The name sent by USER, if PASS may follow now."""
+        """The name sent by USER; None if PASS is not allowed."""
         self.language = policy.language
         """Language of the texts; a tag of ``texts.LANGUAGES``."""
         self.mechanism = ""
@@ -173,14 +173,14 @@ class Session:
         self.cancelled = ""
         """The mechanism of the last exchange that the client cancelled."""
         self.is_utf8 = False
-        """The client sent UTF8 and accepts UTF-8 in headers (RFC 6856 §2)."""
+        """Whether the client sent UTF8 and accepts UTF-8 in headers (RFC 6856 §2)."""
         self._verbs = verbs
         self._policy = policy
         self._may_start_tls = may_start_tls
         self._allow_plaintext = allow_plaintext
         self.accepts_xclient: bool = accepts_xclient
         self.time_stamp: str = time_stamp if self.may_authenticate else ""
-        """The time stamp of the greeting, which APOP digests (RFC 1939 §7); empty: no APOP."""
+        """The time stamp of the greeting for APOP (RFC 1939 §7); empty if APOP is disabled."""
         self._lines = LineBuffer(self._limit)
         self._channel = channel or _CLEAR
         self._exchange: Exchange | None = None
@@ -189,11 +189,11 @@ class Session:
         self._refusal = b""  # the challenge that reports a failure of this exchange
         self._failure: AuthenticationFailed | None = None  # the failure that it reported
         self._awaiting = False
-        self._retrieving: Retrieve | None = None  # requested, and not answered yet
+        self._retrieving: Retrieve | None = None  # requested but not answered yet
         self._closing = ""
         self._bad_commands = self._refused_exchanges = self._commands = 0
         self.transaction: Transaction
-        """Messages and marks; from the login on."""
+        """Messages and deletion marks; exists only after the login."""
         self._terms = policy.public_terms
         self._failed_logins = 0
 
@@ -250,7 +250,7 @@ class Session:
         )
 
     def retrieved(self, count: int = 1) -> None:
-        """Answers Retrieve: that many messages were sent to their end."""
+        """Answers Retrieve: this number of messages was sent completely."""
         self._awaiting = False
         self._drop_retrieved(count)
 
@@ -406,7 +406,7 @@ class Session:
             if self._commands > self._policy.commands_before_login:
                 return self._last("too many commands before login, closing the connection")
         if self._failure is not None:
-            raise self._failure  # whatever the client answers to the challenge that reported it
+            raise self._failure  # the response to the challenge is ignored
         if self._exchange is not None:
             return self._continue(self._exchange, line)
         return self._run(Command.parse(line))
@@ -431,7 +431,7 @@ class Session:
         return event
 
     def _run_all(self, commands: re.Match[bytes]) -> Event:
-        """Run the first of equal commands, as many as can be answered alike."""
+        """Run the first commands of a run of equal commands if they have the same response."""
         keyword, lines = commands[1] or commands[2], commands[3]
         run = self._verbs[keyword.decode()].run_all
         assert run is not None
