@@ -391,7 +391,7 @@ class Forecast:
 
 
 class Expiring(Protocol):
-    """Add-on of a store that expires mail without being asked by a client.
+    """Add-on of a store that expires mail without a request from a client.
 
     A shortened rule applies to older mail only a day after it was noted, which leaves time to
     correct a mistake.  So ``note_rules`` must be called after a rule was changed.  All times are

@@ -370,7 +370,7 @@ class PromptGenerations(Protocol):
 
 @runtime_checkable
 class PromptAnswers(Protocol):
-    """Add-on of a cache: returns the cached account for a password that is still valid."""
+    """Add-on of a cache that returns the cached account for a password that is still valid."""
 
     def remembered(self, credentials: Credentials) -> UserAccount | None:
         """Return the result of ``verify``, or None if it must be called.  Must not block."""

@@ -104,7 +104,7 @@ def table(module: object, room: str) -> str:
     rows = []
     for name, kind in sorted(add_ons(module).items()):
         first = (kind.__doc__ or "").split("\n\n")[0].rstrip(".").split()
-        text = " ".join(first).removeprefix("Add-on ").replace("``", "`")
+        text = " ".join(first).removeprefix("Add-on ").removeprefix("of ").replace("``", "`")
         offered = " ".join(f"`{each}`" for each in offering(kind, room))
         asked = " ".join(f"`{each}`" for each in asking().get(name, users_of(name)))
         rows.append(f"| `{name}` | {text} | {offered} | {asked} |\n")

@@ -1,8 +1,9 @@
 """Destinations of collected mail: a directory, Maildir or mbox, a server, or a program.
 
-A destination takes one message at a time: ``begin`` says whether it is new, ``write`` adds
-octets, ``commit`` makes it durable, ``abort`` leaves no trace.  After ``commit`` a crash cannot
-lose the message, so only then may it be deleted on its server.  ``opening`` has the table of kinds.
+A destination stores one message at a time: ``begin`` returns whether the message is new, ``write``
+adds octets, ``commit`` makes the message durable, and ``abort`` discards it.  After ``commit``, a
+crash cannot lose the message, so it may be deleted on its server only after that.  ``opening``
+lists the kinds of destinations.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ class Destination(Protocol):
         """Whether ``has`` is reliable after a crash, so that no message is stored twice."""
 
     def has(self, identity: str) -> bool:
-        """Return whether the destination has this message durably."""
+        """Return whether this message is durable at the destination."""
 
     def begin(self, identity: str) -> bool:
-        """Begin a message; return False if the destination has it already.
+        """Begin a message; return False if the destination already has it.
 
-        ``identity`` names the message by account and unique-id; it is always the same for a
-        message.
+        ``identity`` identifies the message by its account and unique-id, and never changes.
         """
 
     def write(self, octets: bytes) -> None:
@@ -54,15 +54,15 @@ class Verifying(Protocol):
     """Add-on of a destination that can verify stored messages."""
 
     def holds(self, identity: str, digest: bytes) -> bool:
-        """Return whether the message is there and its octets have this SHA-256."""
+        """Return whether the message is present and its octets have this SHA-256 digest."""
 
 
 @runtime_checkable
 class Tracing(Protocol):
-    """Add-on of a destination that knows what became of a message."""
+    """Add-on of a destination that reports whether a message is present, held or purged."""
 
     def presence(self, identity: str) -> Presence:
-        """Return where the message is.  Only GONE proves that it was removed here."""
+        """Return the state of the message.  Only GONE proves that it was removed here."""
 
 
 @runtime_checkable
@@ -70,18 +70,18 @@ class Grouping(Protocol):
     """Add-on of a destination that makes many messages durable at once, which is faster."""
 
     def end(self) -> None:
-        """End the current message; like ``commit``, but it is not durable yet."""
+        """End the current message like ``commit``, but without making it durable."""
 
     def group(self) -> Callable[[], None]:
         """Close the group of ended messages, and return a function that makes them durable.
 
-        The function may run in any thread while the next group is begun.  After an error no part of
-        any of these messages is left.
+        The function may run in any thread while the next group is begun.  If it raises an error, no
+        part of these messages is left.
         """
 
 
 def name_of(identity: str) -> str:
-    """Return a file name for an identity; no text of a server becomes part of a path."""
+    """Return a file name for an identity; it contains no text from a server."""
     return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
