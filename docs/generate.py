@@ -182,10 +182,10 @@ def command_line() -> Iterator[str]:
     """Every verb with its options, then the exit codes and the environment."""
     parser = make_parser(is_complete=True)
     summary, _, verbs = (parser.description or "").partition("\n\n")
-    yield f"# Command line\n\n{summary}\n\n`restante [OPTIONS] VERB …`\n"
+    yield f"# Command line\n\n{summary}\n\n`restante [OPTIONS] COMMAND …`\n"
     yield f"```text\n{verbs.strip()}\n```\n"
     yield from _arguments(parser)
-    yield "These options may come before or after the verb.\n"
+    yield "These options may come before or after the command.\n"
     yield from _verbs(
         parser, {name for action in parser._actions for name in action.option_strings}
     )
@@ -261,7 +261,7 @@ def _argument_text(shown: str, command: str) -> str:
     owner = "account" if " account " in command else "user"
     return {
         "NAME": f"the {owner}'s name",
-        "USER": "the user whose maildrop it is" if " maildrop " in command else "the user's name",
+        "USER": "the user who owns the maildrop" if " maildrop " in command else "the user's name",
         "OLD": f"the {owner}'s current name",
         "NEW": f"the {owner}'s new name",
     }[shown]
@@ -673,14 +673,14 @@ def _actions(parser: argparse.ArgumentParser) -> dict[str, tuple[str, argparse.A
 def _manual(
     parser: argparse.ArgumentParser, verbs: dict[str, tuple[str, argparse.ArgumentParser]]
 ) -> Iterator[str]:
-    yield "# restante\n\n## Synopsis\n\n`restante [OPTIONS] VERB …`\n\n## Description\n"
+    yield "# restante\n\n## Synopsis\n\n`restante [OPTIONS] COMMAND …`\n\n## Description\n"
     yield "A POP3 mail system that serves mail and collects mail from other servers.\n"
     for verb, (summary, _) in verbs.items():
         yield f"restante-{verb}(1)\n: {_sentence(summary)}\n"
-    yield "## Options\n\nThese options may come before or after the verb.\n"
+    yield "## Options\n\nThese options may come before or after the command.\n"
     yield from _arguments(parser)
     yield from _examples(EXAMPLES[verb][0] for verb in verbs)
-    yield "## Files\n\nThe manual page of each verb lists its files.\n"
+    yield "## Files\n\nThe manual page of each command lists its files.\n"
     yield from _files()
     yield from _exit_code_section()
     yield ENVIRONMENT

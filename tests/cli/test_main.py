@@ -121,12 +121,12 @@ def test_help_verb_is_the_help_option(words: tuple[str, ...], restante: Restante
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serv"], "restante: unknown verb: 'serv'; did you mean serve?"),
+        (["serv"], "restante: unknown command: 'serv'; did you mean serve?"),
         (["user", "ad", "x"], "restante user: unknown action: 'ad'; did you mean add?"),
         (["user", "list", "--jsn"], "unknown argument: --jsn; did you mean --json?"),
         (["--vrsion"], "restante: unknown argument: --vrsion; did you mean --version?"),
-        (["help", "mildrop"], "restante: unknown verb: 'mildrop'; did you mean maildrop?"),
-        (["xyz"], "restante: unknown verb: 'xyz'; choose from demo, serve, user"),
+        (["help", "mildrop"], "restante: unknown command: 'mildrop'; did you mean maildrop?"),
+        (["xyz"], "restante: unknown command: 'xyz'; choose from demo, serve, user"),
         (["maildrop", "undelet", "ann"], "unknown action: 'undelet'; choose from list, show"),
         (["user", "list", "surplus"], "restante user list: unknown argument: surplus"),
     ],

@@ -38,7 +38,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "command after a crash. If the account is defined in a file that `restante account add` "
         "did not write, rename it in that file by hand first; this command then renames the rest.",
     )
-    action.add_argument("old", metavar="OLD", help="the present name of the account")
+    action.add_argument("old", metavar="OLD", help="the current name of the account")
     action.add_argument("new", metavar="NEW", help="the new name of the account")
     action.set_defaults(run=rename)
 

@@ -206,15 +206,19 @@ def make_parser(*, is_complete: bool = False) -> argparse.ArgumentParser:
     """
     parser = _Parser(
         prog="restante",
-        usage="restante [OPTIONS] VERB …",
+        usage="restante [OPTIONS] COMMAND …",
         description="\n".join(_listing()),
-        epilog="`restante help VERB` shows options and examples. Exit codes are those of "
+        epilog="`restante help COMMAND` shows options and examples. Exit codes are those of "
         "sysexits.h; 75 means: try again, nothing is lost.",
     )
     parser.add_argument("--version", action="version", version=f"restante {__version__}")
     parser.set_defaults(config=None, json=False, verbose=False)
     verbs = parser.add_subparsers(
-        dest="verb", metavar="VERB", parser_class=_Parser, help=argparse.SUPPRESS, prog="restante"
+        dest="verb",
+        metavar="COMMAND",
+        parser_class=_Parser,
+        help=argparse.SUPPRESS,
+        prog="restante",
     )
     for summaries in _GROUPS.values():
         for name, summary in summaries.items():
@@ -233,7 +237,7 @@ def _listing() -> Iterator[str]:
         for name, summary in summaries.items():
             yield f"  {name:<9} {summary}"
     yield "\nHelp:"
-    yield "  help      show the help of a verb, such as: restante help user add"
+    yield "  help      show the help for a command, such as: restante help user add"
 
 
 def _add_examples(parser: argparse.ArgumentParser) -> None:

@@ -47,7 +47,7 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
             "--to", metavar="PLACE", help="deliver to PLACE instead of the current destination"
         )
         parser.add_argument(
-            "--seen", metavar="FILE", type=Path, help=f"the list of seen messages of {kind}"
+            "--seen", metavar="FILE", type=Path, help=f"{kind}'s list of seen messages"
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="change nothing, only print what would be done"

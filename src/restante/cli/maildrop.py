@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "user",
                 metavar="USER",
                 nargs="?" if user == "?" else None,
-                help="the user whose maildrop it is",
+                help="the user who owns the maildrop",
             )
         parser.set_defaults(run=lambda options: _run(options, run))
         return parser

@@ -47,13 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--listen",
         action="append",
         metavar="ADDRESS",
-        help="serve POP3 at this address, such as pop3s://127.0.0.1:1995, and not at those of "
-        "server.listen; may be repeated",
+        help="serve POP3 on this address, such as pop3s://127.0.0.1:1995, instead of the addresses "
+        "in server.listen; may be repeated",
     )
     parser.add_argument(
         "--ephemeral",
         action="store_true",
-        help="for tests: serve temporary mail of one user at free ports, print the ports and the "
+        help="for tests: serve one user's temporary mail on free ports, print the ports and the "
         "password as a line of JSON, and stop at the end of standard input",
     )
     parser.add_argument(

@@ -113,7 +113,7 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
     action = actions.add_parser(
         "quota",
         help="limit the size of a user's mail",
-        description="Set the maximum size of a user's mail. It applies from the next delivery on.",
+        description="Set the maximum size of a user's mail. It takes effect at the next delivery.",
     )
     action.add_argument("name", metavar="NAME", help="the user's name")
     action.add_argument(
@@ -125,7 +125,7 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
     action = actions.add_parser(
         "hold",
         help="set how long a user's deleted mail is held",
-        description="Set how long a user's deleted mail is held. It applies from the next QUIT on.",
+        description="Set how long a user's deleted mail is held. It takes effect at the next QUIT.",
     )
     action.add_argument("name", metavar="NAME", help="the user's name")
     action.add_argument(
@@ -138,8 +138,10 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_app_passwords(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    noun = actions.add_parser("app-password", help="manage a password for each device or program")
-    verbs = noun.add_subparsers(dest="verb_of_app_password", metavar="VERB", required=True)
+    noun = actions.add_parser(
+        "app-password", help="manage app passwords, one for each device or program"
+    )
+    verbs = noun.add_subparsers(dest="verb_of_app_password", metavar="COMMAND", required=True)
     for name, run, text in (
         ("new", new_app_password, "create an app password; it is shown only once"),
         ("list", list_app_passwords, "list app passwords with their last use"),
