@@ -341,7 +341,7 @@ def test_exit_code_of_each_situation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(database, "_PATIENCE", 0.05)
-    monkeypatch.setattr(imap, "_PATIENCE", 0.1)
+    monkeypatch.setattr(imap, "_TIMEOUT", 0.1)
     assert situation(scene) == code
 
 

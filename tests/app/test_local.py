@@ -152,7 +152,7 @@ def test_a_directory_above_a_destination_is_never_made(
         ("lmtp:nowhere", "host:port"),
         ("imaps://ann@mail.example.org/", "to_password"),
         ("gmail:Old", "to_oauth"),
-        ("command:/nowhere/at/all", "no program"),
+        ("command:/nowhere/at/all", "program not found"),
     ],
 )
 def test_check_names_a_destination_that_cannot_work(

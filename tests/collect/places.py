@@ -94,7 +94,7 @@ class Files(Place):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", synced)
             patch.setattr(syncing, "_syncfs", lambda: None)
-            patch.setattr(mbox, "_PATIENCE", 0.1)
+            patch.setattr(mbox, "_LOCK_TIMEOUT", 0.1)
             yield
         assert not unmounted.exists()
 

@@ -339,7 +339,8 @@ def test_the_whole_message_comes_once_after_its_stub(
     assert text("three") in stored(mail)
     again = home.collect(wanted)
     assert again.stored == 0
-    assert again.refused == ([f"{name}: not there, or here already"] if is_asked_for else [])
+    refused = [f"{name}: not on the server, or already collected"]
+    assert again.refused == (refused if is_asked_for else [])
     assert home.collect(Policy(keep=0.0, largest=largest, stubs=True)).deleted == 1
     assert (home.shelf.rows, len(stored(mail))) == ([], 4)
 

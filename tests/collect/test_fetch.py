@@ -230,7 +230,7 @@ def test_message_far_beyond_its_size_is_given_up(
     largest: int | None, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message without end would fill the disk; if it does end, the next ones are fetched."""
-    monkeypatch.setattr(fetching, "_ROOM", room)
+    monkeypatch.setattr(fetching, "_SIZE_TOLERANCE", room)
     answers = {
         b"LIST": b"+OK\r\n1 10\r\n2 10\r\n.\r\n",
         b"RETR 1": b"+OK\r\n" + b"x" * 31 + b"\r\n.\r\n",
@@ -240,7 +240,7 @@ def test_message_far_beyond_its_size_is_given_up(
     async def main() -> None:
         async with scripted(answering(answers)) as (port, peers):
             outcome = await run_fetch(port, str(tmp_path), largest=largest)
-        assert outcome.refused == ["message 1: announced as 10 octets, longer than 30"]
+        assert outcome.refused == ["message 1: announced as 10 octets, but longer than 30"]
         assert (outcome.stored, outcome.deleted) == (1, 1)
         assert b"DELE 1" not in peers[0].heard
 

@@ -186,9 +186,9 @@ def test_a_server_that_stores_nothing_is_not_believed(
     server.has_uidplus, server.forgets = has_uidplus, True
     with closing(opened(server, certificate[0])) as destination:
         for at in range(9):
-            with pytest.raises(MessageRefused, match="does not show it"):
+            with pytest.raises(MessageRefused, match="does not list it"):
                 give(destination, LETTER, str(at))
-        with pytest.raises(TemporaryFailure, match="does not show it"):
+        with pytest.raises(TemporaryFailure, match="does not list it"):
             give(destination, LETTER, "last")
 
 

@@ -30,7 +30,7 @@ MAKER = f"restante on {socket.gethostname()}"
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(mbox, "_PATIENCE", 0.2)
+    monkeypatch.setattr(mbox, "_LOCK_TIMEOUT", 0.2)
     return tmp_path / "mail"
 
 
@@ -287,7 +287,7 @@ def many(path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_processes_share_an_mbox(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mbox, "_PATIENCE", 60.0)
+    monkeypatch.setattr(mbox, "_LOCK_TIMEOUT", 60.0)
     context = get_context("fork")
     processes = [context.Process(target=many, args=(path,)) for _ in range(4)]
     for each in processes:
@@ -371,7 +371,7 @@ def test_a_file_system_without_links(
     monkeypatch.setattr(os, "link", refused)
     first, second = Dotlock(path), Dotlock(path.with_name("mail"))
     assert first.take()
-    monkeypatch.setattr(second, "_is_of_the_dead", lambda: False)
+    monkeypatch.setattr(second, "_owner_has_ended", lambda: False)
     assert not second.take()
     first.release()
     assert second.take()

@@ -149,7 +149,7 @@ def test_unconfirmed_device_needs_consent(error: str, server: StandIn) -> None:
 
 
 def test_google_gives_no_mail_to_devices() -> None:
-    with pytest.raises(UnsafeArgument, match="does not support sign-in by device"):
+    with pytest.raises(UnsafeArgument, match="does not support sign-in with a device code"):
         web.by_device(flow.Application(flow.GOOGLE, "app"), lambda *_: None)
 
 
@@ -319,7 +319,11 @@ def test_secrets_go_by_https_and_nowhere_else(server: StandIn) -> None:
     ("error", "description", "meaning"),
     [
         ("invalid_grant", "AADSTS50173: The provided grant has expired", "new password"),
-        ("invalid_grant", "AADSTS700082: The refresh token has expired", "not used for long"),
+        (
+            "invalid_grant",
+            "AADSTS700082: The refresh token has expired",
+            "not used for a long time",
+        ),
         ("unauthorized_client", "AADSTS700016: Application not found", "client_id"),
         ("invalid_client", "AADSTS7000218: The request body must contain", "public client flows"),
         ("invalid_grant", "AADSTS1234567: whatever", "AADSTS1234567: the sign-in"),

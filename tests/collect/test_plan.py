@@ -65,10 +65,10 @@ def kinds(found: list[Step]) -> list[str]:
         (None, 0.0, [Fetch(ONE, "u")]),  # never stored: fetched, not deleted
         (6 * DAY, WEEK, []),
         (WEEK, WEEK, [Due(ONE, "u", "taken 7.0 days ago")]),
-        (0.0, 0.0, [Due(ONE, "u", "nothing is kept there")]),
+        (0.0, 0.0, [Due(ONE, "u", "the account keeps no mail on the server")]),
         (9999 * DAY, None, []),  # keep for ever
         (-DAY, WEEK, []),  # a time stamp from the future is ignored
-        (-9999 * DAY, 0.0, [Due(ONE, "u", "nothing is kept there")]),
+        (-9999 * DAY, 0.0, [Due(ONE, "u", "the account keeps no mail on the server")]),
     ],
 )
 def test_age_decides(age: float | None, keep: float | None, step: list[Step]) -> None:
@@ -108,7 +108,7 @@ def test_adopted_mail_is_neither_fetched_nor_deleted() -> None:
 def test_a_known_unique_id_with_another_size_is_compared() -> None:
     for keep in (None, 0.0):
         found = steps([ONE], {"u": Taken(99, NOW - DAY)}, Policy(keep=keep))
-        assert found == [Compare(ONE, "u", "it had 99 octets before")]
+        assert found == [Compare(ONE, "u", "its size was 99 octets before")]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ LARGE = Policy(keep=0.0, largest=99, stubs=True)
         (
             {STUB: Taken(100, NOW), "u": Taken(100, NOW)},
             LARGE,
-            [Due(ONE, "u", "nothing is kept there")],
+            [Due(ONE, "u", "the account keeps no mail on the server")],
         ),
         ({"u": Taken(100, None)}, LARGE, [Stub(ONE, STUB)]),  # the limit was lowered
     ],
@@ -260,7 +260,7 @@ def test_limit_counts_fetched_messages() -> None:
     listing = [Message(at, f"u{at}", 1) for at in range(1, 6)]
     taken = {"u1": Taken(1, NOW - WEEK)}
     assert steps(listing, taken, Policy(keep=0.0, limit=2)) == [
-        Due(listing[0], "u1", "nothing is kept there"),
+        Due(listing[0], "u1", "the account keeps no mail on the server"),
         Fetch(listing[1], "u2"),
         Fetch(listing[2], "u3"),
         Later(listing[3], "the limit"),
@@ -299,7 +299,7 @@ def test_a_budget_is_for_all_sessions_of_a_day(
 def test_message_beyond_the_daily_budget_is_reported_and_blocks_no_other() -> None:
     listing = [Message(1, "u1", 100), Message(2, "u2", 10)]
     found = steps(listing, {}, Policy(budget=Budget(octets=99)))
-    reason = "100 octets, more than the 99 of a day"
+    reason = "100 octets, more than the 99 allowed per day"
     assert found == [Skip(listing[0], reason), Fetch(listing[1], "u2")]
 
 
@@ -307,7 +307,7 @@ def test_newest_are_those_taken_last_wherever_they_stand() -> None:
     listing = [Message(at, f"u{at}", 1) for at in range(1, 4)]
     taken = {"u1": Taken(1, NOW - 1), "u2": Taken(1, NOW - 3), "u3": Taken(1, NOW - 2)}
     assert steps(listing, taken, Policy(keep=0.0, newest=2)) == [
-        Due(listing[1], "u2", "nothing is kept there")
+        Due(listing[1], "u2", "the account keeps no mail on the server")
     ]
     assert steps(listing, taken, Policy(keep=0.0, newest=3)) == []
 
@@ -316,7 +316,7 @@ def test_new_mail_counts_among_the_newest() -> None:
     listing = [Message(1, "old", 1), Message(2, "new", 1)]
     taken = {"old": Taken(1, NOW - WEEK)}
     assert steps(listing, taken, Policy(keep=0.0, newest=1)) == [
-        Due(listing[0], "old", "nothing is kept there"),
+        Due(listing[0], "old", "the account keeps no mail on the server"),
         Fetch(listing[1], "new"),
     ]
 

@@ -149,7 +149,7 @@ def test_another_message_under_a_known_unique_id_is_stored_before_it_is_deleted(
     assert world.mail == sorted([letter("old", "1"), letter("new", "2" * (1 + size))])
     assert world.asked("RETR") == ["a"]
     assert world.server.removed == {"a": letter("new", "2" * (1 + size))}
-    assert "other mail under a unique-id that was used before" in world.outcome.notes[-1]
+    assert "a different message under a unique-id that was used before" in world.outcome.notes[-1]
 
 
 def test_new_mail_under_a_known_unique_id_stays_as_long_as_all_new_mail(world: World) -> None:
@@ -353,7 +353,8 @@ def test_a_part_is_stored_and_stays_until_a_later_session_has_compared_it(world:
     world.server.sizes = {"a": 100_000}
     first = world.collect(KEEP_NONE)
     assert (first.stored, first.deleted) == (2, 1)
-    assert first.short == ["message 1: 108 octets came of 100000; compared in the next session"]
+    text = "received 108 of 100000 octets; the message will be compared in the next session"
+    assert first.short == [f"message 1: {text}"]
     assert list(world.server.mail) == ["a"]
     second = world.collect(KEEP_NONE)  # so the server counts differently
     assert (second.stored, second.known, second.deleted) == (0, 1, 1)
@@ -393,7 +394,7 @@ def test_a_whole_message_that_comes_in_part_later_is_still_known(world: World) -
     world.collect(KEEP_ALL)
     world.server.mail, world.server.sizes = {"a": letter("a")}, {"a": len(whole)}
     outcome = world.collect(KEEP_NONE)
-    assert outcome.refused == ["message 1: only a part of it came"]
+    assert outcome.refused == ["message 1: only part of the message was received"]
     assert (outcome.stored, outcome.deleted) == (0, 0)
     assert world.mail == sorted([whole, letter("b")])
 
@@ -538,7 +539,8 @@ def test_each_deletion_is_recorded_before_it_is_asked_for(
     with closing(world.ledger()) as ledger:
         found = [(each.key, each.answer) for each in ledger.of("isp").removals()]
         assert found == [("a", "removed"), ("b", "refused"), ("c", "removed")]
-        assert {each.why for each in ledger.of("isp").removals()} == {"nothing is kept there"}
+        reasons = {each.why for each in ledger.of("isp").removals()}
+        assert reasons == {"the account keeps no mail on the server"}
         assert {each.evidence for each in ledger.of("isp").removals()} == {
             "fetched and stored in this session"
         }
@@ -866,7 +868,9 @@ def test_an_account_that_is_renamed_by_hand_is_recognised(world: World) -> None:
     world.server.mail["c"] = letter("c")
     outcome = world.collect(KEEP_ALL)
     assert (outcome.stored, world.asked("RETR")) == (1, ["c"])
-    assert outcome.notes == ["was called isp before; what it took is known"]
+    assert outcome.notes == [
+        "the account was renamed from isp; its record of collected messages was kept"
+    ]
     assert world.collect(Policy(keep=0.0, verified=True)).deleted == 3
     assert len(world.mail) == 3
 
@@ -985,7 +989,7 @@ def test_two_losses_at_a_message_set_it_aside_for_the_rest_of_the_run(world: Wor
     assert sessions(world) == ["lost", "lost", "ended well"]
     assert list(world.server.mail) == ["2"]
     name = short_name(Message(2, "2", len(letter("2"))))
-    reason = "the connection ended at it); tried again in the next run"
+    reason = "the connection was lost during its download); tried again in the next run"
     assert world.outcome.skipped == [f"message 2: set aside ({reason}, or now: --whole {name}"]
 
 
@@ -1080,7 +1084,8 @@ def test_messages_set_aside_by_an_earlier_version_keep_waiting(world: World) -> 
     world.server.mail = {each: letter(each) for each in "12"}
     world.collect(replace(KEEP_ALL, limit=0))
     with closing(world.ledger()) as ledger, ledger.transaction() as database:
-        row = ("isp", b"1", 2, "the connection ended at it", world.now + DAY)
+        reason = "the connection was lost during its download"
+        row = ("isp", b"1", 2, reason, world.now + DAY)
         database.execute("INSERT INTO aside VALUES (?, ?, ?, ?, ?)", row)
     sessions(world)
     assert list(world.server.mail) == ["1"]
@@ -1141,7 +1146,7 @@ def test_a_message_without_end_does_not_stop_the_rest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After twice its size it is abandoned, and the rest is discarded until the deadline."""
-    monkeypatch.setattr("restante.collect.fetching._ROOM", 1000)
+    monkeypatch.setattr("restante.collect.fetching._SIZE_TOLERANCE", 1000)
     world.server.mail = {each: letter(each) for each in "123"}
     world.timeout = 0.5
     world.server.answer = lambda said, usual: (

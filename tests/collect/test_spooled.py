@@ -112,7 +112,7 @@ def test_doubts_in_a_row_stop_all_and_refusals_do_not(codes: str, expected: list
 
 
 def test_a_program_that_is_missing_is_refused_before_any_mail() -> None:
-    with pytest.raises(ConfigurationError, match="no program"):
+    with pytest.raises(ConfigurationError, match="program not found"):
         open_destination("command:/nowhere/at/all --option")
 
 

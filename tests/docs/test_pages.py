@@ -114,7 +114,6 @@ ELSEWHERE = {
     "install": "changes this machine",
     "restante account add ann@contoso.example": "asks Microsoft",
     "restante account add contoso": "asks Microsoft",
-    "restante account add till": "asks Microsoft",
     "restante account add old pop3s://ann@pop.example.net --to '": "asks Google, or for a password",
     "certbot": "asks Let's Encrypt",
     "systemctl": "requires systemd",

@@ -71,7 +71,9 @@ class Soak:
         except poplib.error_proto as error:
             # The first login needs a moment without changes, because it has no index to fill the
             # holes of a scan; see scanning.py.
-            if not any(reason in str(error) for reason in ("[IN-USE]", "changed by another program")):
+            if not any(
+                reason in str(error) for reason in ("[IN-USE]", "changed by another program")
+            ):
                 raise
 
     def session(self, pop3: poplib.POP3, choose: random.Random) -> None:

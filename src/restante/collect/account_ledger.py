@@ -1,4 +1,4 @@
-"""The ledger of one account: what was taken, deleted and set aside, and when sessions began.
+"""The ledger of one account: its collected, deleted and postponed messages, and its sessions.
 
 Durability: every call is one transaction that is on disk when the call returns.
 """
@@ -24,9 +24,9 @@ _UNLISTED = (
     " AND (NOT expected OR substr(key, 1, 1) = x'20')"  # unique-ids have no space (RFC 1939 §7)
 )
 _HOUR, _DAY, _WEEK = 3600.0, 86_400.0, 604_800.0  # seconds
-# Seconds without a login after the server refused one, doubled after each further refusal up to a
-# day: a wrong password that is repeated often makes providers lock the account.
-_PENANCE = 600.0
+# Seconds to wait after the server has refused a login.  The time is doubled after each further
+# refusal, up to a day, because providers lock accounts after many wrong passwords.
+_REFUSAL_DELAY = 600.0
 
 
 class Stored(NamedTuple):
@@ -36,8 +36,8 @@ class Stored(NamedTuple):
     size: int
     """Size in octets as announced by the server."""
     content: Content | None
-    """Fingerprints of the octets.  None: the destination had the message already, and it was not
-    compared."""
+    """Fingerprints of the octets.  None: the destination already had the message, so it was neither
+    downloaded nor compared."""
     identity: str = ""
     """The message's name at the destination; empty for the usual name."""
     is_short: bool = False
@@ -45,7 +45,7 @@ class Stored(NamedTuple):
     is_gone: bool = False
     """No server has this message; true of stubs."""
     replaces: str = ""
-    """Identity of the different message that had this key before; empty if there was no other."""
+    """Identity of the different message that had this key before; empty if there was none."""
     moved_from: str = ""
     """The key that the message had before; empty if it is unchanged."""
 
@@ -61,13 +61,13 @@ class Removal(NamedTuple):
     evidence: str
     """The value of a ``plan.Evidence``."""
     answer: str
-    """``removed``, ``not known`` or the server's error; empty before the answer."""
+    """``removed``, ``not known`` or the server's error; empty before the server's response."""
 
 
 def earlier_key(key: str, digest: bytes) -> str:
-    """Return the key of a message whose unique-id names a different message now.
+    """Return the key of a message whose unique-id now belongs to a different message.
 
-    It begins with a space, which no unique-id contains, so it is never listed.
+    The key begins with a space, which no unique-id contains, so it is never listed.
     """
     return f" was {digest.hex()} {key}"
 
@@ -92,7 +92,7 @@ class AccountLedger:
         return self._file.lock(self.name)
 
     def reading(self) -> AbstractContextManager[sqlite3.Connection]:
-        """Give the database for queries about this account; the block must not write."""
+        """Yield the database for queries about this account; the block must not write."""
         return self._file.reading()
 
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
@@ -100,7 +100,7 @@ class AccountLedger:
         return self._file.transaction()
 
     def known(self, keys: Iterable[str]) -> dict[str, Taken]:
-        """Return what is known of these messages, by key; unknown keys are left out."""
+        """Return the facts about these messages, by key, without unknown keys."""
         columns = (
             "key, size, taken_at, doubt, seen_again,"
             " taken_at NOTNULL AND digest IS NULL, was_held, is_gone, expected"
@@ -121,7 +121,7 @@ class AccountLedger:
         return taken
 
     def records(self, keys: Iterable[str]) -> dict[str, Record]:
-        """Return what was stored under these keys; adopted messages are left out."""
+        """Return the stored messages with these keys, without adopted messages."""
         columns = "key, size, digest, body, likeness, identity, taken_at"
         return {
             _text(key): Record(size, Content(digest, *rest), _text(identity or b""))
@@ -141,7 +141,7 @@ class AccountLedger:
             yield from rows
 
     def identities(self) -> dict[str, str]:
-        """Return the names at the destination, by key, where they are not the usual ones."""
+        """Return the names at the destination that are not the usual ones, by key."""
         with self.reading() as database:
             rows = database.execute(
                 "SELECT key, identity FROM messages WHERE account = ? AND identity IS NOT NULL",
@@ -150,11 +150,11 @@ class AccountLedger:
         return {_text(key): _text(identity) for key, identity in rows}
 
     def expected(self) -> int:
-        """Return how many messages the server should list under known unique-ids."""
+        """Return the number of messages that the server should list under known unique-ids."""
         return self._count("expected AND substr(key, 1, 1) <> x'20'")
 
     def on_server(self) -> int:
-        """Return how many taken messages should still be on the server."""
+        """Return the number of collected messages that should still be on the server."""
         return self._count("expected")
 
     def _count(self, which: str) -> int:
@@ -167,7 +167,7 @@ class AccountLedger:
         return int(count)
 
     def has_content(self, content: Content) -> bool:
-        """Return whether a message with this content was taken, under any unique-id."""
+        """Return whether a message with this content was collected, under any unique-id."""
         with self.reading() as database:
             row = database.execute(
                 "SELECT 1 FROM messages"
@@ -179,7 +179,7 @@ class AccountLedger:
         return row is not None
 
     def unlisted(self) -> bool:
-        """Return whether the last complete listing lacked messages that were taken."""
+        """Return whether collected messages were missing from the last complete listing."""
         with self.reading() as database:
             row = database.execute(
                 f"SELECT 1 FROM messages WHERE {_UNLISTED} LIMIT 1", (self.name,)
@@ -187,9 +187,9 @@ class AccountLedger:
         return row is not None
 
     def equal(self, content: Content, *, is_unlisted: bool) -> list[str]:
-        """Return the keys of taken messages with this content that may still be on the server.
+        """Return the keys of collected messages with this content that may still be on the server.
 
-        With ``is_unlisted`` only those that the last complete listing lacked.
+        With ``is_unlisted``, only messages missing from the last complete listing are returned.
         """
         of = _UNLISTED if is_unlisted else "account = ? AND taken_at NOTNULL AND NOT is_gone"
         with self.reading() as database:
@@ -201,9 +201,9 @@ class AccountLedger:
         return [_text(key) for (key,) in rows]
 
     def moved(self, messages: Iterable[Stored]) -> None:
-        """Record the new unique-ids of messages, each with its key in ``moved_from`` until now.
+        """Record the new unique-ids of messages; ``moved_from`` contains their earlier keys.
 
-        Everything known about them moves to the new key.
+        Everything recorded under an earlier key moves to the new key.
         """
         with self.transaction() as database:
             for each in messages:
@@ -231,7 +231,8 @@ class AccountLedger:
     def intend(self, messages: Iterable[tuple[str, int]]) -> None:
         """Record messages, as keys with announced sizes, that are about to be stored.
 
-        After a crash the next run knows by this which messages the destination may have already.
+        After a crash, these records show the next run which messages the destination may already
+        have.
         """
         rows = [(self.name, _octets(key), size) for key, size in messages]
         with self.transaction() as database:
@@ -241,7 +242,7 @@ class AccountLedger:
             )
 
     def took(self, messages: Iterable[Stored], at: float) -> None:
-        """Record messages that are durable at their destination, at ``at`` by the ledger's clock.
+        """Record messages that are durable at their destination; ``at`` is by the ledger's clock.
 
         The record of a different message that had the same key is kept under ``earlier_key``.
         """
@@ -280,10 +281,10 @@ class AccountLedger:
             )
 
     def compared(self, messages: Iterable[Stored], again_at: float | None) -> None:
-        """Record that these messages were fetched and equal those taken under their keys.
+        """Record that these messages were fetched, and are equal to those stored under their keys.
 
-        ``again_at`` is when they were listed again after a deletion, by the ledger's clock; None if
-        they were never gone.
+        ``again_at`` is the time when they were listed again after a deletion, by the ledger's
+        clock; None if they were never gone.
         """
         rows = []
         for each in messages:
@@ -303,7 +304,7 @@ class AccountLedger:
             )
 
     def settled(self, keys: Iterable[str]) -> None:
-        """Remove the doubt about these messages: their headers are those of the taken ones."""
+        """Remove the doubt about these messages: their headers equal those of the stored ones."""
         with self.transaction() as database:
             database.executemany(
                 "UPDATE messages SET doubt = '' WHERE account = ? AND key = ?",
@@ -311,7 +312,7 @@ class AccountLedger:
             )
 
     def listed(self, keys: Iterable[str]) -> None:
-        """Record a complete listing; taken messages that it lacks are no longer expected."""
+        """Record a complete listing; collected messages that are missing are no longer expected."""
         with self.transaction() as database:
             database.execute(
                 "CREATE TEMPORARY TABLE IF NOT EXISTS listed (key BLOB PRIMARY KEY) WITHOUT ROWID"
@@ -327,10 +328,10 @@ class AccountLedger:
             )
 
     def adopt(self, messages: Iterable[tuple[str, int]], at: float) -> None:
-        """Record messages, as keys with sizes, that another program took.
+        """Record messages, as keys with sizes, that another program collected.
 
-        They are never deleted on the server, as their octets were never seen.  Messages that were
-        taken by restante stay as they are.
+        They are never deleted on the server, because their octets were never seen.  The records of
+        messages that restante collected do not change.
         """
         rows = [(self.name, _octets(key), size, at) for key, size in messages]
         with self.transaction() as database:
@@ -350,7 +351,7 @@ class AccountLedger:
             )
 
     def forget(self) -> int:
-        """Forget everything about the account, and return how many messages it had."""
+        """Remove all records of the account, and return the number of its messages."""
         with self.transaction() as database:
             counts = {
                 table: database.execute(
@@ -363,9 +364,9 @@ class AccountLedger:
     # Deletions.
 
     def removing(self, proved: Iterable[Proved], at: float) -> None:
-        """Record messages that are about to be marked as deleted, ``at`` by the ledger's clock.
+        """Record messages that are about to be marked as deleted; ``at`` is by the ledger's clock.
 
-        After a crash their unique-ids are in doubt, since QUIT may have been carried out.
+        After a crash, their unique-ids are in doubt, because the server may have processed QUIT.
         """
         with self.transaction() as database:
             database.executemany(
@@ -374,7 +375,7 @@ class AccountLedger:
             )
 
     def not_removed(self, keys: Iterable[str], answer: str) -> None:
-        """Record the error with which the server refused to mark these as deleted."""
+        """Record the error with which the server refused to delete these messages."""
         with self.transaction() as database:
             self._answer(database, keys, answer)
 
@@ -395,10 +396,10 @@ class AccountLedger:
         )
 
     def unanswered(self) -> None:
-        """Mark deletions that are still without an answer as unknown.
+        """Record that the results of deletions without a response are unknown.
 
-        Call this only while no session is open.  The unique-ids of these messages may name
-        different messages by now, so they become doubtful.
+        Call this only while no session is open.  The unique-ids of these messages may now belong to
+        different messages, so the messages become doubtful.
         """
         with self.reading() as database:
             row = database.execute(
@@ -418,7 +419,7 @@ class AccountLedger:
             )
 
     def removed_since(self, moment: float) -> int:
-        """Return how many messages were, or may have been, deleted since ``moment``."""
+        """Return the number of messages that were, or may have been, deleted since ``moment``."""
         with self.reading() as database:
             (count,) = database.execute(
                 "SELECT count(*) FROM removals WHERE account = ? AND at >= ?"
@@ -437,10 +438,10 @@ class AccountLedger:
             ).fetchall()
         return [Removal(_text(key), *rest) for key, *rest in rows]
 
-    # What is set aside.
+    # Messages set aside.
 
     def aside(self) -> dict[str, Aside]:
-        """Return the messages that could not be taken, by ``aside_key``."""
+        """Return the messages that could not be collected, by ``aside_key``."""
         with self.reading() as database:
             rows = database.execute(
                 "SELECT key, tries, reason, until FROM aside WHERE account = ?", (self.name,)
@@ -448,17 +449,17 @@ class AccountLedger:
         return {_text(key): Aside(*rest) for key, *rest in rows}
 
     def set_aside(self, key: str, reason: str, now: float, *, is_first: bool) -> Aside:
-        """Record that a message could not be taken; ``is_first`` for the first time in this run.
+        """Record that a message could not be collected; ``is_first``: for the first time in a run.
 
-        After the first such run the next one tries the message last.  After the second it waits for
-        a day, then twice as long each time, up to a week.
+        After the first run in which this happens, the next run tries the message after all others.
+        After the second, the message waits for a day, then twice as long each time, up to a week.
         """
         with self.transaction() as database:
             row = database.execute(
                 "SELECT tries FROM aside WHERE account = ? AND key = ?", (self.name, _octets(key))
             ).fetchone()
             tries = row[0] + is_first if row else 1
-            # The exponent is bounded first, since a float overflows at 1024.
+            # The exponent is limited, because a float overflows at 2**1024.
             wait = 0.0 if tries == 1 else min(_DAY * 2.0 ** min(tries - 2, 30), _WEEK)
             aside = Aside(tries, reason, now + wait)
             database.execute(
@@ -468,7 +469,7 @@ class AccountLedger:
         return aside
 
     def bring_back(self, keys: Iterable[str]) -> None:
-        """Remove these from the messages set aside: they could be taken."""
+        """Remove messages that have now been collected from the messages set aside."""
         with self.transaction() as database:
             database.executemany(
                 "DELETE FROM aside WHERE account = ? AND key = ?",
@@ -478,7 +479,7 @@ class AccountLedger:
     # Sessions.
 
     def tried(self, at: float) -> int:
-        """Record a login that is about to be tried, and return its run number for ``used``."""
+        """Record a login attempt before it is made, and return its run number for ``used``."""
         with self.transaction() as database:
             database.execute(
                 "DELETE FROM runs WHERE account = ? AND used_at <= ?", (self.name, at - _DAY)
@@ -491,7 +492,7 @@ class AccountLedger:
             return done.lastrowid
 
     def used(self, run: int, more: Used, at: float) -> None:
-        """Add what the run received from the server."""
+        """Add messages and octets that the run received from the server."""
         with self.transaction() as database:
             database.execute(
                 "UPDATE runs SET messages = messages + ?, octets = octets + ?, used_at = ?"
@@ -500,10 +501,10 @@ class AccountLedger:
             )
 
     def used_in_a_day(self, now: float) -> Used:
-        """Return what was received in the last day, including sessions that failed.
+        """Return the messages and octets received in the last day, including failed sessions.
 
-        A session counts until a day after its last octet.  Time stamps in the future are ignored:
-        the clock was set back.
+        A session counts until a day after its last octet.  Time stamps in the future are ignored,
+        because they mean that the clock was set back.
         """
         with self.reading() as database:
             row = database.execute(
@@ -514,7 +515,7 @@ class AccountLedger:
         return Used(*row)
 
     def began(self, at: float, login_delay: float = 0.0) -> None:
-        """Record a login; ``login_delay`` is the server's minimum until the next, in seconds."""
+        """Record a login; ``login_delay`` is the minimum time until the next login, in seconds."""
         with self.transaction() as database:
             database.execute(
                 "INSERT INTO sessions (account, began_at, login_delay) VALUES (?, ?, ?)"
@@ -534,10 +535,10 @@ class AccountLedger:
             )
 
     def withhold(self, now: float) -> None:
-        """Check that the account may log in again after a refused login.
+        """Check that enough time has passed since the last refused login.
 
         Raises:
-            LoginWithheld: the waiting time after the refusal is not over.
+            LoginWithheld: the waiting time is not over.
         """
         with self.reading() as database:
             row = database.execute(
@@ -547,7 +548,7 @@ class AccountLedger:
             ).fetchone()
         if row is not None:
             refusals, at = row
-            wait = min(_PENANCE * 2.0 ** min(refusals - 1, 30), _DAY)
+            wait = min(_REFUSAL_DELAY * 2.0 ** min(refusals - 1, 30), _DAY)
             if now < at + wait:
                 raise LoginWithheld(self.name, refusals, at + wait - now)
 
@@ -559,7 +560,7 @@ class AccountLedger:
             )
 
     def last_begin(self) -> float:
-        """Return when the last session began, in seconds since the epoch; 0 if there was none."""
+        """Return the start of the last session, in seconds since the epoch; 0 if there was none."""
         with self.reading() as database:
             row = database.execute(
                 "SELECT began_at FROM sessions WHERE account = ?", (self.name,)
@@ -569,8 +570,9 @@ class AccountLedger:
     def may_begin(self, now: float, logins: int | None = None) -> float:
         """Return the earliest time of the next login, in seconds since the epoch.
 
-        It respects LOGIN-DELAY (RFC 2449 §6.5), and at most ``logins`` in an hour, including
-        attempts that failed.  Time stamps in the future are ignored: the clock was set back.
+        The result respects LOGIN-DELAY (RFC 2449 §6.5) and a maximum of ``logins`` in an hour,
+        including failed attempts.  Time stamps in the future are ignored, because they mean that
+        the clock was set back.
         """
         with self.reading() as database:
             rows = database.execute(
@@ -586,7 +588,7 @@ class AccountLedger:
         return max((at for (at,) in rows), default=0.0)
 
     def last_success(self) -> float | None:
-        """Return when the last successful session ended, in seconds since the epoch."""
+        """Return the end of the last successful session, in seconds since the epoch, or None."""
         with self.reading() as database:
             row = database.execute(
                 "SELECT succeeded_at FROM sessions WHERE account = ?", (self.name,)

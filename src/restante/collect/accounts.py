@@ -1,8 +1,8 @@
-"""Accounts in the ledger, identified by the address of their mailbox and not by their name.
+"""Accounts in the ledger, identified by the address of their mailbox instead of their name.
 
 An account that is renamed in the configuration is recognised by its address, which consists of the
-protocol, the server's host and the login.  Its messages keep their names at the destination, since
-these begin with the account's label: the name under which it was first collected.
+protocol, the server's host and the login.  Its messages keep their names at the destination,
+because these begin with the account's label: the name under which it was first collected.
 The accounts are stored in the ledger's file and are as durable as the ledger.
 """
 
@@ -28,7 +28,7 @@ class Mailbox(NamedTuple):
     address: str = ""
     """``pop3 host login``; if empty, the account is not recognised under another name."""
     label: str = ""
-    """Start of its messages' names at the destination; empty for ``name``, if that is free."""
+    """Start of its messages' names at the destination; empty for ``name``, unless that is used."""
     configured: Collection[str] = ()
     """Names of all accounts in the configuration."""
 
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     limited_until: float
     """End of the limit on deletions, by the ledger's clock."""
     answer: str
-    """The user's decision when nearly every message looked new; empty if there was no question."""
+    """The user's decision when nearly every message looked new; empty if there was none."""
     one_by_one_until: float
     """End of the time without pipelining, by the ledger's clock."""
     rule: str
@@ -58,12 +58,13 @@ class Accounts:
     def enter(self, mailbox: Mailbox, now: float) -> Entry:
         """Begin a session and return the account's entry; ``now`` is by the ledger's clock.
 
-        An unknown account takes over from the account with the same address, if that is no longer
-        in the configuration.  An account with a changed address keeps its record, but every message
-        becomes doubtful: another server may use the same unique-ids for different messages.
+        An unknown account gets the records of the account with the same address, if that account is
+        no longer in the configuration.  An account with a changed address keeps its records, but
+        every message becomes doubtful: another server may use the same unique-ids for different
+        messages.
 
         Raises:
-            AccountBusy: another process collects under the earlier name.
+            AccountBusy: another process is collecting the account under its earlier name.
         """
         name = mailbox.name
         former = self._former(mailbox)
@@ -118,12 +119,12 @@ class Accounts:
             return row.fetchone() is not None
 
     def _free_label(self, mailbox: Mailbox) -> str:
-        """Return a label that no account uses, as messages of an earlier account may have it."""
+        """Return a label that no account uses, because messages may begin with a used label."""
         wanted = mailbox.label or mailbox.name
         with self._ledger.reading() as database:
             rows = database.execute("SELECT label FROM accounts").fetchall()
         used = {label for (label,) in rows}
-        tries = (wanted if at == 1 else f"{wanted}~{at}" for at in count(1))
+        tries = (wanted if number == 1 else f"{wanted}~{number}" for number in count(1))
         return next(each for each in tries if each not in used)
 
     def label(self, name: str) -> str:
@@ -135,17 +136,17 @@ class Accounts:
         return str(row[0]) if row else ""
 
     def rename(self, old: str, new: str) -> None:
-        """Move everything known of ``old`` to ``new``; do nothing if that is done already.
+        """Move all records of ``old`` to ``new``; do nothing if that has already been done.
 
         Raises:
-            ConfigurationError: messages are known under both names.
+            ConfigurationError: both names have records of messages.
         """
         with self._ledger.transaction() as database:
             if not self._has_messages(old) and not self._is_known(old):
                 return
             if self._has_messages(new):
-                raise ConfigurationError(f"the ledger knows an account {new!r} already")
-            if not self._is_known(old):  # a ledger from before accounts were in it
+                raise ConfigurationError(f"the ledger already has an account {new!r}")
+            if not self._is_known(old):  # an old ledger, without accounts
                 database.execute("INSERT INTO accounts (account, label) VALUES (?, ?)", (old, old))
             for table in OF_ACCOUNTS:
                 database.execute(f"DELETE FROM {table} WHERE account = ?", (new,))
@@ -165,7 +166,7 @@ class Accounts:
             )
 
     def unlimit(self, name: str) -> None:
-        """Remove the limit on deletions, as the operator configured it."""
+        """Remove the limit on deletions, because the operator has removed it."""
         self._set(name, "limited_until", 0.0)
 
     def answered(self, name: str, answer: str) -> None:
@@ -173,7 +174,7 @@ class Accounts:
         self._set(name, "answer", answer)
 
     def one_by_one(self, name: str, now: float | None) -> None:
-        """Stop pipelining for a week from ``now``; None allows it again at once."""
+        """Stop pipelining for a week from ``now``; None allows pipelining again immediately."""
         self._set(name, "one_by_one_until", 0.0 if now is None else now + _WEEK)
 
     def _set(self, name: str, column: str, value: object) -> None:

@@ -1,14 +1,15 @@
-"""Collect one account: store each new message durably and once, delete those the policy lets go.
+"""Collect one account: store each new message exactly once, and delete what the policy allows.
 
-Each message passes these steps: intend → store → took → removing → DELE → QUIT → gone; the ledger's
-records are on disk before the next step begins.  A message is deleted on its server only after
-``took``, only when ``plan.prove`` has shown in this session which message it is, and only QUIT
-carries deletions out.  After a crash the next run repeats at most the messages that were intended
-and not taken.  Where the destination knows a message by its name, as a Maildir does, repeating it
-changes nothing, so it is there exactly once; elsewhere it may be there twice, and ``in_doubt``
-counts it.
+Each message goes through these steps: intend → store → took → removing → DELE → QUIT → gone.  The
+ledger's records are on disk before the next step begins.  A message is deleted on its server only
+after ``took``, and only if ``plan.prove`` has confirmed its identity in this session.  QUIT carries
+out the deletions.
 
-Security: the server is not trusted; nothing it sends becomes a path or a query.
+After a crash, the next run repeats at most the messages that were intended but not taken.  If the
+destination identifies messages by name, as a Maildir does, storing a message again has no effect,
+so there is exactly one copy.  Other destinations may get a second copy, which ``in_doubt`` counts.
+
+Security: the server is not trusted; no text from the server becomes a path or an SQL statement.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from .accounts import Accounts, Entry, Mailbox
 from .deletions import Deletions, Reader, removes_what_it_sent
 from .destinations import Destination, Presence, Tracing, Verifying
 from .elapsed import Elapsed
-from .fetching import Fetching, Use
+from .fetching import Fetching, Usage
 from .known import Known
 from .ledger import Ledger
 from .outcome import Outcome, Progress
@@ -83,9 +84,9 @@ __all__ = [
     "collect",
 ]
 
-# Number of headers of new mail to sample, and how many of them must be usable as evidence.
+# Number of new messages whose headers are sampled, and minimum number of usable headers.
 _SAMPLE, _ENOUGH = 100, 20
-_DAY = 86_400.0  # seconds for which deletions are limited after a new account or rule
+_DAY = 86_400.0  # seconds for which deletions are limited for a new account or a changed rule
 
 _log = logging.getLogger(__name__)
 
@@ -95,8 +96,9 @@ class LooksMoved(PermanentFailure):
 
     def __init__(self, new: int, listed: int) -> None:
         super().__init__(
-            f"{new} of {listed} messages look new, and hardly any collected message is listed; "
-            "if the provider moved the mailbox, use --again dedupe, or --again fetch for all again"
+            f"{new} of {listed} messages look new, and hardly any collected message is listed; if "
+            "the provider moved the mailbox, use --again dedupe, or --again fetch to download all "
+            "of them again"
         )
 
 
@@ -109,7 +111,7 @@ class LoginTooSoon(TemporaryFailure):
 
 
 class LeftWithoutQuit(TemporaryFailure):
-    """Nothing was deleted, because the server may remove at QUIT messages that are not stored."""
+    """At QUIT, the server may remove messages not stored here, so nothing was deleted."""
 
     def __init__(self, unstored: int) -> None:
         super().__init__(
@@ -124,11 +126,11 @@ class Account:
 
     name: str
     connect: Callable[[], AbstractAsyncContextManager[Client]]
-    """Opens a logged-in session, which ends with QUIT unless an error leaves the context."""
+    """Logs in and opens a session, which ends with QUIT unless an error leaves the context."""
     policy: Policy = field(default_factory=Policy)
     mailbox: Mailbox | None = None
-    """Address of the mailbox, which identifies the account after it was renamed.  None: the account
-    is never renamed."""
+    """Address of the mailbox, which identifies the account even after it has been renamed.  None if
+    the account is never renamed."""
 
 
 async def collect(
@@ -144,21 +146,21 @@ async def collect(
     outcome: Outcome | None = None,
     run: Run | None = None,
 ) -> Outcome:
-    """Hold one session with the server and return its outcome.
+    """Run one session with the server and return its outcome.
 
-    ``outcome`` is filled even when the session fails.  Sessions that follow each other without a
-    pause share one ``run``; without one the session is a run of its account_ledger.
+    ``outcome`` is filled in even if the session fails.  Sessions that follow each other without a
+    pause share one ``run``.  Without it, the session is a run of its own.
 
-    ``again`` decides what happens when nearly every message looks new: ``stop``, ``fetch`` all of
-    them, or ``dedupe``: fetch them and store only those that equal no message taken before.
-    ``adopt_present`` is for a ledger without earlier sessions: messages that the destination has
-    count as taken.
+    ``again`` decides what happens when nearly every message looks new: ``stop``; ``fetch`` and
+    store all of them; or ``dedupe``, which fetches all of them and stores only those that differ
+    from every collected message.  ``adopt_present`` is for a ledger without earlier sessions:
+    messages that the destination already contains are counted as taken.
 
     Raises:
         AccountBusy, LoginTooSoon, LoginWithheld: nothing was done.
         ConfigurationError: the policy requires an ability that this destination lacks.
         LooksMoved: nothing was fetched or deleted.
-        LeftWithoutQuit: another session of this ``run`` can delete what is due.
+        LeftWithoutQuit: another session of this ``run`` can delete the messages that are due.
         ClientError, OSError: stored messages are safe and recorded; nothing else was deleted.
     """
     check_policy(account.policy, destination)
@@ -173,12 +175,15 @@ async def collect(
         entry = Accounts(ledger).enter(account.mailbox or Mailbox(account.name), now())
         account_ledger.unanswered()
         if entry.renamed_from:
-            outcome.notes.append(f"was called {entry.renamed_from} before; what it took is known")
+            outcome.notes.append(
+                f"the account was renamed from {entry.renamed_from}; "
+                "its record of collected messages was kept"
+            )
         used = account_ledger.used_in_a_day(wall)
-        use = Use(account_ledger, account_ledger.tried(wall), clock)
+        usage = Usage(account_ledger, account_ledger.tried(wall), clock)
         run = run or Run()
-        session = _Session(account, ledger, destination, entry, use, outcome, progress, now, run)
-        await session.hold(clock, again, used, dry_run=dry_run, adopt_present=adopt_present)
+        session = _Session(account, ledger, destination, entry, usage, outcome, progress, now, run)
+        await session.run(clock, again, used, dry_run=dry_run, adopt_present=adopt_present)
         account_ledger.succeeded(clock())
         return outcome
 
@@ -187,22 +192,22 @@ def check_policy(policy: Policy, destination: Destination) -> None:
     """Check that the destination has the abilities that the policy requires.
 
     Raises:
-        ConfigurationError: the destination lacks one.
+        ConfigurationError: the destination lacks one of them.
     """
     if policy.verified and not offers(destination, Verifying):
         raise ConfigurationError(
-            'keep: "until-verified" needs a destination whose copies can be read again'
+            'keep: "until-verified" requires a destination whose copies can be read again'
         )
     if policy.until_deleted and not offers(destination, Tracing):
         raise ConfigurationError(
-            'keep: "until-deleted" needs a destination that shows what the user deleted'
+            'keep: "until-deleted" requires a destination that records which messages were deleted'
         )
 
 
 class _Session:
     """The steps of one session and their results."""
 
-    _reader: Reader  # only ``_deletions`` can delete
+    _reader: Reader  # it cannot delete; only ``_deletions`` can
     _deletions: Deletions
     _fetching: Fetching
 
@@ -212,7 +217,7 @@ class _Session:
         ledger: Ledger,
         destination: Destination,
         entry: Entry,
-        use: Use,
+        usage: Usage,
         outcome: Outcome,
         progress: Progress,
         now: Callable[[], float],
@@ -223,17 +228,18 @@ class _Session:
         self._ledger, self._accounts = ledger.of(account.name), Accounts(ledger)
         self._destination = destination
         self._entry = entry
-        self._use, self._outcome, self._progress = use, outcome, progress
+        self._usage, self._outcome, self._progress = usage, outcome, progress
         self._now, self._this_run = now, run
         self._known = Known(self._ledger, entry.label)
-        self._is_begun = self._is_done = False  # logged in; and all but QUIT
+        self._is_begun = False  # whether the login succeeded
+        self._is_done = False  # whether every step except QUIT is done
         self._limited_until = entry.limited_until
         self._newest: frozenset[int] = frozenset()
-        self._why: dict[str, str] = {}  # by key, why the policy lets it go
+        self._why: dict[str, str] = {}  # reasons for deletion, by key
         self._proved: list[Proved] = []
-        self._places: list[tuple[str, Presence]] = []  # by key, where they changed
+        self._presence: list[tuple[str, Presence]] = []  # changes at the destination, by key
 
-    async def hold(
+    async def run(
         self,
         clock: Callable[[], float],
         again: str,
@@ -242,13 +248,13 @@ class _Session:
         dry_run: bool,
         adopt_present: bool,
     ) -> None:
-        """From the login to the answer to QUIT."""
+        """Run the session from the login to the response to QUIT."""
         try:
             async with self._account.connect() as client:
                 delay = client.capabilities.login_delay or 0
                 self._ledger.began(clock(), delay)
                 self._begin(client)
-                await self._run(again, used, dry_run=dry_run, adopt_present=adopt_present)
+                await self._run_steps(again, used, dry_run=dry_run, adopt_present=adopt_present)
         except LoginFailed as error:
             if not error.retry:
                 self._ledger.refused(clock())
@@ -259,7 +265,7 @@ class _Session:
             self._outcome.refused.append(f"{error.command}: {error.text}")
             if error.command == "QUIT":
                 self._deletions.not_confirmed(error.text)
-            else:  # raised after the answer to QUIT, which has removed the others
+            else:  # a refused DELE is raised only after QUIT has removed the other messages
                 self._confirm(dry_run=dry_run)
         except ConnectionLost as error:
             if not self._is_begun or not self._is_harmless(error):
@@ -275,7 +281,7 @@ class _Session:
 
     def _begin(self, client: Client) -> None:
         if self._policy.deletions is None and self._limited_until:
-            self._limited_until = 0.0  # the operator removed the limit, which stays removed
+            self._limited_until = 0.0  # the operator has removed the limit for good
             self._accounts.unlimit(self._name)
         if self._now() < self._entry.one_by_one_until:
             client.stop_pipelining()
@@ -286,7 +292,7 @@ class _Session:
             self._known,
             self._destination,
             self._policy,
-            self._use,
+            self._usage,
             self._outcome,
             self._progress,
             self._now,
@@ -295,7 +301,9 @@ class _Session:
         self._fetching.aside = self._ledger.aside()
         self._is_begun = True
 
-    async def _run(self, again: str, used: Used, *, dry_run: bool, adopt_present: bool) -> None:
+    async def _run_steps(
+        self, again: str, used: Used, *, dry_run: bool, adopt_present: bool
+    ) -> None:
         listing = await self._reader.list()
         ids = unique_ids(listing)
         if adopt_present:
@@ -307,7 +315,7 @@ class _Session:
         if dry_run:
             self._count_planned(fetches, stubs)
         else:
-            self._write_places_down()
+            self._record_presence()
             self._change_rule()
             await self._fetch(fetches, stubs)
             await self._delete()
@@ -316,7 +324,10 @@ class _Session:
     async def _decide(
         self, listing: Sequence[Message], used: Used
     ) -> tuple[list[Fetch | Compare], list[Stub]]:
-        """Return what to fetch whole and as a stub; other due messages are proved on return."""
+        """Return the messages to fetch completely, and those to fetch as stubs.
+
+        On return, the other messages that are due for deletion have been proved.
+        """
         policy, outcome = self._policy, self._outcome
         room = Room(policy, used, is_full=self._this_run.full is not None)
         aside = self._fetching.aside
@@ -324,7 +335,7 @@ class _Session:
         self._newest = newest_of(listing, self._known.taken, policy.newest)
         now, taken = self._now(), self._known.taken
         steps = list(plan(listing, taken, policy, now, room, aside, postponed))
-        due = [step for step in steps if isinstance(step, Due) and await self._may_go(step.key)]
+        due = [step for step in steps if isinstance(step, Due) and await self._may_delete(step.key)]
         self._why = {step.key: step.why for step in due}
         looks = [step for step in steps if isinstance(step, Look)]
         steps += await self._look_at_headers([*due, *looks], room)
@@ -341,7 +352,9 @@ class _Session:
         fetches = [step for step in steps if isinstance(step, Fetch | Compare)]
         wanted = {short_name(each.message) for each in (*fetches, *waiting, *skips)}
         missing = policy.whole - wanted if policy.whole else ()
-        outcome.refused += [f"{each}: not there, or here already" for each in sorted(missing)]
+        outcome.refused += [
+            f"{each}: not on the server, or already collected" for each in sorted(missing)
+        ]
         return fetches, [step for step in steps if isinstance(step, Stub)]
 
     def _count_planned(self, fetches: Sequence[Fetch | Compare], stubs: Sequence[Stub]) -> None:
@@ -353,7 +366,10 @@ class _Session:
         outcome.deleted = len(self._proved) + len(compared)
 
     def _may_list_more(self) -> bool:
-        """Return whether the next session may list other mail: only if this one changed any."""
+        """Return whether the next session may list other messages.
+
+        This is possible only if this session stored or deleted messages.
+        """
         keys = [each.key for each in self._deletions.marked]
         is_new = any(self._known.taken[key].seen_again is None for key in keys)
         is_new = is_new or self._outcome.stored > 0
@@ -364,8 +380,8 @@ class _Session:
 
         Raises:
             QuotaExceeded: the destination is full.  If stored messages are due, another session
-                can delete them.  This one must not reach QUIT: the server may remove what it sent
-                (EXPIRE 0, RFC 2449 §6.7), and not all of that is stored.
+                can delete them.  The current session must not reach QUIT: the server may remove
+                all messages that it sent (EXPIRE 0, RFC 2449 §6.7), and some are not stored.
         """
         try:
             await self._fetching.fetch(steps)
@@ -378,29 +394,35 @@ class _Session:
     # The end of the connection.
 
     def _is_harmless(self, error: ConnectionLost) -> bool:
-        """Return whether the lost session had done its work; else record what ended it.
+        """Return whether the lost session had finished its work; otherwise record the cause.
 
-        If no message was marked, QUIT has no effect (RFC 1939 §6), so its answer does not matter.
+        If no message was marked, QUIT has no effect (RFC 1939 §6), so the response is not needed.
         """
         if self._is_done:
             return not self._deletions.marked
-        self._learn(error)
+        self._record_connection_loss(error)
         return False
 
-    def _learn(self, error: ConnectionLost) -> None:
+    def _record_connection_loss(self, error: ConnectionLost) -> None:
         awaited, outcome = self._fetching.awaited, self._outcome
         if self._reader.is_pipelining_in_doubt:
             self._accounts.one_by_one(self._name, self._now())
             outcome.notes.append(
-                "the connection ended when several commands were sent at once; for a week they are "
-                'sent one at a time. If that helps, set quirks = ["auto", "hide:PIPELINING"]'
+                "the connection was lost after several commands had been sent at once; for a week, "
+                "commands are sent one at a time. If this helps, set quirks = "
+                '["auto", "hide:PIPELINING"]'
             )
             outcome.may_go_on = True
         if awaited is not None:
             if aside_key(awaited) in self._fetching.aside:
-                self._accounts.one_by_one(self._name, None)  # it is the message
+                # The cause is the message, and not pipelining.
+                self._accounts.one_by_one(self._name, None)
             is_late = isinstance(error, DeadlineExceeded)
-            reason = "it did not end in time" if is_late else "the connection ended at it"
+            reason = (
+                "its download did not end in time"
+                if is_late
+                else "the connection was lost during its download"
+            )
             self._fetching.set_aside(awaited, reason)
             outcome.refused.append(f"message {awaited.number}: {reason}")
             outcome.may_go_on = True
@@ -439,27 +461,27 @@ class _Session:
         if is_asked and again != "stop" and not dry_run:
             self._accounts.answered(self._name, again)
         elif is_asked and again == "stop":
-            # A server that lists its mail in parts looks like this with every part, and the user is
-            # asked only once.  Comparing by content neither loses messages nor stores them twice.
+            # If the server lists its mail in parts, every part looks like this.  The user is asked
+            # only once.  Comparing by content neither loses messages nor stores them twice.
             is_harmless = self._reader.quirks.in_parts or self._entry.answer
             if not is_harmless and not await self._is_other_mail(listing, expected):
                 raise LooksMoved(sum(1 for each in ids.values() if each not in taken), len(listing))
             again = "dedupe"
         self._fetching.dedupe = again != "fetch" and is_strange(listing, taken, expected)
         is_whole = 0 < len(listing) == len(ids) and not self._reader.quirks.in_parts
-        there = [taken[key] for key in ids.values() if key in taken]
-        seen = sum(1 for each in there if each.at and each.is_expected and not each.is_gone)
+        listed = [taken[key] for key in ids.values() if key in taken]
+        seen = sum(1 for each in listed if each.at and each.is_expected and not each.is_gone)
         if is_whole and seen < self._ledger.on_server() and not dry_run:
             self._ledger.listed(ids.values())
-        # After --again fetch was interrupted, the rest of it is to be stored as well.
+        # If --again fetch was interrupted, the remaining messages must be stored as well.
         is_wanted_again = "fetch" in (again, self._entry.answer)
         self._fetching.listed = frozenset(ids.values())
         self._fetching.finds_moved = not is_wanted_again and self._ledger.unlisted()
 
     async def _is_other_mail(self, listing: Sequence[Message], expected: int) -> bool:
-        """Return whether headers show that the mail is really new, as the user deleted the old.
+        """Return whether the headers show that the user deleted the old mail, and all mail is new.
 
-        After a provider's migration the same messages would be listed under new unique-ids.
+        After a migration by the provider, the old messages would be listed under new unique-ids.
         """
         known = self._ledger.header_digests()
         if len(known) < expected / 2:
@@ -468,16 +490,19 @@ class _Session:
             each
             for each in listing
             if each.unique_id not in self._known.taken
-            and aside_key(each) not in self._fetching.aside  # these may end the connection
+            and aside_key(each) not in self._fetching.aside  # these may break the connection
         ]
         some = new[:: max(len(new) // _SAMPLE, 1)]
         marks = [mark for mark in (await self._fetching.header_digests(some)).values() if mark]
         return len(marks) >= _ENOUGH and known.isdisjoint(marks)
 
-    # What may be deleted.
+    # Checks before deletions.
 
     async def _look_at_headers(self, steps: Sequence[Due | Look], room: Room) -> list[Step]:
-        """Prove by headers which messages these are; return steps that fetch the unproved ones."""
+        """Confirm by their headers that these are the recorded messages.
+
+        Returns steps that fetch the messages for which this is not possible.
+        """
         self._known.load_records(step.key for step in steps)
         records = {step.key: self._known.record(step.key) for step in steps}
         useful = [
@@ -504,8 +529,8 @@ class _Session:
             self._ledger.settled(settled)
         return left
 
-    async def _may_go(self, key: str) -> bool:
-        """Return whether the state of the copy here allows the deletion, as the policy requires."""
+    async def _may_delete(self, key: str) -> bool:
+        """Return whether the policy allows the deletion in the current state of the copy here."""
         policy = self._policy
         if policy.until_deleted:
             return await in_thread(self._was_deleted, key)
@@ -523,32 +548,30 @@ class _Session:
     def _was_deleted(self, key: str) -> bool:
         """Return whether the user deleted the message here.  Blocking.
 
-        Only a message that was seen held and is recorded as purged counts: a missing file may as
-        well be a disk that is not mounted.
+        A message counts only if it was once seen among the held mail and is recorded as purged.  A
+        file can also be missing because a disk is not mounted.
         """
         assert offers(self._destination, Tracing)
-        known, place = (
-            self._known.taken[key],
-            self._destination.presence(self._known.identity_of(key)),
-        )
-        if place is not Presence.GONE and known.was_held != (place is Presence.HELD):
-            self._places.append((key, place))
-        return place is Presence.GONE and known.was_held
+        known = self._known.taken[key]
+        presence = self._destination.presence(self._known.identity_of(key))
+        if presence is not Presence.GONE and known.was_held != (presence is Presence.HELD):
+            self._presence.append((key, presence))
+        return presence is Presence.GONE and known.was_held
 
-    def _write_places_down(self) -> None:
-        for place in (Presence.HERE, Presence.HELD):
-            keys = [key for key, where in self._places if where is place]
+    def _record_presence(self) -> None:
+        for presence in (Presence.HERE, Presence.HELD):
+            keys = [key for key, current in self._presence if current is presence]
             if keys:
-                self._ledger.held(keys, is_held=place is Presence.HELD)
+                self._ledger.held(keys, is_held=presence is Presence.HELD)
 
-    # Deleting.
+    # Deletions.
 
     def _change_rule(self) -> None:
-        """Store a changed deletion rule, limit its deletions for a day, and report them."""
+        """Record a changed deletion rule, limit deletions for a day, and report the messages."""
         rule, before = self._policy.rule, self._entry.rule
         if rule == before:
             return
-        # The day of a new account begins with the first session that reaches this line.
+        # The day of a new account begins with the first session that compares the rules.
         if (before or self._limited_until) and self._policy.deletions is not None:
             self._limited_until = self._now() + _DAY
         if before and self._why:
@@ -567,18 +590,21 @@ class _Session:
         self._accounts.change_rule(self._name, rule, self._limited_until)
 
     async def _why_now(self, seen: Seen) -> str:
-        """Return why the policy lets a message fetched in this session go; empty: it does not."""
+        """Return why the policy allows deleting a message that was fetched in this session.
+
+        The result is empty if the policy does not allow it.
+        """
         policy, known = self._policy, self._known.taken[seen.key]
-        # The policy's answer for a unique-id is about the message that had the id before.
+        # ``_why`` was decided for the message that had this unique-id before.
         if not seen.is_new and (why := self._why.get(seen.key)):
             return why
         is_for_later = policy.verified or policy.until_deleted or policy.newest > 0
-        is_nameless = seen.key.startswith(" ")  # without a unique-id, so it was not planned
+        is_nameless = seen.key.startswith(" ")  # no unique-id, so ``plan`` did not decide about it
         if not is_due(known, policy, self._now()) or (is_for_later and not is_nameless):
             return ""
         if is_for_later:
             is_spared = seen.is_new or seen.message.number in self._newest
-            if is_spared or not await self._may_go(seen.key):
+            if is_spared or not await self._may_delete(seen.key):
                 return ""
         return why_due(known, policy, self._now())
 
@@ -597,10 +623,10 @@ class _Session:
         return proved
 
     async def _delete(self) -> None:
-        """Mark due messages, or drop the connection where QUIT could remove unstored ones.
+        """Mark due messages, or drop the connection if QUIT could remove messages not stored here.
 
         Raises:
-            LeftWithoutQuit: another session of this run must mark them.
+            LeftWithoutQuit: another session of this run must mark the due messages.
         """
         proved = await self._all_proved()
         is_allowed = bool(proved) and not self._is_over_limit(len(proved))
@@ -620,11 +646,11 @@ class _Session:
         unstored = list(self._fetching.unstored.values())
         if self._policy.verified:  # copies stored in earlier sessions may be damaged by now
             compared = [each for each in self._fetching.seen if not each.is_new]
-            unstored += [each.message for each in compared if not await self._may_go(each.key)]
+            unstored += [each.message for each in compared if not await self._may_delete(each.key)]
         return unstored
 
     def _is_over_limit(self, count: int) -> bool:
-        """Return whether ``count`` deletions exceed the limit of a new account or rule."""
+        """Return whether ``count`` deletions exceed the limit for a new account or changed rule."""
         limit, until = self._policy.deletions, self._limited_until
         if limit is None or self._now() >= until:
             return False

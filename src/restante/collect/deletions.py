@@ -1,7 +1,7 @@
 """Delete messages on their server; each deletion requires a ``Proved``.
 
-The ledger records each deletion with its reason and evidence before DELE is sent.  It is logged
-when QUIT has confirmed it.  A session gets ``Reader``, which cannot delete.
+The ledger records each deletion with its reason and evidence before DELE is sent.  The deletion is
+logged when QUIT has confirmed it.  All other code uses ``Reader``, which cannot delete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
-    """A session with a server in which nothing can be deleted; see ``restante.Client``."""
+    """A session with a server, without the ability to delete; see ``restante.Client``."""
 
     @property
     def capabilities(self) -> Capabilities: ...
@@ -44,7 +44,7 @@ class Reader(Protocol):
 
 
 def removes_what_it_sent(reader: Reader) -> bool:
-    """Return whether QUIT may remove messages that RETR sent but that were not marked as deleted.
+    """Return whether QUIT may remove messages that were sent for RETR but not marked as deleted.
 
     A server announces this with EXPIRE 0 (RFC 2449 §6.7).  For a server that does not announce it,
     the operator can set the quirk ``add:EXPIRE:0`` or ``reset-before-quit``.  The latter sends

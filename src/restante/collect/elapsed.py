@@ -4,11 +4,11 @@ Messages are deleted on their server some days after they were collected, so a c
 another year must not make them look old.  The ledger adds up the time between its readings:
 
 - A clock that goes back adds nothing.
-- The time between two readings counts at once, up to ``_PLAUSIBLE``.
-- A longer time means that the machine was switched off or that its clock is wrong.  The rest counts
-  when the clock has run for ``_TRIAL`` without going back, so a wrong date that is corrected within
-  a day deletes nothing.  The rest makes only older messages older.  Otherwise messages taken on the
-  day after a long absence would seem as old as the absence.
+- The time between two readings is added immediately, up to ``_PLAUSIBLE``.
+- A longer time means that the machine was switched off or that its clock is wrong.  The rest is
+  added when the clock has run for ``_TRIAL`` without going back, so a wrong date that is corrected
+  within a day deletes nothing.  The rest is added only to the age of messages that were taken
+  before the jump.  Otherwise messages taken on the day after it would look as old as the jump.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Reading(NamedTuple):
     time: float
     """The ledger's time, which never goes back."""
     pending: float = 0.0
-    """The part of a jump of the machine's clock that does not count yet."""
+    """The part of a jump of the machine's clock that has not been added yet."""
     pending_since: float = 0.0
     """``time`` at that jump."""
     caught_up: float = 0.0
-    """The part of an earlier jump that counts from this reading on.  Time stamps since the jump
-    must be moved by it.  There is never more than one jump on trial: the next one adds a day, which
-    ends it."""
+    """The part of an earlier jump that is added at this reading.  Time stamps since the jump must
+    be moved by it.  Never more than one jump is pending: the next jump adds a day, which ends the
+    trial of the earlier one."""
 
 
 def advance(last: Reading | None, wall: float) -> Reading:
@@ -43,7 +43,7 @@ def advance(last: Reading | None, wall: float) -> Reading:
         return Reading(wall, wall)
     passed = wall - last.wall
     if passed < 0:
-        return Reading(wall, last.time)  # so the jump ahead was wrong
+        return Reading(wall, last.time)  # an earlier jump forward was wrong
     time, pending, since = last.time + min(passed, _PLAUSIBLE), last.pending, last.pending_since
     caught_up = pending if pending and time - since >= _TRIAL else 0.0
     if caught_up:

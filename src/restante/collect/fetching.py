@@ -1,10 +1,11 @@
-"""Fetch messages in one session: store new ones and compare doubtful ones.
+"""Fetch messages in one session: store new messages, and compare messages in doubt.
 
-Each message passes these steps: intend → store → took.  Where the destination knows each message by
-its name, repeating one after a crash changes nothing, so messages are handled in groups; elsewhere
-one by one.  While one group is made durable the next is fetched.
+Each message goes through these steps: intend → store → took.  If the destination identifies
+messages by name, storing one again after a crash has no effect, so messages are handled in groups.
+For other destinations they are handled one by one.  While one group is made durable, the next group
+is fetched.
 
-Security: the server is not trusted; nothing it sends becomes a path or a query.
+Security: the server is not trusted; no text from the server becomes a path or an SQL statement.
 """
 
 from __future__ import annotations
@@ -42,50 +43,53 @@ from .run import Run
 from .stub import stub
 
 _GROUP = 256  # messages between two commits of the ledger; a crash repeats at most two groups
-_IN_MEMORY = 2**20  # octets; a larger message that is compared before storing waits on disk
+_IN_MEMORY = 2**20  # octets; a larger message is buffered on disk while it is compared
 _PIECE = 65_536  # octets
-_ROOM = 2**30  # octets above twice the announced size: some servers guess sizes
-# Temporary refusals in a row after which the server is at fault and not the messages, such as a
-# server that limits what it sends in a day.
+# Octets.  A message may exceed twice its announced size by this much, because some servers guess
+# sizes.
+_SIZE_TOLERANCE = 2**30
+# Number of consecutive temporary refusals after which the server is considered the cause, and not
+# the messages.  For example, some servers limit the mail that they send per day.
 _ENOUGH_REFUSALS = 50
-_ENOUGH_HEADERS = 3  # refusals in a row after which the server counts as one without TOP
+# Number of consecutive refusals after which the server is assumed not to support TOP.
+_ENOUGH_HEADERS = 3
 
 
-class Use:
-    """Counts what the server sent for the day's budget, including sessions that fail."""
+class Usage:
+    """Counts received messages and octets against the daily budget, even if the session fails."""
 
     def __init__(self, ledger: AccountLedger, run: int, clock: Callable[[], float]) -> None:
         """``run`` is the ledger's run number, ``clock`` the machine's clock."""
         self._ledger, self._run, self._clock = ledger, run, clock
-        self._came = Used()  # received and not in the ledger yet
+        self._received = Used()  # not in the ledger yet
 
     def add(self, *, messages: int = 0, octets: int = 0) -> None:
-        came = self._came
-        self._came = Used(came.messages + messages, came.octets + octets)
+        before = self._received
+        self._received = Used(before.messages + messages, before.octets + octets)
 
-    def write_down(self) -> None:
-        came, self._came = self._came, Used()
-        if came != Used():
-            self._ledger.used(self._run, came, self._clock())
+    def record(self) -> None:
+        received, self._received = self._received, Used()
+        if received != Used():
+            self._ledger.used(self._run, received, self._clock())
 
 
 @dataclass(slots=True)
-class _Whole:
-    """A completely received message at its destination, recorded together with its group."""
+class _Received:
+    """A completely received message at its destination; it is recorded with its group."""
 
     seen: Seen
     row: Stored
     is_compared: bool = False
-    """The message equals one that the ledger knows, under this key or another; else it is new."""
+    """The ledger has an equal message, under this key or another; otherwise the message is new."""
 
     @property
-    def is_again(self) -> bool:
-        """Whether the message's time on the server counts from now."""
+    def restarts_retention(self) -> bool:
+        """Whether the time for which the message stays on the server starts now."""
         return self.seen.has_come_back or bool(self.row.moved_from)
 
 
 class Fetching:
-    """Fetches the messages of one session; ``seen`` lists those durable and in the ledger."""
+    """Fetches the messages of one session; ``seen`` lists those that are durable and recorded."""
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class Fetching:
         known: Known,
         destination: Destination,
         policy: Policy,
-        use: Use,
+        usage: Usage,
         outcome: Outcome,
         progress: Progress,
         now: Callable[[], float],
@@ -103,31 +107,31 @@ class Fetching:
         """``now`` is the ledger's clock."""
         self.seen: list[Seen] = []
         self.awaited: Message | None = None
-        """The message whose response was not read to its end."""
+        """The message whose response has not been read completely."""
         self.dedupe = False
         """Messages that look new may be old mail under new unique-ids, even if the listing does not
-        show that the old ones are gone."""
+        show that the old unique-ids have disappeared."""
         self.finds_moved = False
-        """Taken messages that are no longer listed may be listed under new unique-ids."""
+        """Collected messages that are no longer listed may be listed under new unique-ids."""
         self.listed: Collection[str] = ()
         """Unique-ids listed in this session."""
         self.aside: dict[str, Aside] = {}
-        """Messages that could not be taken before, by ``aside_key``."""
+        """Messages that earlier sessions could not collect, by ``aside_key``."""
         self.unstored: dict[str, Message] = {}
-        """Messages that RETR sent, in whole or in part, and that are not completely stored and in
-        the ledger.  Keyed by message-number as text, since the server chooses the numbers; see
-        ``Listing``."""
+        """Messages that RETR sent, in whole or in part, and that are not both completely stored and
+        recorded in the ledger.  The keys are message-numbers as text, because the server chooses
+        the numbers; see ``Listing``."""
         self._reader, self._ledger = reader, ledger
         self._known, self._destination, self._policy = known, destination, policy
-        self._use, self._outcome, self._progress, self._now = use, outcome, progress, now
+        self._usage, self._outcome, self._progress, self._now = usage, outcome, progress, now
         self._run = run
         self._grouping = destination if offers(destination, Grouping) else None
-        self._refusals = 0  # of messages in a row, for now
-        self._doubted: list[tuple[Message, str]] = []  # in a row, and the reasons
-        self._equal: set[str] = set()  # keys of what was recognised by its content
-        self._waiting: list[_Whole] = []  # stored, not in the ledger yet
-        self._writing: asyncio.Task[None] | None = None  # of the group before
-        self._cancelled: asyncio.CancelledError | None = None  # while a message was stored
+        self._refusals = 0  # number of consecutive temporary refusals
+        self._in_doubt: list[tuple[Message, str]] = []  # consecutive messages, with the reasons
+        self._equal: set[str] = set()  # keys of messages that were recognised by their content
+        self._waiting: list[_Received] = []  # stored, not in the ledger yet
+        self._writing: asyncio.Task[None] | None = None  # writes the previous group
+        self._cancelled: asyncio.CancelledError | None = None  # raised while a message was stored
 
     # Messages.
 
@@ -144,40 +148,41 @@ class Fetching:
     async def _settle(self) -> None:
         """Record all completely received messages, even after an error.
 
-        Otherwise a connection that always breaks before the end of a group would make no progress.
+        Otherwise an account whose connection always breaks before the end of a group would make no
+        progress.
         """
         try:
-            await self._write_down()
-            await self._write_down()  # and the last group
+            await self._commit_group()
+            await self._commit_group()  # the second call waits until the last group is written
         finally:
-            self._use.write_down()
-            if self._writing is not None:  # its files and the ledger are in use
+            self._usage.record()
+            if self._writing is not None:  # the task uses its files and the ledger
                 await asyncio.gather(self._writing, return_exceptions=True)
 
     async def _fetch_all(self, steps: Sequence[Fetch | Compare]) -> None:
         wanted = [step.message for step in steps]
         group = _GROUP if self._destination.is_repeatable else 1
         self._progress(wanted, 0)
-        at = 0
+        index = 0
         left = takewhile(lambda _: self._refusals < _ENOUGH_REFUSALS, wanted)
         self.awaited = wanted[0] if wanted else None
         async for message, body in self._reader.retrieve_all(left):
             self.awaited = message
-            if at % _GROUP == 0:
-                self._use.write_down()
-            if at % group == 0:
-                await self._write_down()
-                self._intend(steps[at : at + group])
-            self._use.add(messages=1)
+            if index % _GROUP == 0:
+                self._usage.record()
+            if index % group == 0:
+                await self._commit_group()
+                self._intend(steps[index : index + group])
+            self._usage.add(messages=1)
             self.unstored[str(message.number)] = message
-            await self._take(steps[at], self._counted(message, body))
-            at += 1
-            if self.awaited is None:  # the next one is to blame if the session ends now
-                self.awaited = wanted[at] if at < len(wanted) else None
+            await self._take(steps[index], self._counted(message, body))
+            index += 1
+            if self.awaited is None:  # if the session ends now, the next message is the cause
+                self.awaited = wanted[index] if index < len(wanted) else None
         self.awaited = None
         self._settle_doubts()
-        if at < len(steps):
-            self._outcome.later += len(steps) - at
+        if index < len(steps):
+            self._outcome.later += len(steps) - index
             self._outcome.later_for = "refusals"
 
     async def _counted(self, message: Message, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -187,15 +192,15 @@ class Fetching:
             MessageRefused: the message is much larger than announced, or larger than allowed.
         """
         largest, octets = self._policy.largest, 0
-        most = 2 * message.size + _ROOM
+        limit = 2 * message.size + _SIZE_TOLERANCE
         if largest is not None and message.size <= largest:
-            most = largest
+            limit = largest
         try:
             async for piece in body:
                 octets += len(piece)
-                self._use.add(octets=len(piece))
-                if octets > most:
-                    text = f"announced as {message.size} octets, longer than {most}"
+                self._usage.add(octets=len(piece))
+                if octets > limit:
+                    text = f"announced as {message.size} octets, but longer than {limit}"
                     raise MessageRefused(text)
                 yield piece
         except CommandFailed:
@@ -217,9 +222,9 @@ class Fetching:
         except (CommandFailed, MessageRefused) as error:
             self.refuse(message, error)
             if isinstance(error, CommandFailed):
-                del self.unstored[str(message.number)]  # it was not sent
-            is_passing = isinstance(error, CommandFailed) and error.retry
-            self._refusals = self._refusals + 1 if is_passing else 0
+                del self.unstored[str(message.number)]  # the server did not send the message
+            is_temporary = isinstance(error, CommandFailed) and error.retry
+            self._refusals = self._refusals + 1 if is_temporary else 0
         else:
             self._refusals = 0
             self._settle_doubts()
@@ -239,7 +244,7 @@ class Fetching:
         reader = ContentReader()
         await self._store(message, reader, self._read(reader, body), was_begun=step.was_begun)
         row = self._known.row(key, message.size, reader.content(), identity)
-        self._came(message, row, reader, is_new=True)
+        self._add_to_group(message, row, reader, is_new=True)
         return True
 
     async def _read(
@@ -251,7 +256,7 @@ class Fetching:
             yield piece
 
     async def _take_by_content(self, step: Fetch | Compare, body: AsyncIterable[bytes]) -> None:
-        """Receive the whole message first, to find out whether it is stored already."""
+        """Receive the whole message, and store it unless an equal message is stored already."""
         message = step.message
         with SpooledTemporaryFile(_IN_MEMORY) as whole:
             reader = ContentReader()
@@ -274,11 +279,11 @@ class Fetching:
                 await self._store_new(step, key, reader, _pieces(whole))
 
     def _is_present(self, key: str) -> bool:
-        """Return whether the destination had the message before the ledger knew it."""
+        """Return whether the destination had the message before the first session."""
         known = self._known.taken.get(key)
         return known is not None and known.at is not None and self._known.record(key) is None
 
-    def _find(self, step: Fetch | Compare, key: str, content: Content) -> _Whole | None:
+    def _find(self, step: Fetch | Compare, key: str, content: Content) -> _Received | None:
         """Return the stored message with this content, for the ledger, or None.  Blocking."""
         message, known = step.message, self._known.taken.get(key)
         seen = Seen(message, key, whole=content)
@@ -288,53 +293,54 @@ class Fetching:
         record, identity = self._known.record(key), self._known.identity_of(key)
         row = Stored(key, message.size, content, identity)
         if record is None:
-            is_same = self._holds(identity, content)  # it was only seen to be there
+            # The message was never downloaded, so only the destination's copy can be compared.
+            is_same = self._holds(identity, content)
         else:
             is_same = record.content.is_same(content)
         if is_same:
-            return _Whole(seen, row, is_compared=True)
+            return _Received(seen, row, is_compared=True)
         earlier = earlier_key(key, content.digest)
         self._known.load_more([earlier])
         if (before := self._known.record(earlier)) is not None:
             row = row._replace(identity=before.identity, replaces=identity)
-            return _Whole(replace(seen, has_come_back=True), row)
+            return _Received(replace(seen, has_come_back=True), row)
         return self._find_moved(seen, row._replace(replaces=identity), content)
 
-    def _find_new(self, seen: Seen, step: Fetch | Compare, content: Content) -> _Whole | None:
-        """Do the work of ``_find`` for a key under which no message was taken."""
+    def _find_new(self, seen: Seen, step: Fetch | Compare, content: Content) -> _Received | None:
+        """Do the work of ``_find`` for a key under which no message was collected."""
         row = self._known.row(seen.key, seen.message.size, content)
         if step.key is not None and (moved := self._find_moved(seen, row, content)):
             return moved
         is_known = self.dedupe and self._ledger.has_content(content)
         if is_known or self._holds(self._known.identity(seen.key, row.size), content):
-            return _Whole(seen, row)
+            return _Received(seen, row)
         return None
 
-    def _find_moved(self, seen: Seen, row: Stored, content: Content) -> _Whole | None:
-        """Return the equal message whose unique-id is no longer listed, or None."""
+    def _find_moved(self, seen: Seen, row: Stored, content: Content) -> _Received | None:
+        """Return an equal message whose unique-id is no longer listed, or None."""
         before = self._equal_key(content, is_unlisted=True) if self.finds_moved else None
         if before is None:
             return None
         self._known.load_more([before])
         row = row._replace(identity=self._known.identity_of(before), moved_from=before)
-        return _Whole(seen, row, is_compared=True)
+        return _Received(seen, row, is_compared=True)
 
     def _key_of(self, content: Content) -> str:
         """Return the key of a message that has no unique-id of its own.  Blocking.
 
-        It is the key of an equal message that is not listed, or a new key, which begins with a
-        space as no unique-id does.
+        This is the key of an equal message that is not listed, or a new key.  A new key begins with
+        a space, because no unique-id can.
         """
         key = self._equal_key(content, is_unlisted=False)
         if key is None:
-            tries = (f" {content.digest.hex()}:{at}" for at in count(1))
+            tries = (f" {content.digest.hex()}:{number}" for number in count(1))
             key = next(each for each in tries if each not in self._equal)
             self._equal.add(key)
         self._known.load_more([key])
         return key
 
     def _equal_key(self, content: Content, *, is_unlisted: bool) -> str | None:
-        """Return the key of an equal message taken before; each key is returned only once."""
+        """Return the key of an equal, collected message; each key is returned only once."""
         keys = self._ledger.equal(content, is_unlisted=is_unlisted)
         free = (each for each in keys if each not in self._equal and each not in self.listed)
         key = next(free, None)
@@ -347,18 +353,18 @@ class Fetching:
         destination = self._destination
         if offers(destination, Verifying):
             return destination.has(identity) and destination.holds(identity, content.digest)
-        return destination.has(identity)  # no way to read the copy again
+        return destination.has(identity)  # the destination cannot read its copy again
 
     def _refuse_part(self, key: str, content: Content) -> None:
-        """Refuse a truncated copy of a message that is stored already.
+        """Refuse a truncated copy of a message that is already stored.
 
         Raises:
-            MessageRefused: the content is, or may be, a part of the stored message.
+            MessageRefused: the content is, or may be, part of the stored message.
         """
         record, known = self._known.record(key), self._known.taken[key]
         mark = record.content.header_digest if record is not None else None
         if known.doubt is Doubt.SHORT or (mark is not None and mark == content.header_digest):
-            raise MessageRefused("only a part of it came")
+            raise MessageRefused("only part of the message was received")
 
     async def _store_new(
         self, step: Fetch, key: str, reader: ContentReader, body: AsyncIterable[bytes]
@@ -372,7 +378,7 @@ class Fetching:
         row = self._known.row(key, message.size, content, identity)
         is_new = destination.begin(identity)
         await self._store(message, reader, body, was_begun=step.was_begun, is_wanted=is_new)
-        self._came(message, row, reader, is_new=is_new)
+        self._add_to_group(message, row, reader, is_new=is_new)
 
     async def _store_other(
         self, message: Message, key: str, reader: ContentReader, body: AsyncIterable[bytes]
@@ -388,15 +394,15 @@ class Fetching:
         is_new = self._destination.begin(identity)
         await self._store(message, reader, body, was_begun=was_begun, is_wanted=is_new)
         row = Stored(key, message.size, content, identity, replaces=before)
-        self._came(message, row, reader, is_new=is_new)
-        text = "other mail under a unique-id that was used before; both are stored"
+        self._add_to_group(message, row, reader, is_new=is_new)
+        text = "a different message under a unique-id that was used before; both are stored"
         self._outcome.notes.append(f"message {message.number}: {text}")
 
     def _other_identity(self, key: str, size: int, content: Content) -> str:
-        """Return the name of a message that differs from the one known under this key.  Blocking.
+        """Return a name for a message that differs from the recorded one with this key.  Blocking.
 
-        If free, it is the name that the message would have without the ledger, so that the message
-        is recognised if the ledger is lost.
+        If the name that the message would have without the ledger is free, that name is returned,
+        so that the message is recognised even if the ledger is lost.
         """
         destination, usual = self._destination, self._known.usual(key, size)
         other = self._known.identity(key, size, content)
@@ -405,13 +411,18 @@ class Fetching:
         is_free = not destination.has(usual) or destination.holds(usual, content.digest)
         return usual if is_free else other
 
-    def _came(self, message: Message, row: Stored, reader: ContentReader, *, is_new: bool) -> None:
+    def _add_to_group(
+        self, message: Message, row: Stored, reader: ContentReader, *, is_new: bool
+    ) -> None:
         is_short = reader.is_short(message.size)
         if is_short:
-            text = f"{reader.octets} octets came of {message.size}; compared in the next session"
+            text = (
+                f"received {reader.octets} of {message.size} octets; "
+                "the message will be compared in the next session"
+            )
             self._outcome.short.append(f"message {message.number}: {text}")
         seen = Seen(message, row.key, whole=row.content, is_new=is_new, is_short=is_short)
-        self._waiting.append(_Whole(seen, row._replace(is_short=is_short and is_new)))
+        self._waiting.append(_Received(seen, row._replace(is_short=is_short and is_new)))
         if self._cancelled is not None:
             raise self._cancelled
 
@@ -424,10 +435,11 @@ class Fetching:
         was_begun: bool,
         is_wanted: bool = True,
     ) -> None:
-        """Write a begun message to the destination; on return it is durable or in its group.
+        """Write a message to the destination; on return it is durable, or part of its group.
 
-        ``reader`` has seen all of it when ``body`` has ended.  Without ``is_wanted`` the
-        destination has the message already, and it is only read.
+        The caller has called ``begin``.  ``reader`` has processed the whole message when ``body``
+        ends.  If ``is_wanted`` is false, the destination already has the message, so ``body`` is
+        read but not stored.
         """
         destination = self._destination
         try:
@@ -436,7 +448,8 @@ class Fetching:
                     destination.write(piece)
                 self._outcome.octets += len(piece)
             if reader.is_substitute(message.size):
-                raise MessageRefused("Exchange cannot convert it, and gives a notice in its place")
+                text = "Exchange cannot convert the message, and sent a notice instead"
+                raise MessageRefused(text)
             if is_wanted and self._grouping is not None:
                 self._grouping.end()
             elif is_wanted:
@@ -452,8 +465,8 @@ class Fetching:
     async def _commit(self) -> None:
         """Wait for the destination, even when the session is cancelled.
 
-        Cleaning up would disturb the thread that uses the destination, and a message that it
-        accepted must be recorded.  ``_came`` raises the cancellation afterwards.
+        Cleaning up would disturb the thread that uses the destination, and a message that the
+        destination accepted must be recorded.  ``_add_to_group`` raises the cancellation later.
         """
         work = asyncio.ensure_future(asyncio.to_thread(self._destination.commit))
         self._cancelled = await finished(work)
@@ -463,30 +476,32 @@ class Fetching:
 
     # Groups.
 
-    async def _write_down(self) -> None:
-        """Start to make the current group durable; the previous group is durable on return."""
+    async def _commit_group(self) -> None:
+        """Start to make the current group durable; on return, the previous group is durable."""
         waiting, self._waiting = self._waiting, []
         await self._written()
         if waiting:
             sync = self._grouping.group() if self._grouping is not None else None
-            self._writing = asyncio.create_task(self._make_known(waiting, sync))
+            self._writing = asyncio.create_task(self._record_group(waiting, sync))
             if not self._destination.is_repeatable:
-                await self._written()  # or more than one could come twice
+                await self._written()  # otherwise a crash could duplicate more than one message
 
     async def _written(self) -> None:
         if self._writing is not None:
-            await asyncio.shield(self._writing)  # the deadline must not leave it half done
+            await asyncio.shield(self._writing)  # the deadline must not interrupt the task
             self._writing = None
 
-    async def _make_known(self, waiting: Sequence[_Whole], sync: Callable[[], None] | None) -> None:
-        """Make a group durable, then record it; only then can its messages be proved."""
+    async def _record_group(
+        self, waiting: Sequence[_Received], sync: Callable[[], None] | None
+    ) -> None:
+        """Make a group durable, and then record it, so that its messages can be proved."""
         if sync is not None:
             await asyncio.to_thread(sync)
         now = self._now()
         await asyncio.to_thread(self._write_rows, waiting, now)
         for each in waiting:
             if each.is_compared:
-                self._known.compared(each.row, now if each.is_again else None)
+                self._known.compared(each.row, now if each.restarts_retention else None)
             else:
                 self._known.add(each.row, now)
             if not each.seen.is_short:
@@ -494,13 +509,13 @@ class Fetching:
             if self._policy.keep is not None:
                 self.seen.append(each.seen)
 
-    def _write_rows(self, waiting: Sequence[_Whole], now: float) -> None:
+    def _write_rows(self, waiting: Sequence[_Received], now: float) -> None:
         """Write a durable group to the ledger.  Blocking."""
         new = [each.row for each in waiting if not each.is_compared]
         known = [each for each in waiting if each.is_compared]
         moved = [each.row for each in known if each.row.moved_from]
-        back = [each.row for each in known if each.is_again]
-        same = [each.row for each in known if not each.is_again]
+        back = [each.row for each in known if each.restarts_retention]
+        same = [each.row for each in known if not each.restarts_retention]
         if new:
             self._ledger.took(new, now)
         if moved:
@@ -519,7 +534,7 @@ class Fetching:
             return header_digests
         refusals = 0
         left = takewhile(lambda _: refusals < _ENOUGH_HEADERS, messages)
-        at = 0
+        index = 0
         self.awaited = messages[0] if messages else None
         async for message, body in self._reader.raw_headers(left):
             self.awaited = message
@@ -528,34 +543,37 @@ class Fetching:
                 header_digests[message.number], refusals = header_digest(header_of(header)), 0
             except (CommandFailed, MessageRefused):
                 refusals += 1
-            at += 1
+            index += 1
             if self.awaited is None:
-                self.awaited = messages[at] if at < len(messages) else None
+                self.awaited = messages[index] if index < len(messages) else None
         self.awaited = None
         return header_digests
 
     async def _header(self, message: Message, body: AsyncIterable[bytes]) -> bytes:
         header = bytearray()
         async for piece in self._counted(message, body):
-            if len(header) < LONGEST_HEADER:  # the rest is read to reach the next response
+            if len(header) < LONGEST_HEADER:  # the rest must be read before the next response
                 header += piece
         return bytes(header[:LONGEST_HEADER])
 
     # Stubs.
 
     async def fetch_stubs(self, stubs: Sequence[Stub]) -> None:
-        """Fetch and store stubs, in the same steps as messages; their messages are never due."""
+        """Fetch and store stubs, in the same steps as messages.
+
+        A stub never allows its message to be deleted.
+        """
         capabilities = self._reader.capabilities
         for step in stubs:
             message = step.message
             if capabilities.tags and not capabilities.top:
-                text = f"message {message.number}: too large, and the server gives no headers"
+                text = f"message {message.number}: too large, and the server does not support TOP"
                 if self._run.not_reported([aside_key(message)]):
                     self._outcome.skipped.append(text)
                 continue
             try:
                 self.awaited = message
-                self._use.add(messages=1)
+                self._usage.add(messages=1)
                 header = await self._header(message, self._reader.top(message))
                 self._outcome.octets += len(header)
                 self._ledger.intend([(step.key, message.size)])
@@ -568,7 +586,7 @@ class Fetching:
                 row = Stored(step.key, message.size, content, is_gone=True)
                 self._ledger.took([row], self._now())
         self.awaited = None
-        self._use.write_down()
+        self._usage.record()
 
     async def _store_stub(self, step: Stub, header: bytes) -> None:
         """Store a stub; it is durable on return."""
@@ -591,18 +609,18 @@ class Fetching:
         text = error.text if isinstance(error, CommandFailed) else str(error)
         self._outcome.refused.append(f"message {message.number}: {text}")
         if isinstance(error, Doubtful):
-            self._doubted.append((message, text))
+            self._in_doubt.append((message, text))
         elif isinstance(error, MessageRefused):
             self.set_aside(message, text)
 
     def _settle_doubts(self, *, is_broken: bool = False) -> None:
-        """Set aside the doubted messages, as the destination works and they must be the cause.
+        """Set aside the messages in doubt.
 
-        If it ``is_broken``, they are only tried after the others, and do not wait longer when the
-        destination works again.
+        If the destination works, these messages must be the cause of their failures.  If it
+        ``is_broken``, messages that are already set aside do not have to wait longer because of it.
         """
-        doubted, self._doubted = self._doubted, []
-        for message, reason in doubted:
+        in_doubt, self._in_doubt = self._in_doubt, []
+        for message, reason in in_doubt:
             if not (is_broken and aside_key(message) in self.aside):
                 self.set_aside(message, reason)
 

@@ -2,11 +2,11 @@
 
 ``Content`` is computed while a message is received.  Its ``header_digest`` covers a few header
 fields that the sender wrote and that servers do not change.  Other fields may be added, changed or
-removed: GNU mailutils' pop3d adds ``Status:`` and ``X-UIDL:`` at QUIT, Exchange returns different
-trace fields for TOP and for RETR, and the program that filled a Maildir may have changed line ends
-and folding and added fields at the top.
+removed.  GNU mailutils' pop3d adds ``Status:`` and ``X-UIDL:`` at QUIT, Exchange returns different
+trace fields for TOP and for RETR, and the program that wrote a Maildir may have changed line ends
+and folding, and added fields at the top.
 
-Security: the header is not trusted.  It is searched once, up to a limit, and nothing is decoded.
+Security: the header is not trusted.  It is searched once, up to a limit, and never decoded.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from pathlib import Path
 
 from ..scanning import ChangingMaildir, open_maildir, scan_exactly
 
-LONGEST_HEADER = 2**18  # octets; everything after them counts as the body
+LONGEST_HEADER = 2**18  # octets; all further octets are treated as the body
 _FIELDS = (b"message-id", b"date", b"from", b"to", b"cc", b"subject")
 _FIELD = re.compile(
     rb"^(" + b"|".join(_FIELDS) + rb")[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _END = re.compile(rb"(?:\A|\n)\r?\n")  # of the header
-# How far a correct server's announced size may exceed the real one: servers round sizes up to the
-# next KiB, or count header lines that they do not send (mbox "From ", X-UIDL, Status, which take
-# some hundred octets).  One more octet per line is allowed: some servers count line ends twice.
+# Number of octets by which a correct server's announced size may exceed the real size.  Servers
+# round sizes up to the next KiB, or count header lines that they do not send (mbox "From ", X-UIDL
+# and Status, a few hundred octets).  One more octet per line is allowed, because some servers count
+# line ends twice.
 _TOLERANCE = 1024  # octets
 _SUBSTITUTE = re.compile(
     rb"^subject:[^\n]*retrieval using the [a-z0-9]+ protocol failed", re.IGNORECASE | re.MULTILINE
@@ -59,8 +60,8 @@ class Content:
 def header_digest(header: bytes) -> bytes | None:
     """Return the SHA-256 of the fields that the sender wrote, with white space normalised.
 
-    None if the header has neither a Message-ID nor a Date, which RFC 5322 §3.6 requires: its digest
-    could match many messages.
+    The result is None if the header has neither a Message-ID nor a Date (RFC 5322 §3.6 requires
+    it), because such a digest could match many messages.
     """
     fields = defaultdict(list)
     for name, value in _FIELD.findall(header):
@@ -94,7 +95,7 @@ class ContentReader:
         if self._is_in_body:
             self._body.update(piece)
             return
-        begin = max(len(self._header) - 2, 0)  # a blank line may be cut in two
+        begin = max(len(self._header) - 2, 0)  # a blank line may be split between two pieces
         self._header += piece
         end = _END.search(self._header, begin)
         if end is not None or len(self._header) > LONGEST_HEADER:
@@ -116,7 +117,7 @@ class ContentReader:
         return announced - self.octets > self._lines + _TOLERANCE
 
     def is_substitute(self, announced: int) -> bool:
-        """Return whether this is the notice Exchange sends for mail that it cannot convert."""
+        """Return whether this is Exchange's notice about a message that it cannot convert."""
         if self.octets >= announced or b"microsoft exchange" not in self._header.lower():
             return False
         return _SUBSTITUTE.search(self._header) is not None

@@ -14,7 +14,7 @@ class AccountHealth(NamedTuple):
     """The results of one account's sessions."""
 
     failures: int = 0
-    """Number of failed sessions since the last good one."""
+    """Number of failed sessions since the last successful one."""
     failing_since: float | None = None
     """Time of the first of these failures, in seconds since the epoch."""
     good: int = 0
@@ -44,7 +44,7 @@ class Health:
             )
 
     def stopped(self, messages: int, octets: int) -> None:
-        """Record what a session stored before the user stopped it; it counts as no result."""
+        """Record the messages of a session that the user stopped, without counting the session."""
         with self._ledger.transaction() as database:
             database.execute(
                 "INSERT INTO health (account, messages, octets) VALUES (?, ?, ?)"
@@ -74,10 +74,10 @@ class Health:
         return AccountHealth(*row) if row else AccountHealth()
 
     def reported(self, topic: str) -> float | None:
-        """Return the moment that the last alert on ``topic`` was about; None if nothing is open.
+        """Return the moment that the last alert on ``topic`` was about; None if none is open.
 
-        For ``failure`` it is the start of the streak, for ``consent`` the end of the sign-in, both
-        in seconds since the epoch.
+        For ``failure``, it is the start of the streak.  For ``consent``, it is the time when the
+        consent expires.  Both are in seconds since the epoch.
         """
         with self._ledger.reading() as database:
             row = database.execute(

@@ -13,9 +13,9 @@ class Known:
     """The known messages of one account.  All calls may block."""
 
     def __init__(self, ledger: AccountLedger, label: str) -> None:
-        """``label`` begins each message's name at the destination.
+        """``label`` is the start of each message's name at the destination.
 
-        It must never change, or all mail would be stored again.
+        It must never change; otherwise all mail would be stored again.
         """
         self.taken: dict[str, Taken] = {}
         """The listed messages that were taken, by key."""
@@ -29,7 +29,7 @@ class Known:
         self._identities = self._ledger.identities()
 
     def load_more(self, keys: Iterable[str]) -> None:
-        """Load the same for messages that are not listed under a unique-id."""
+        """Load the records of messages that are not listed under a unique-id."""
         self.taken |= self._ledger.known(keys)
 
     def load_records(self, keys: Iterable[str]) -> None:
@@ -40,7 +40,7 @@ class Known:
             self._records[key] = self._with_identity(key, records.get(key))
 
     def record(self, key: str) -> Record | None:
-        """Return what was stored under this key; None: nothing, or it was never compared."""
+        """Return the record under this key; None if no message was stored or compared."""
         self.load_records([key])
         return self._records[key]
 
@@ -53,9 +53,9 @@ class Known:
     def identity(self, key: str, size: int, content: Content | None = None) -> str:
         """Return the name of a message at its destination.
 
-        With ``content`` it is the name of a different message under the same key.  A message whose
-        storing began before a crash keeps its name, even if the server announces a different
-        ``size`` now.
+        With ``content``, the result is the name of a different message under the same key.  If
+        storing a message began before a crash, the message keeps its name, even if the server now
+        announces a different ``size``.
         """
         if content is not None:
             return f"{self.usual(key, size)} {content.digest.hex()}"
@@ -69,8 +69,10 @@ class Known:
         return f"{self._label} {key} {size}"
 
     def row(self, key: str, size: int, content: Content, identity: str = "") -> Stored:
-        """Return the ledger's row of a stored message; ``identity`` is by default that of its
-        key."""
+        """Return the ledger's row of a stored message.
+
+        ``identity`` defaults to the name that belongs to the key.
+        """
         identity = identity or self.identity(key, size)
         return Stored(key, size, content, "" if identity == self.usual(key, size) else identity)
 
@@ -80,7 +82,7 @@ class Known:
         return self.identity(key, self.taken[key].size) if record is None else record.identity
 
     def add(self, row: Stored, at: float) -> None:
-        """Add a message that is in the ledger now."""
+        """Add a message that has been recorded in the ledger."""
         doubt = Doubt.SHORT if row.is_short else Doubt.NONE
         self.taken[row.key] = Taken(row.size, at, doubt=doubt)
         if row.content is not None:
@@ -88,7 +90,7 @@ class Known:
             self._records[row.key] = Record(row.size, row.content, identity)
 
     def compared(self, row: Stored, again_at: float | None) -> None:
-        """Note that the ledger has recorded a message as equal; see ``AccountLedger.compared``."""
+        """Update a message after ``AccountLedger.compared`` has recorded it as equal."""
         before = self.taken[row.moved_from or row.key]
         seen_again = before.seen_again if again_at is None else again_at
         self.taken[row.key] = Taken(

@@ -50,7 +50,7 @@ class Ledger(LedgerFile):
 def _move_stamps(database: sqlite3.Connection, since: float, seconds: float) -> None:
     """Add ``seconds`` to all time stamps that are not before ``since``.
 
-    The clock has moved forward by that much, so these events do not look older than they are.
+    The clock has moved forward by this amount, so these events must not look older than they are.
     """
     for table, column, ahead in (
         ("messages", "taken_at", 0.0),

@@ -17,9 +17,9 @@ from ..errors import ConfigurationError, TemporaryFailure
 from ..posix import fcntl
 from .schema import prepare
 
-# Seconds to wait while the collector of another account writes; a transaction takes milliseconds,
-# and a slow disk's sync a second or two.
-_PATIENCE = 10.0
+# Seconds to wait while the collector of another account writes.  A transaction takes milliseconds,
+# and a sync of a slow disk takes a second or two.
+_LOCK_TIMEOUT = 10.0
 
 
 class AccountBusy(TemporaryFailure):
@@ -35,16 +35,17 @@ class LedgerFile:
     def __init__(self, path: Path | None) -> None:
         """Open the ledger, and create it if it is missing.
 
-        ``None`` makes a ledger in memory, which locks nothing and is lost when closed.
+        ``None`` creates a ledger in memory, which has no locks and is lost when it is closed.
         """
         self._path = path
-        self._turn = threading.RLock()  # the threads share one connection: one transaction each
+        # The threads share one connection, so only one transaction may run at a time.
+        self._thread_lock = threading.RLock()
         with _errors():
             is_new = path is not None and _create(path)
             # ``prepare`` sets synchronous=FULL, so the log is synced at each commit.
             self._database = sqlite3.connect(
                 path or ":memory:",
-                timeout=_PATIENCE,
+                timeout=_LOCK_TIMEOUT,
                 isolation_level=None,
                 check_same_thread=False,
             )
@@ -76,14 +77,14 @@ class LedgerFile:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Give the database for queries; the block must not write."""
-        with self._turn, _errors():
+        """Yield the database for queries; the block must not write."""
+        with self._thread_lock, _errors():
             yield self._database
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the block as one transaction: all or nothing, and on disk when the block ends."""
-        with self._turn, _errors():
+        with self._thread_lock, _errors():
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
@@ -95,7 +96,7 @@ class LedgerFile:
 
 
 def _create(path: Path) -> bool:
-    """Create an empty file that only its owner can read, if missing; return whether it is new."""
+    """If the file is missing, create it, readable only by its owner.  Return whether it is new."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     is_new = not path.exists()
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -103,7 +104,7 @@ def _create(path: Path) -> bool:
 
 
 class _Lock:
-    """A lock file beside the ledger; the kernel frees it when the process dies."""
+    """A lock file next to the ledger; the kernel releases the lock when the process dies."""
 
     def __init__(self, ledger: Path, account: str) -> None:
         name = f"{ledger.name}.{account.encode().hex()[:200]}.lock"
@@ -125,7 +126,7 @@ def _errors() -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            text = "the ledger is damaged; without it nothing can be fetched or deleted"
+            text = "the ledger is damaged; without it, no mail can be fetched or deleted"
             raise ConfigurationError(text) from error
         raise TemporaryFailure(f"ledger: {error}") from error
     except OSError as error:

@@ -19,17 +19,17 @@ class Outcome:
     octets: int = 0
     """Octets of the stored messages."""
     known: int = 0
-    """Fetched, but stored already: without a unique-id, after a crash, or fetched to be
-    compared."""
+    """Fetched, but already stored: without a unique-id, after a crash, or fetched for
+    comparison."""
     present: int = 0
-    """Not fetched, because the destination had them although the ledger did not."""
+    """Not fetched, because the destination already had them, although the ledger did not."""
     in_doubt: int = 0
-    """Stored, but possibly for the second time, after a crash hid the first."""
+    """Stored after a crash, but possibly for the second time."""
     stubs: int = 0
     """Headers stored instead of messages that are too large."""
     deleted: int = 0
     withheld: int = 0
-    """Due, but not deleted because of the limit for a new account or a new rule."""
+    """Due, but not deleted because of the limit for a new account or a changed rule."""
     later: int = 0
     """Left for a later session."""
     later_for: str = ""
@@ -37,7 +37,7 @@ class Outcome:
     skipped: list[str] = field(default_factory=list)
     """Messages that the policy leaves on the server, with reasons."""
     refused: list[str] = field(default_factory=list)
-    """Messages that the server did not send or not delete, with reasons."""
+    """Messages that the server did not send or did not delete, with reasons."""
     short: list[str] = field(default_factory=list)
     """Messages stored but not deleted, because much less was received than announced."""
     notes: list[str] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Outcome:
     unverified: int = 0
     """Not deleted, because the copy here differs from what was received."""
     may_list_more: bool = False
-    """Whether the server lists its mail in parts, so that the next session may list others."""
+    """Whether the next session may list other messages, because the server lists mail in parts."""
     may_go_on: bool = False
     """Whether the connection was lost and the next session can avoid the cause."""
 

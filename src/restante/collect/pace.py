@@ -1,4 +1,4 @@
-"""The time of the next session: soon after new mail, later without it, latest after failures.
+"""Schedule the next session: soon after new mail, later without new mail or after failures.
 
 Jitter prevents many collectors from connecting at the same moment.
 """
@@ -15,8 +15,8 @@ from ..errors import LoginWithheld
 from .collector import LoginTooSoon, Outcome
 from .ledger_file import AccountBusy
 
-_SLOWER = 1.5  # from one pause to the next while nothing comes
-_LONGEST = 3600.0  # seconds between tries of what fails, if the usual pause is not longer
+_SLOWER = 1.5  # factor from one pause to the next while no mail arrives
+_LONGEST = 3600.0  # seconds between attempts after failures, unless the usual pause is longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Pace:
     longest: float
 
     def pause(self, quiet: int, failures: int) -> float:
-        """Return the pause after ``quiet`` sessions without mail, or ``failures``, in a row."""
+        """Return the pause after consecutive sessions without mail (``quiet``) or ``failures``."""
         longest = max(self.shortest, self.longest)
         if failures:
             return min(self.shortest * 2.0 ** min(failures, 30), max(_LONGEST, longest))
@@ -43,10 +43,11 @@ async def follow(
     clock: Callable[[], float] = time.time,
     jitter: Callable[[float, float], float] = random.uniform,
 ) -> None:
-    """Run one session after the other, until cancelled.
+    """Run one session after another until cancelled.
 
-    ``may_begin`` returns the earliest time of the next login, by what the server and the budget
-    allow now.  A session that gave way to another, or that came too soon, has not failed.
+    ``may_begin`` is called with the current time, and returns the earliest time of the next login
+    that the server and the budget allow.  If another process is collecting the account, or the
+    login came too soon, the session has not failed.
     """
     quiet = failures = 0
     while True:

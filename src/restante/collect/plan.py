@@ -1,12 +1,14 @@
-"""Decide what to do with each listed message, and which may be deleted.  Policy only, no I/O.
+"""Decide what to do with each listed message, and which messages may be deleted.
 
-A message that was never taken is fetched.  A taken message is due for deletion when the policy says
-so, but that is not enough to delete it: every deletion requires a ``Proved``, and only ``prove``
-makes one, from what the current session has seen of that message.
+The module contains the policy only, and does no I/O.  A message that was never taken is fetched.  A
+taken message is due for deletion when the policy no longer keeps it.  This alone does not allow the
+deletion: every deletion requires a ``Proved``, which only ``prove`` creates, from the data of the
+message that the current session has received.
 
-A unique-id names one message only while that message exists (RFC 1939 §7), and servers break off
-sessions, lose deletions and shorten listings.  So the ledger never forgets a taken message, and a
-message that may be a different one under a known unique-id is fetched and compared.
+A unique-id identifies a message only while that message exists (RFC 1939 §7), and servers break off
+sessions, lose deletions and shorten listings.  Therefore the ledger keeps its records of taken
+messages for ever.  A message with a known unique-id that may be a different message is fetched and
+compared.
 """
 
 from __future__ import annotations
@@ -22,26 +24,26 @@ from typing import Final, final
 from ..pop3.listing import Message
 from .fingerprint import Content
 
-# Messages.  Below this number the user may well have deleted the old mail and received new mail
-# since the last session, so a listing without known unique-ids is no sign of a migration.
+# Messages.  Below this number, the user may well have deleted the old mail and received new mail
+# since the last session, so a listing without known unique-ids does not indicate a migration.
 _ENOUGH = 20
 UNKNOWN_SIZE = -1  # octets; another program took the message and did not record its size
-# Octets.  Room that a plan reserves for a header, whose size is unknown; most headers are smaller.
+# Octets that a plan reserves for a header, whose size is unknown.  Most headers are smaller.
 _HEADER = 4096
-# Share of the expected messages.  After a migration usually none is listed under its old unique-id;
-# a few may be, where new ids are numbers and coincide with old ones.
+# Share of the expected messages.  After a migration, usually no message is listed under its old
+# unique-id.  There may be a few if the unique-ids are numbers, because new ones may equal old ones.
 _HARDLY_ANY = 0.1
 _DAY = 86_400.0  # seconds
 
 
 class Doubt(StrEnum):
-    """Why a listed message must be checked before it counts as the one that was taken."""
+    """Why a listed message must be checked before it is treated as the one that was taken."""
 
     NONE = ""
     SHORT = "short"
-    """The server sent much less than it announced; only fetching the message again settles this."""
+    """The server sent much less than it announced.  Only another fetch can settle this doubt."""
     ANSWER = "answer"
-    """The message was marked as deleted, and the server's answer to QUIT is unknown."""
+    """The message was marked as deleted, and the server's response to QUIT is unknown."""
     ADDRESS = "address"
     """The message was taken when the account had another server or login."""
 
@@ -54,7 +56,7 @@ class Taken:
     """Size in octets as announced by the server, or UNKNOWN_SIZE."""
     at: float | None
     """When the message became durable here, in seconds of the ledger's clock.  None: storing began,
-    and a crash hid whether it finished."""
+    but after a crash it is unknown whether it finished."""
     is_adopted: bool = False
     """The message was marked as taken without being fetched, so it is never deleted on the server.
     """
@@ -67,12 +69,12 @@ class Taken:
     doubt: Doubt = Doubt.NONE
     """Why the message listed under this key may be a different one."""
     seen_again: float | None = None
-    """When the message was listed again after its deletion, by the same clock.  Its time on the
-    server counts from this moment."""
+    """When the message was listed again after its deletion, by the same clock.  The time for which
+    it stays on the server starts at this moment."""
 
     @property
     def since(self) -> float | None:
-        """When the message's time on the server began to count, by the ledger's clock."""
+        """Start of the time for which the message stays on the server, by the ledger's clock."""
         if self.at is None or self.seen_again is None:
             return self.at
         return max(self.at, self.seen_again)
@@ -80,7 +82,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What was stored under a key; ``prove`` compares it with what the session sees now."""
+    """A stored message; ``prove`` compares it with the message that the session has seen."""
 
     size: int
     """Size in octets as announced by the server."""
@@ -92,7 +94,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What was fetched from a server in the last day."""
+    """Messages and octets that were fetched from a server in the last day."""
 
     messages: int = 0
     """Number of messages, including those that were not stored."""
@@ -102,7 +104,7 @@ class Used:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits of a provider or operator on what is fetched; None means no limit."""
+    """Limits of a provider or operator on fetching; None means no limit."""
 
     messages: int | None = None
     """Maximum number of messages in a day."""
@@ -120,7 +122,7 @@ class Policy:
     """Seconds for which a taken message stays on the server.  0 deletes it in the same session;
     None never deletes it."""
     newest: int = 0
-    """Number of messages, the most recently taken ones, that are never deleted on the server."""
+    """Number of the most recently taken messages that are never deleted on the server."""
     verified: bool = False
     """Delete a message only in a later session, and only if the copy here is still intact."""
     until_deleted: bool = False
@@ -135,14 +137,14 @@ class Policy:
     whole: frozenset[str] = frozenset()
     """Messages, by ``short_name``, to fetch even if they are too large or set aside."""
     budget: Budget = Budget()
-    """Limits for a day and an hour, over all sessions of the account."""
+    """Limits per day and per hour for all sessions of the account."""
     deletions: int | None = None
     """Maximum number of messages to delete on the day after the account's first session, and on the
-    day after ``rule`` changed; None means no limit."""
+    day after a change of ``rule``.  None means no limit."""
 
     @property
     def rule(self) -> str:
-        """The deletion rule as text, to be compared with that of an earlier session."""
+        """The deletion rule as text, for comparison with the rule of an earlier session."""
         if self.until_deleted or self.verified:
             keep = "until-deleted" if self.until_deleted else "until-verified"
         else:
@@ -152,7 +154,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """A message that could not be taken and is not tried again for a while."""
+    """A message that could not be taken, and must wait before it is tried again."""
 
     tries: int
     """Number of runs in which the message could not be taken."""
@@ -171,12 +173,12 @@ class Fetch:
     """The message's key in the ledger.  None: the message has no unique-id of its own, so only its
     content can identify it."""
     was_begun: bool = False
-    """An earlier run began to store the message, and a crash hid whether it finished."""
+    """An earlier run began to store the message, but after a crash the result is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Fetch a message and compare it with the one stored under its key: they may differ."""
+    """Fetch a message and compare it with the one stored under its key, which may differ."""
 
     message: Message
     key: str
@@ -196,7 +198,7 @@ class Look:
 class Due:
     """A taken message that the policy no longer keeps on the server.
 
-    This does not establish which message is listed under the key now: see ``prove``.
+    It does not follow that the message now listed under the key is the same one; see ``prove``.
     """
 
     message: Message
@@ -210,10 +212,10 @@ class Stub:
 
     message: Message
     key: str
-    """The stub's own key.  To the ledger the stub and its message are different messages, so no
-    fact about a stub can let the message be deleted."""
+    """The stub's own key.  The ledger treats the stub and its message as different messages, so
+    that no record of a stub allows the message to be deleted."""
     was_begun: bool = False
-    """An earlier run began to store the stub, and a crash hid whether it finished."""
+    """An earlier run began to store the stub, but after a crash the result is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,17 +232,17 @@ class Later:
 
     message: Message
     why: str
-    """The limit that leaves no room for it in this session."""
+    """The limit because of which it cannot be fetched in this session."""
 
 
 Step = Fetch | Compare | Look | Due | Stub | Skip | Later
 
 
-# Which message is that?
+# Identity of messages.
 
 
 class Evidence(StrEnum):
-    """How this session has established which message it is about to delete."""
+    """How this session has confirmed the identity of a message that it is about to delete."""
 
     FETCHED = "fetched and stored in this session"
     COMPARED = "fetched in this session, and equal to what was stored"
@@ -253,13 +255,13 @@ class Unproved(Enum):
     NOT_STORED = "it is not stored here"
     CAME_BACK = "it was gone, and is listed again since this session"
     SHORT = "it was shorter than announced"
-    DIFFERENT = "it is another message than the one that was stored"
+    DIFFERENT = "it is not the message that was stored"
     UNSEEN = "it was not compared in this session"
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What this session has seen of one listed message."""
+    """The data of one listed message that this session has received."""
 
     message: Message
     key: str
@@ -276,7 +278,7 @@ class Seen:
 
 
 class _Seal:
-    """Permission to make a ``Proved``; the only instance is private to this module."""
+    """Permission to create a ``Proved``; the only instance is private to this module."""
 
 
 _SEAL: Final = _Seal()
@@ -284,9 +286,9 @@ _SEAL: Final = _Seal()
 
 @final
 class Proved:
-    """A message that may be deleted, because ``prove`` has established which one it is.
+    """A message that may be deleted, because ``prove`` has confirmed its identity.
 
-    ``Deletions`` accepts nothing else, so no other path through the program leads to DELE.
+    ``Deletions`` accepts no other type, so no other path through the program leads to DELE.
     """
 
     __slots__ = ("evidence", "key", "message", "why")
@@ -304,37 +306,40 @@ class Proved:
 def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> Proved | Unproved:
     """Prove that the message ``seen`` is the one whose octets are durable here.
 
-    ``known`` and ``record`` are what the ledger durably holds under the message's key.  ``why`` is
-    the policy's reason for the deletion; whether there is one is decided elsewhere.  Returns the
-    permission to delete the message, or why there is no proof.
+    ``known`` and ``record`` are the ledger's durable records under the message's key.  ``why`` is
+    the reason for the deletion; the caller decides whether the message is due.  Returns the
+    permission to delete the message, or the reason why there is no proof.
     """
-    # The claim to prove: deleting message n of this session destroys no octets but those that are
-    # durable here already.  It has two parts.
+    # The claim to prove: deleting message n of this session destroys only octets that are already
+    # durable here.  It has two parts.
     #
     # A. A message was stored.  The ledger gets a row only after the destination made the octets
     #    durable, so ``known.at`` and ``record`` are evidence of that.  An adopted message has no
-    #    record, since we never had its octets, and an interrupted one has no time.
+    #    record, because its octets were never seen.  An interrupted message has no time.
     #
     # B. The message listed now is that message.  The unique-id alone does not show this: a server
     #    may reuse it after a deletion (RFC 1939 §7), after its maildrop was rebuilt or restored, or
-    #    because it numbers messages.  So this session must have seen it, in one of two ways:
-    #    - All octets, by RETR: they are those stored, or differ at most in header fields that
-    #      servers rewrite (``Content.is_same``).  This needs no further assumption.
+    #    because it numbers messages.  So this session must have seen the message, in one of two
+    #    ways:
+    #    - All octets, by RETR: they equal the stored octets, or differ only in header fields that
+    #      servers rewrite (``Content.is_same``).  No further assumption is necessary.
     #    - The header, by TOP: unique-id, announced size and the fields written by the sender all
     #      agree.  A different message would need the same Message-ID, Date, From, To, Cc and
-    #      Subject *and* the same size *and* the reused unique-id.  If the header stored has neither
-    #      Message-ID nor Date, it could belong to many messages, and this way is closed.
+    #      Subject *and* the same size *and* the reused unique-id.  A stored header with neither
+    #      Message-ID nor Date could belong to many messages, so it is not accepted as evidence.
     #
-    # Message-numbers are fixed for the length of a session (RFC 1939 §4), so what was seen under a
-    # number in this session is what DELE marks; what an earlier session has seen proves nothing.
+    # Message-numbers are fixed for the length of a session (RFC 1939 §4), so DELE marks the message
+    # that this session has seen under the same number.  Data from an earlier session proves
+    # nothing.
     #
-    # Three kinds of messages are excluded although A and B may look fulfilled:
-    # - One that was deleted or missing and is listed again since this session.  Its time on the
-    #   server begins now; perhaps a user restored it on purpose.
-    # - One stored in this session of which much less came than announced.  The server may have cut
-    #   it off, so the rest would be destroyed.  In a later session the same octets come again
-    #   (COMPARED), which shows that the announced size was wrong and not the content.
-    # - One that was short before: its header proves nothing about what was missing behind it.
+    # Three kinds of messages are excluded, even if A and B seem to be true:
+    # - A message that was deleted or missing, and is listed again for the first time in this
+    #   session.  The time for which it stays on the server starts now; perhaps a user restored it
+    #   on purpose.
+    # - A message stored in this session that is much shorter than announced.  The server may have
+    #   truncated it, so the rest would be destroyed.  If a later session receives the same octets
+    #   (COMPARED), the announced size was wrong, and not the content.
+    # - A message that was short before: its header does not show that the body was complete.
     if known is None or known.at is None or record is None:
         return Unproved.NOT_STORED
     if seen.has_come_back or known.is_gone:
@@ -353,16 +358,17 @@ def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> P
 
 
 def suspicion(known: Taken, message: Message) -> str:
-    """Return why a listed message may not be the one that was taken under its key.
+    """Return why a listed message may differ from the one that was taken under its key.
 
-    An empty text means that it counts as that one until it is to be deleted; see ``prove``.
+    If the text is empty, the message is treated as the same one until it is due for deletion; see
+    ``prove``.
     """
     if known.is_gone:
         return "it was deleted before"
     if not known.is_expected:
         return "it was not listed for a while"
     if known.size not in (message.size, UNKNOWN_SIZE):
-        return f"it had {known.size} octets before"
+        return f"its size was {known.size} octets before"
     return {
         Doubt.NONE: "",
         Doubt.SHORT: "it was shorter than announced",
@@ -372,13 +378,13 @@ def suspicion(known: Taken, message: Message) -> str:
 
 
 def _must_be_fetched(known: Taken, message: Message) -> bool:
-    """Return whether the message is suspicious and its header alone cannot settle that."""
+    """Return whether the message is suspicious, and its header is not enough to check it."""
     is_light = known.doubt in (Doubt.ANSWER, Doubt.ADDRESS) and known.is_expected
     is_light = is_light and not known.is_gone and known.size == message.size
     return bool(suspicion(known, message)) and not is_light
 
 
-# What to do.
+# Steps.
 
 
 def plan(
@@ -429,7 +435,7 @@ def _new(
     policy: Policy,
     room: Room,
 ) -> Iterator[Step]:
-    """Yield the step for a message that was not taken yet; none if its stub is stored."""
+    """Yield the step for a message that was not taken yet, unless its stub is stored."""
     if room.is_full:
         yield Later(message, "the full destination")
     elif is_too_large(message, policy):
@@ -469,14 +475,14 @@ def _too_large_for_a_day(message: Message, policy: Policy) -> str | None:
     most = policy.budget.octets
     if most is None or message.size <= most:
         return None
-    return f"{message.size} octets, more than the {most} of a day"
+    return f"{message.size} octets, more than the {most} allowed per day"
 
 
 class Room:
-    """How much more this session may fetch, by the limit per session and the day's budget."""
+    """What this session may still fetch within the limit per session and the daily budget."""
 
     def __init__(self, policy: Policy, used: Used | None = None, *, is_full: bool = False) -> None:
-        """``used`` counts against the day's budget; ``is_full``: the destination is full."""
+        """``used`` counts against the daily budget; ``is_full``: the destination is full."""
         self.is_full = is_full
         budget, used = policy.budget, used or Used()
         limit = math.inf if policy.limit is None else policy.limit
@@ -486,7 +492,7 @@ class Room:
         self._octets = math.inf if budget.octets is None else budget.octets - used.octets
 
     def takes(self, octets: int) -> bool:
-        """Reserve room for a message of this size; after the first refusal every call refuses."""
+        """Reserve room for a message of this size; after one refusal, always return False."""
         if self._messages >= 1 and octets > self._octets:
             self._messages, self.why = 0, "the day's budget"
         if self._messages < 1:
@@ -497,7 +503,7 @@ class Room:
 
 
 def _poison_last(listing: Sequence[Message], aside: Mapping[str, Aside]) -> Iterator[Message]:
-    """Yield messages that were set aside last: one of them may end the connection again."""
+    """Yield messages set aside after all others: one of them may break the connection again."""
     if not aside:
         yield from listing
         return
@@ -512,7 +518,7 @@ def _why_aside(
     policy: Policy,
     now: float,
 ) -> str | None:
-    """Return why the message is not tried in this session; None: it may be tried."""
+    """Return why the message is not tried in this session, or None if it may be tried."""
     key = aside_key(message)
     earlier = aside.get(key)
     if earlier is not None and earlier.until > now:
@@ -533,7 +539,7 @@ def _why_aside(
 def aside_key(message: Message) -> str:
     """Return the key under which a message is set aside.
 
-    Without a unique-id this is its size, so other messages of the same size wait with it.
+    Without a unique-id, the key is its size, so other messages of the same size wait as well.
     """
     return message.unique_id or f" size {message.size}"
 
@@ -548,7 +554,7 @@ def is_too_large(message: Message, policy: Policy) -> bool:
 def short_name(message: Message) -> str:
     """Return a name for the command line, the same in every session.
 
-    It is a digest, so that no text of a hostile server reaches a terminal or a shell.
+    The name is a digest, so that no text from a hostile server reaches a terminal or a shell.
     """
     seen = f"{message.unique_id} {message.size}".encode("utf-8", "surrogateescape")
     return sha256(seen).hexdigest()[:12]  # 48 bits: a chance match needs millions of messages
@@ -557,7 +563,7 @@ def short_name(message: Message) -> str:
 def stub_key(key: str) -> str:
     """Return the ledger's key of a message's stub.
 
-    It begins with a space, which no unique-id contains (RFC 1939 §7), so it is never listed.
+    The key begins with a space, which no unique-id contains (RFC 1939 §7), so it is never listed.
     """
     return f" stub {key}"
 
@@ -565,7 +571,7 @@ def stub_key(key: str) -> str:
 def is_due(known: Taken, policy: Policy, now: float) -> bool:
     """Return whether the policy no longer keeps a taken message on the server.
 
-    Whether the listed message is the taken one is a different question: see ``prove``.
+    It does not follow that the listed message is the one that was taken; see ``prove``.
     """
     if known.is_gone or known.is_adopted or known.since is None or policy.keep is None:
         return False
@@ -580,7 +586,7 @@ def why_due(known: Taken, policy: Policy, now: float) -> str:
     if policy.verified:
         return "the copy here is verified"
     if not policy.keep:
-        return "nothing is kept there"
+        return "the account keeps no mail on the server"
     return f"taken {(now - known.since) / _DAY:.1f} days ago"
 
 
@@ -600,8 +606,8 @@ def unique_ids(listing: Sequence[Message]) -> dict[int, str]:
 def is_strange(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
     """Return whether hardly any of the ``expected`` messages is listed.
 
-    ``expected`` is the number of taken messages that were not deleted.  If so, messages that look
-    new may be old mail under new unique-ids.
+    ``expected`` is the number of taken messages that were not deleted.  If hardly any is listed,
+    messages that look new may be old mail under new unique-ids.
     """
     return _known(listing, taken) < expected * _HARDLY_ANY
 
@@ -609,8 +615,8 @@ def is_strange(listing: Sequence[Message], taken: Mapping[str, Taken], expected:
 def looks_moved(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
     """Return whether nearly every message looks new although many should be known.
 
-    When a provider migrates, its new server gives new unique-ids to old mail.  The user must decide
-    whether to fetch all of it again.
+    After a migration, the provider's new server lists old mail under new unique-ids.  The user must
+    decide whether to fetch all of it again.
     """
     new = len(listing) - _known(listing, taken)
     return min(expected, new) >= _ENOUGH and is_strange(listing, taken, expected)
@@ -624,7 +630,7 @@ def _known(listing: Sequence[Message], taken: Mapping[str, Taken]) -> int:
 def newest_of(listing: Sequence[Message], taken: Mapping[str, Taken], count: int) -> frozenset[int]:
     """Return the message-numbers of the ``count`` messages taken last.
 
-    Messages that were not taken yet count as newer than all taken ones.
+    Messages that were not taken yet are treated as newer than all taken messages.
     """
     if not count:
         return frozenset()

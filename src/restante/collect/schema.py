@@ -69,7 +69,7 @@ CREATE TABLE told (
     PRIMARY KEY (account, what)
 ) STRICT, WITHOUT ROWID;
 """,
-    # Evidence of what was stored, accounts by their address, and what was deleted and set aside.
+    # Fingerprints of stored messages, accounts by address, deletions, and messages set aside.
     5: """
 ALTER TABLE messages ADD COLUMN likeness BLOB;
 ALTER TABLE messages ADD COLUMN body BLOB;
@@ -122,8 +122,8 @@ def prepare(database: sqlite3.Connection, path: Path | None) -> None:
     """Create or migrate the schema; ``path`` is None for a database in memory.
 
     Raises:
-        ConfigurationError: it is a database of another program, or of a newer restante.
-        sqlite3.Error, OSError: it cannot be read or written now.
+        ConfigurationError: the file belongs to another program or to a newer version.
+        sqlite3.Error, OSError: the file cannot be read or written now.
     """
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
@@ -142,7 +142,7 @@ def prepare(database: sqlite3.Connection, path: Path | None) -> None:
 def _change(database: sqlite3.Connection, path: Path | None) -> None:
     version = _version(database)  # another process may have migrated it
     if version == 0 and database.execute("SELECT 1 FROM sqlite_schema").fetchone():
-        raise ConfigurationError(f"{path} is a database of another program")
+        raise ConfigurationError(f"{path} belongs to another program")
     if version > VERSION:
         raise ConfigurationError(f"{path} was written by a newer restante")
     for older in range(version, VERSION):
@@ -157,13 +157,13 @@ def _version(database: sqlite3.Connection) -> int:
 
 
 def _copy(database: sqlite3.Connection, copy: Path) -> None:
-    """Copy the file, durably; an incomplete copy from before a crash is replaced."""
+    """Copy the file durably; an incomplete copy left by a crash is replaced."""
     temporary = copy.with_name(f"{copy.name}.part")
     temporary.unlink(missing_ok=True)
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     database.execute("VACUUM INTO ?", (str(temporary),))
-    with closing(sqlite3.connect(temporary)) as made:  # an empty ledger would lose all
-        if _version(made) == 0:
+    with closing(sqlite3.connect(temporary)) as written:  # check that the copy is not empty
+        if _version(written) == 0:
             raise sqlite3.OperationalError("the copy of the ledger is empty")
     file = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""Make a stub: the header of a message that is too large, with a note instead of its body.
+"""Create a stub: the header of a message that is too large, with a note instead of its body.
 
 Security: the header is untrusted, so the note does not repeat any part of it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")  # obsolete syntax has white space before the colon
+_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")  # obsolete syntax allows white space before the colon
 _OF_THE_BODY = re.compile(rb"(content-|mime-version[ \t]*:)", re.IGNORECASE)
 
 _NOTE = """\

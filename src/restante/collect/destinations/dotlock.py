@@ -1,8 +1,9 @@
-"""``FILE.lock``: the lock of programs that share an mbox, also over NFS (Debian policy 11.6).
+"""``FILE.lock``, the lock file that programs use to share an mbox, even over NFS.
 
-The file contains the number of the process that created it.  Its age is measured by the clock of
-the file system.  This follows liblockfile with one exception: a lock that we did not create on this
-machine is broken only because of its age, since its process may run on another machine.
+It follows Debian policy 11.6.  The file contains the ID of the process that created it.  Its age is
+measured by the clock of the file system.  The rules are those of liblockfile, with one exception: a
+lock that was not created by restante on this machine is removed only because of its age, since its
+process may run on another machine.
 """
 
 from __future__ import annotations
@@ -21,50 +22,54 @@ _STALE = 300.0  # seconds without a touch: lockfile_create(3)
 _TOUCH = 30.0  # seconds; a lock must be touched at least once a minute
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
-_turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+_thread_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
-def one_at_a_time(path: Path) -> threading.Lock:
-    """Return a lock for the threads of this process.
+def thread_lock(path: Path) -> threading.Lock:
+    """Return the lock that the threads of this process must hold to use the file.
 
-    It is necessary because fcntl drops all locks of the process when one thread closes the file.
+    This lock is necessary because the process loses all its fcntl locks on a file when one thread
+    closes the file.
     """
-    return _turns[os.path.realpath(path)]
+    return _thread_locks[os.path.realpath(path)]
 
 
 class Dotlock:
-    """The lock of one file.  The caller is the only one in this process and holds the other
-    locks."""
+    """The lock of one file.
+
+    Only one caller in this process may use it at a time, and this caller must already hold the
+    other locks.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path.with_name(f"{path.name}.lock")
-        self._aside = path.with_name(f".{path.name}.{token_hex(8)}.part")
+        self._temporary = path.with_name(f".{path.name}.{token_hex(8)}.part")
         self._is_ours = False
         self._inode = 0
         self._touched_at = 0.0  # on the monotonic clock
 
     def take(self) -> bool:
-        """Take the lock, breaking a stale one; return whether that succeeded.
+        """Take the lock, and remove a stale lock first; return whether the lock was taken.
 
         Raises:
-            OSError: no lock can be created there.
+            OSError: the lock file cannot be created.
         """
-        file = os.open(self._aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            os.write(file, f"{os.getpid()}\n{_maker()}\n".encode())
+            os.write(file, f"{os.getpid()}\n{_creator()}\n".encode())
             now = os.fstat(file).st_mtime
             self._is_ours = self._link()
             if not self._is_ours and self._break(now):
                 self._is_ours = self._link()
         finally:
             os.close(file)
-            self._aside.unlink()
+            self._temporary.unlink()
         if self._is_ours:
             self._inode, self._touched_at = self._path.stat().st_ino, time.monotonic()
         return self._is_ours
 
     def touch(self) -> None:
-        """Keep the lock from becoming stale; call this while it is held."""
+        """Keep the lock from becoming stale; call this regularly while the lock is held."""
         if time.monotonic() > self._touched_at + _TOUCH:
             self._touched_at = time.monotonic()
             with suppress(OSError):
@@ -73,19 +78,22 @@ class Dotlock:
     def release(self) -> None:
         """Release the lock.
 
-        If its file cannot be removed, the next program that locks breaks it as stale; the work
-        done under the lock is complete.
+        If the lock file cannot be removed, the next program that needs the lock removes it as
+        stale; the work done under the lock is already complete.
         """
         if self._is_ours:
             self._is_ours = False
             with suppress(OSError):
-                if self._path.stat().st_ino == self._inode:  # or another program broke it
+                if self._path.stat().st_ino == self._inode:  # it is still ours
                     self._path.unlink()
 
     def _link(self) -> bool:
-        """Create the lock by a hard link, which is atomic over NFS too; else by O_EXCL."""
+        """Create the lock file; return False if another program holds the lock.
+
+        A hard link is atomic even over NFS.  If hard links are not supported, O_EXCL is used.
+        """
         try:
-            os.link(self._aside, self._path)
+            os.link(self._temporary, self._path)
         except FileExistsError:
             return False
         except OSError as error:
@@ -93,42 +101,46 @@ class Dotlock:
                 raise
             try:
                 with open(self._path, "xb") as file:
-                    file.write(self._aside.read_bytes())
+                    file.write(self._temporary.read_bytes())
             except FileExistsError:
                 return False
         return True
 
     def _break(self, now: float) -> bool:
-        """Remove a stale lock; ``now`` is by the clock of the file system."""
-        broken = self._aside.with_name(f"{self._aside.name}.part")
+        """Remove a stale lock; return whether the lock can now be taken.
+
+        ``now`` is the current time on the file system's clock.
+        """
+        broken = self._temporary.with_name(f"{self._temporary.name}.part")
         try:
             before = self._path.stat()
-            if now - before.st_mtime < _STALE and not self._is_of_the_dead():
+            if now - before.st_mtime < _STALE and not self._owner_has_ended():
                 return False
             self._path.rename(broken)
         except FileNotFoundError:
             return True
         try:
             same = broken.stat()
-            # An inode number may be used again at once.
+            # The inode number alone is not enough: it may be reused immediately.
             if (same.st_ino, same.st_mtime_ns) == (before.st_ino, before.st_mtime_ns):
                 return True
-            with suppress(FileExistsError):  # another program has taken the lock meanwhile
+            with suppress(FileExistsError):  # another program has now taken the lock
                 os.link(broken, self._path)
             return False
         finally:
             broken.unlink()
 
-    def _is_of_the_dead(self) -> bool:
-        """Return whether a process of restante on this machine created it and has ended.
+    def _owner_has_ended(self) -> bool:
+        """Return whether a restante process on this machine created the lock and has ended.
 
-        The current process does not hold the lock."""
+        The caller must make sure that the current process does not hold the lock.
+        """
         try:
-            number, maker, *_ = self._path.read_text("ascii").split("\n")
-            if maker != _maker():
+            process_id, creator, *_ = self._path.read_text("ascii").split("\n")
+            if creator != _creator():
                 return False
-            if int(number) != os.getpid():
-                os.kill(int(number), 0)
+            if int(process_id) != os.getpid():
+                os.kill(int(process_id), 0)
                 return False
         except ProcessLookupError:
             pass
@@ -137,5 +149,5 @@ class Dotlock:
         return True
 
 
-def _maker() -> str:
+def _creator() -> str:
     return f"restante on {socket.gethostname()}"

@@ -22,8 +22,8 @@ from . import name_of
 _LEFT_OVER = 36 * 3600  # seconds, as https://cr.yp.to/proto/maildir.html says
 
 
-class _Whole(NamedTuple):
-    """A message that is complete and not durable yet."""
+class _Received(NamedTuple):
+    """A message that is complete, but not durable yet."""
 
     file: BinaryIO
     temporary: Path
@@ -31,8 +31,10 @@ class _Whole(NamedTuple):
 
 
 class Folder:
-    """Stores each message under a name made from its identity, so repeating stores nothing
-    twice."""
+    """Stores each message under a name derived from its identity.
+
+    Therefore storing a message again has no effect.
+    """
 
     is_repeatable = True
 
@@ -40,8 +42,8 @@ class Folder:
         self._inbox = self._workshop = path
         self._file: BinaryIO | None = None
         self._temporary = self._final = Path()
-        self._waiting: list[_Whole] = []
-        self._groups: list[list[_Whole]] = []  # closed, and not durable yet
+        self._waiting: list[_Received] = []
+        self._groups: list[list[_Received]] = []  # closed, and not durable yet
         self._run, self._numbers = token_hex(8), count()
         self._prepare()
         tidy(self._workshop, ".*.part")
@@ -77,7 +79,7 @@ class Folder:
     def end(self) -> None:
         assert self._file is not None
         self._file.flush()
-        self._waiting.append(_Whole(self._file, self._temporary, self._final))
+        self._waiting.append(_Received(self._file, self._temporary, self._final))
         self._file = None
 
     def group(self) -> Callable[[], None]:
@@ -85,15 +87,15 @@ class Folder:
         self._groups.append(waiting)
         return partial(self._sync, waiting)
 
-    def _sync(self, waiting: list[_Whole]) -> None:
-        """Sync the octets of all messages before any of them gets its name."""
+    def _sync(self, waiting: list[_Received]) -> None:
+        """Sync the octets of all messages before any message gets its final name."""
         try:
             sync_files([each.file.fileno() for each in waiting])
             while waiting:
                 waiting[-1].temporary.rename(waiting[-1].final)
-                whole = waiting.pop()
-                whole.file.close()
-                self._named(whole.final)
+                message = waiting.pop()
+                message.file.close()
+                self._named(message.final)
             fsync_directory(self._inbox)
         finally:
             _drop(waiting)
@@ -128,13 +130,13 @@ class Folder:
 
 
 def make_directory(path: Path, mode: int = 0o777) -> None:
-    """Create the directory, durably, but none above it.
+    """Create the directory durably, but not its parent directory.
 
-    The directories of a disk that is not mounted are missing as well; mail below its mount point
-    would be hidden by the next mount.
+    A parent directory may be missing because a disk is not mounted.  Mail stored below the mount
+    point would be hidden by the next mount.
 
     Raises:
-        TemporaryFailure: the directory above it is missing, or its disk is not mounted.
+        TemporaryFailure: the parent directory is missing, or its disk is not mounted.
     """
     if not path.is_dir():
         may_be_made(path)
@@ -143,10 +145,11 @@ def make_directory(path: Path, mode: int = 0o777) -> None:
 
 
 def may_be_made(path: Path) -> None:
-    """
+    """Check that the parent directory of ``path`` exists.
+
     Raises:
-        TemporaryFailure: the directory above it is missing, or its disk is not mounted.
-        OSError: it is not a directory, or permission is denied.
+        TemporaryFailure: the parent directory is missing, or its disk is not mounted.
+        OSError: the parent is not a directory, or permission is denied.
     """
     above = path.absolute().parent
     try:
@@ -157,7 +160,7 @@ def may_be_made(path: Path) -> None:
 
 
 def tidy(directory: Path, pattern: str) -> None:
-    """Remove old unfinished files of killed processes."""
+    """Remove old, incomplete files that killed processes have left."""
     for each in directory.glob(pattern):
         with suppress(FileNotFoundError):
             if each.stat().st_mtime < time.time() - _LEFT_OVER:
@@ -170,9 +173,9 @@ def missing(directory: Path) -> TemporaryFailure:
     )
 
 
-def _drop(waiting: list[_Whole]) -> None:
-    for whole in waiting:
+def _drop(waiting: list[_Received]) -> None:
+    for message in waiting:
         with suppress(OSError):
-            whole.file.close()
-        whole.temporary.unlink(missing_ok=True)
+            message.file.close()
+        message.temporary.unlink(missing_ok=True)
     waiting.clear()

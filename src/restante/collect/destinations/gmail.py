@@ -1,12 +1,11 @@
-"""Store mail in a Gmail mailbox with ``users.messages.import`` of its API: with a label and its own
-date.
+"""Store mail in a Gmail mailbox, with a label and the date of the message, through the Gmail API.
 
-Gmail treats the message as delivered mail but never as spam, and sends nothing.  A message counts
-as stored only if the response has its id; a status of 200 alone may be from another server, such as
-a proxy.  Gmail cannot find a message by our name: after a crash between its response and the
-ledger, one message may be stored twice.
+The method is ``users.messages.import``.  Gmail treats the message as delivered mail but never as
+spam, and sends no mail.  A message counts as stored only if the response contains its id; a status
+of 200 alone may come from another server, such as a proxy.  Gmail cannot search for a message by
+its identity.  After a crash between the response and the ledger, one message may be stored twice.
 
-Security: the token is sent to Google by HTTPS, and no redirect is followed.
+Security: the token is sent to Google over HTTPS, and no redirect is followed.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from . import TokenSource
 from .spooled import Handed
 
 _BASE = "https://gmail.googleapis.com"
-_PATIENCE = 120.0  # seconds for a response; an estimate, not measured
+_TIMEOUT = 120.0  # seconds for a response; an estimate, not measured
 _MAX_ANSWER = 2**22  # octets
 _OF_THE_MAILBOX = ("failedPrecondition",)  # for example, Gmail is disabled for this user
 _LATER = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "dailyLimitExceeded")
 
 
 class Gmail(Handed):
-    """A Gmail mailbox.  A missing ``label`` is created; without one, mail goes to the inbox."""
+    """A Gmail mailbox.  A missing ``label`` is created; if it is empty, mail goes to the inbox."""
 
     def __init__(
         self, label: str, token: TokenSource, base: str = _BASE, *, sign_in: str = ""
@@ -42,14 +41,14 @@ class Gmail(Handed):
         self._base = base
         self._token = ""
         self._labels: list[str] = []  # by id
-        self._web = JsonClient(client_context(), patience=_PATIENCE, largest=_MAX_ANSWER)
+        self._web = JsonClient(client_context(), patience=_TIMEOUT, largest=_MAX_ANSWER)
 
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            MessageRefused: it will never be accepted; or the cause may be this message, as long as
-                there are few such errors in a row.
-            TemporaryFailure: it cannot be stored now.
+            MessageRefused: the message will never be accepted; or the cause may be this message,
+                and there were only a few such errors in a row.
+            TemporaryFailure: the message cannot be stored now.
             ConsentNeeded: the token has no permission for this.
         """
         if not self._labels:
@@ -68,7 +67,7 @@ class Gmail(Handed):
             f"multipart/related; boundary={border}",
         )
         if not answer.get("id"):
-            raise self._doubt("Gmail answers 200 and names no message that it stored")
+            raise self._doubt("Gmail answered 200, but did not confirm that it stored the message")
 
     def _label_id(self) -> str:
         path = "/gmail/v1/users/me/labels"
@@ -76,14 +75,13 @@ class Gmail(Handed):
             if each.get("name") == self._label and each.get("id"):
                 return str(each["id"])
         wanted = {"name": self._label, "labelListVisibility": "labelShow"}
-        made = self._ask(path, json.dumps(wanted).encode(), "application/json").get("id")
-        if not made:
-            raise TemporaryFailure(f"Gmail made no label {self._label}")
-        return str(made)
+        label_id = self._ask(path, json.dumps(wanted).encode(), "application/json").get("id")
+        if not label_id:
+            raise TemporaryFailure(f"Gmail did not create the label {self._label}")
+        return str(label_id)
 
     def _ask(self, path: str, body: bytes | None = None, kind: str = "") -> JsonObject:
-        """Send GET, or POST if there is a body; try again with a new token if the first is
-        refused."""
+        """Send GET, or POST with a body; if the token is refused, try again with a new one."""
         status, answer = self._try(path, body, kind, renew=False)
         if status == 401:
             status, answer = self._try(path, body, kind, renew=True)

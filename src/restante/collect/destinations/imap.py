@@ -1,16 +1,17 @@
 """Store mail in a folder of an IMAP server: APPEND (RFC 3501 §6.3.11), with ``imapclient``.
 
-Each message gets a first line ``X-Restante: …``, a mark made from account and unique-id.  Bare CR
-and LF become CRLF, as IMAP requires.  The message's own date becomes its internal date.
+The first line ``X-Restante: …`` is added to each message: a mark that is derived from the account
+and the unique-id.  Bare CR and LF become CRLF, as IMAP requires.  The internal date is the date of
+the message.
 
 A message counts as stored only when its header can be fetched after APPEND.  After a crash or a
-lost connection the message is searched by its mark, first among the newest messages.  SEARCH only
-finds candidates, whose headers are fetched as well, because some servers ignore the argument of
-SEARCH HEADER and return every message (QQ, Alimail).  So a message is stored exactly once, unless
-the server was still busy with the first APPEND during the search.
+lost connection, restante searches for the mark, first in the newest messages.  SEARCH returns only
+candidates.  Their headers are fetched as well, because some servers ignore the argument of SEARCH
+HEADER and return every message (QQ, Alimail).  So a message is stored exactly once, unless the
+server was still processing the first APPEND during the search.
 
-Security: TLS is always used, implicit or by STARTTLS, with verified certificates.  Only the first
-mark in a header counts; others were in the message.
+Security: TLS is always used, implicit or with STARTTLS, with verified certificates.  Only the first
+mark in a header counts, because the sender may have written others.
 """
 
 from __future__ import annotations
@@ -43,19 +44,21 @@ if TYPE_CHECKING:
     from imapclient import IMAPClient
 
 _MARK = "X-Restante"
-_PATIENCE = 60.0  # seconds for a response; an estimate, not measured
+_TIMEOUT = 60.0  # seconds for a response; an estimate, not measured
 _IDLE = 30.0  # seconds after which an idle connection is tested before it is used
 _MAX_HEADER = 2**20  # octets of a message that are searched for its date
-# Response codes (RFC 3501, 5530, 7889): this message is never accepted; none is accepted now.
+# Response codes (RFC 3501, 5530, 7889).  The server never accepts this message:
 _NEVER = ("[TOOBIG]", "[CANNOT]", "[PARSE]", "[BADCHARSET]")
 _REFUSED = (
     *("[AUTHENTICATIONFAILED]", "[AUTHORIZATIONFAILED]", "[EXPIRED]"),
     *("[PRIVACYREQUIRED]", "[CONTACTADMIN]", "[NOPERM]"),
-)  # us, whatever the message is
+)  # the server refuses this user's messages
+# The server accepts no message now:
 _LATER = ("[OVERQUOTA]", "[UNAVAILABLE]", "[INUSE]", "[LIMIT]", "[SERVERBUG]")
 
-_NEWEST = 5000  # messages to search; a doubtful one was appended last, in the run before
-_JUST_NOW = 10  # messages to search for one that was appended just now
+# Number of messages to search for a message in doubt, which was appended last in the previous run.
+_NEWEST = 5000
+_JUST_NOW = 10  # number of messages to search for a message that has just been appended
 _BLOCK = 500  # messages whose headers are fetched by one command
 _FIRST_MARK = re.compile(rb"^x-restante[ \t]*:[ \t]*([0-9a-f]{32})\b", re.IGNORECASE | re.MULTILINE)
 _FIELDS = f"BODY.PEEK[HEADER.FIELDS ({_MARK} MESSAGE-ID DATE FROM TO CC SUBJECT)]"
@@ -66,7 +69,7 @@ _PAUSES = (0.0, 0.0, 2.0)  # seconds before each search for an appended message
 class Imap(Handed):
     """A folder of an IMAP server; one connection is used for all messages."""
 
-    is_repeatable = True  # since ``has`` searches the folder
+    is_repeatable = True  # because ``has`` searches the folder
 
     def __init__(self, url: str, password: str, ca_file: Path | None = None) -> None:
         """``url`` is ``imaps://user@host/Folder``, or ``imap:`` for STARTTLS.
@@ -80,13 +83,13 @@ class Imap(Handed):
             parts = urlsplit(url)
             self._port = parts.port
         except ValueError as error:
-            raise UnsafeArgument(f"no IMAP URL: {error}") from error
+            raise UnsafeArgument(f"invalid IMAP URL: {error}") from error
         self._user, self._host = unquote(parts.username or ""), parts.hostname or ""
         self._folder = unquote(parts.path.lstrip("/")) or "INBOX"
         if not self._user or not self._host or parts.password is not None or parts.query:
-            raise UnsafeArgument("an IMAP destination is imaps://user@host/Folder")
+            raise UnsafeArgument("an IMAP destination must have the form imaps://user@host/Folder")
         if not password:
-            raise UnsafeArgument("an IMAP destination needs its password in to_password")
+            raise UnsafeArgument("an IMAP destination requires a password in to_password")
         if not (self._user + self._folder + password).isprintable():
             raise UnsafeArgument("control character in an IMAP destination")
         self._is_implicit = parts.scheme == "imaps"
@@ -100,7 +103,7 @@ class Imap(Handed):
             import imapclient  # noqa: F401
         except ImportError as error:
             raise ConfigurationError(
-                "an IMAP destination needs the extra restante[imap]"
+                "an IMAP destination requires the extra restante[imap]"
             ) from error
 
     def has(self, identity: str) -> bool:
@@ -130,8 +133,8 @@ class Imap(Handed):
 
     def _newest(self, server: IMAPClient, count: int) -> Iterator[bytes]:
         """Yield the headers of the newest messages, the newest first."""
-        there = int(server.select_folder(self._folder).get(b"EXISTS", 0))
-        numbers = range(there, max(there - count, 0), -1)
+        total = int(server.select_folder(self._folder).get(b"EXISTS", 0))
+        numbers = range(total, max(total - count, 0), -1)
         server.use_uid = False
         try:
             yield from _headers(server, numbers)
@@ -145,9 +148,9 @@ class Imap(Handed):
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            MessageRefused: the server never accepts it; or the cause may be this message, as long
-                as there are few such errors in a row.
-            TemporaryFailure: it cannot be stored now, or there are many such errors in a row.
+            MessageRefused: the server never accepts the message; or the cause may be this message,
+                and there were only a few such errors in a row.
+            TemporaryFailure: the message cannot be stored now; or too many such errors in a row.
             CredentialsRefused: the user has no permission to append.
         """
         octets = f"{_MARK}: {self._name}\r\n".encode() + message.read()
@@ -158,7 +161,7 @@ class Imap(Handed):
                 is_sent = True
                 answer = self._append(server, octets, at)
                 if not self._is_there(server, answer, octets):
-                    text = "says that it stored a message, and does not show it"
+                    text = "reports that it stored a message, but does not list it"
                     raise self._doubt(f"the IMAP server {self._host} {text}")
         except _Lost as error:
             if not is_sent:
@@ -182,10 +185,10 @@ class Imap(Handed):
         return answer if isinstance(answer, bytes) else b""
 
     def _is_there(self, server: IMAPClient, answer: bytes, octets: bytes) -> bool:
-        """Return whether the server shows the appended message.
+        """Return whether the server lists the appended message.
 
-        If the server removes our mark, or merges the message with an equal one as Gmail does, the
-        message is recognized by the sender's header fields.
+        If the server removes the mark, or merges the message with an equal one as Gmail does, the
+        message is recognised by the sender's header fields.
         """
         mine = header_digest(header_of(octets))
         named = _APPENDED.search(answer)
@@ -193,7 +196,7 @@ class Imap(Handed):
             time.sleep(pause)
             if named is not None:
                 seen = list(_headers(server, [int(named[1])]))
-                named = None  # if the server does not show the number yet
+                named = None  # the server may not show this number yet
             else:
                 seen = list(self._newest(server, _JUST_NOW))
             if any(self._name in _mark_in(each) for each in seen):
@@ -233,7 +236,7 @@ class Imap(Handed):
             self._port,
             ssl=self._is_implicit,
             ssl_context=self._context if self._is_implicit else None,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
         )
         try:
             if not self._is_implicit:
@@ -252,7 +255,8 @@ class Imap(Handed):
     def _log_in(self, server: IMAPClient) -> None:
         """
         Raises:
-            CredentialsRefused: refused without a response code for a temporary cause (RFC 5530 §3).
+            CredentialsRefused: the refusal has no response code for a temporary cause (RFC 5530
+                §3).
         """
         try:
             server.login(self._user, self._password)
@@ -287,7 +291,7 @@ class _Lost(TemporaryFailure):
 
 
 def _headers(server: IMAPClient, messages: Sequence[int]) -> Iterator[bytes]:
-    """Yield the headers that the server returns; ``use_uid`` says what the numbers mean."""
+    """Yield headers; the numbers are unique-ids if ``server.use_uid`` is set."""
     for first in range(0, len(messages), _BLOCK):
         block = list(messages[first : first + _BLOCK])
         response = server.fetch(block, [_FIELDS])
@@ -303,7 +307,7 @@ def _mark_in(header: bytes) -> set[str]:
 
 
 def _date(octets: bytes) -> datetime | None:
-    """Return when the message was last received, or else written; None if no field has a date."""
+    """Return the date of the first Received field, or of Date; None if neither has a valid one."""
     for name in ("Received", "Date"):
         with suppress(Exception):  # malformed headers raise errors of many types
             value = str(BytesHeaderParser().parsebytes(octets).get(name, ""))

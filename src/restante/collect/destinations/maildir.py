@@ -1,6 +1,6 @@
 """Store mail in a Maildir (https://cr.yp.to/proto/maildir.html), as CRLF text.
 
-A message is found by its name even if a mail reader has moved it: with any flags, in a folder
+A message is recognised by its name even if a mail reader has moved it: with any flags, in a folder
 (Maildir++), or in ``held/`` of a maildrop of this server.
 """
 
@@ -21,7 +21,7 @@ _OURS = re.compile(r"(?:\d+\.)?\d+\.([0-9a-f]{32})\.restante")
 
 
 class Maildir(Folder):
-    """A ``Folder`` that writes in ``tmp`` and delivers to ``new``."""
+    """A ``Folder`` that writes to ``tmp`` and delivers to ``new``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,13 +41,13 @@ class Maildir(Folder):
     def _find(self, name: str) -> Path | None:
         """
         Raises:
-            TemporaryFailure: another program keeps renaming files, so the message may be there.
+            TemporaryFailure: another program keeps renaming files, so the message may exist.
         """
         known = self._known()
         path = known.paths.get(name)
         if path is None and known.is_exact:
             return None
-        if path is None or not path.exists():  # renamed since
+        if path is None or not path.exists():  # the file has been renamed
             known = self._seen = _look(self._path)
             path = known.paths.get(name)
         if path is None and not known.is_exact:
@@ -73,7 +73,10 @@ class _Known(NamedTuple):
 
 
 def _look(maildir: Path) -> _Known:
-    """Scan a Maildir, and make its names durable, because found messages are deleted upstream."""
+    """Scan a Maildir and make its file names durable.
+
+    They must be durable because messages in the Maildir may be deleted on their server.
+    """
     with open_maildir(maildir) as root:
         seen = scan_folders(root)
     for directory in seen.names:

@@ -1,7 +1,8 @@
-"""Store mail in a maildrop of this server, through the store as for all other deliveries.
+"""Store mail in a maildrop of this server.
 
-So the quota applies, a disk that is not mounted is detected, and messages are recognized that were
-removed and are still held, or that an IMAP client has moved.
+The store is used in the same way as for all other deliveries.  Therefore the quota applies, a disk
+that is not mounted is detected, and messages are recognised even if they were removed and are still
+held, or if an IMAP client has moved them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from . import name_of
 
 
 class LocalMaildrop:
-    """Stores each message under a name made from its identity, so repeating stores nothing
-    twice."""
+    """Stores each message under a name derived from its identity.
+
+    Therefore storing a message again has no effect.
+    """
 
     is_repeatable = True
 

@@ -1,12 +1,13 @@
-"""Store mail in an mbox file in the mboxrd form: LF line ends, ``>`` before every ``>*From `` line.
+"""Store mail in an mbox file in the mboxrd format: LF line ends, and quoted ``>*From `` lines.
 
-CRLF becomes LF, and such lines get one ``>``, which readers of mboxrd remove.  Lines with more than
-1,000 ``>`` are not quoted, so that no line must be held in memory.  There is no list of the
-messages in the file, so messages that are stored already are not recognized.
+CRLF becomes LF, and one ``>`` is added before each ``>*From `` line; readers of mboxrd remove it.
+Lines with more than 1,000 ``>`` are not quoted, so that no complete line has to be kept in memory.
+There is no list of the messages in the file, so messages that are already stored are not
+recognised.
 
 Mail readers and servers share the file.  It is locked only during each append, so that a reader can
-write its flags while the next message is downloaded.  Between two appends another program may
-replace the file; the next message is appended to the new one.
+write its flags while the next message is downloaded.  Another program may replace the file between
+two appends; the next message is then appended to the new file.
 """
 
 from __future__ import annotations
@@ -24,22 +25,24 @@ from typing import BinaryIO
 from ...client.sinks import fsync_directory
 from ...errors import TemporaryFailure
 from ...posix import fcntl
-from .dotlock import Dotlock, one_at_a_time
+from .dotlock import Dotlock, thread_lock
 from .folder import may_be_made, tidy
 
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
 _BEGINNING = re.compile(rb">{0,1000}(?:F(?:r(?:o(?:m)?)?)?)?")
 _PIECE = 65_536  # octets
-_PATIENCE = 10.0  # seconds to wait for a lock; an estimate, since rewriting a large file takes long
+# Seconds.  An estimate, because rewriting a large file takes another program a long time.
+_LOCK_TIMEOUT = 10.0
 _OFFSET = 19  # octets of the journal's first line; an offset fits into 18 digits
 
 
 class Mbox:
-    """Locked by fcntl, flock and ``FILE.lock`` while a message is appended (Debian policy 11.6).
+    """An mbox file, locked with fcntl, flock and ``FILE.lock`` while a message is appended.
 
-    A message is first made durable in a journal beside the mbox, with its offset, and then
-    appended.  After a crash the next append finds the journal and removes an incomplete message,
-    but only if the octets from the offset to the end of the file are the beginning of that message.
+    The order of the locks is that of Debian policy 11.6.  A message is first made durable, with its
+    offset, in a journal next to the mbox, and then appended.  After a crash, the next append reads
+    the journal and removes an incomplete message, but only if the octets from the offset to the end
+    of the file are the beginning of that message.
     """
 
     is_repeatable = False
@@ -86,7 +89,7 @@ class Mbox:
             os.fsync(self._message.fileno())
             self._message.close()
             self._message = None
-            self._spool.rename(self._journal)  # from here on ``_mend`` handles a crash
+            self._spool.rename(self._journal)  # after this, ``_repair`` handles a crash
             fsync_directory(self._journal.parent)
             try:
                 with self._journal.open("rb") as message:
@@ -96,7 +99,7 @@ class Mbox:
                         dotlock.touch()
                 os.fsync(file)
             except OSError:
-                self._mend(file, even_whole=True)
+                self._repair(file, even_if_complete=True)
                 raise
             self._journal.unlink()
 
@@ -112,13 +115,13 @@ class Mbox:
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[int, Dotlock]]:
-        """Lock the file that has the path now, and repair it.
+        """Lock the file that is currently at the path, and repair it.
 
         Raises:
             TemporaryFailure: another program held the lock for too long.
         """
-        until = time.monotonic() + _PATIENCE
-        with one_at_a_time(self._path):
+        until = time.monotonic() + _LOCK_TIMEOUT
+        with thread_lock(self._path):
             while True:
                 with ExitStack() as held:
                     file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -126,7 +129,7 @@ class Mbox:
                     dotlock = Dotlock(self._path)
                     held.callback(dotlock.release)
                     if _lock(file) and _is_at(self._path, file) and dotlock.take():
-                        self._mend(file)
+                        self._repair(file)
                         yield file, dotlock
                         return
                 # Release all locks, so that two programs cannot wait for each other.
@@ -134,10 +137,12 @@ class Mbox:
                     raise TemporaryFailure(f"{self._path} is locked by another program")
                 time.sleep(random.uniform(0.05, 0.2))
 
-    def _mend(self, file: int, *, even_whole: bool = False) -> None:
-        """Remove what a crash left of the last append.
+    def _repair(self, file: int, *, even_if_complete: bool = False) -> None:
+        """Remove the incomplete message that a crash has left at the end of the file.
 
-        ``even_whole``: remove it even if it is complete, since it may not be durable."""
+        With ``even_if_complete``, a complete message is removed as well, because it may not be
+        durable.
+        """
         try:
             message = self._journal.open("rb")
         except FileNotFoundError:
@@ -149,7 +154,7 @@ class Mbox:
             whole = os.fstat(message.fileno()).st_size - len(head)
             if offset >= 0 and 0 < tail <= whole:
                 is_ours, is_torn = _compare(file, offset, message, tail)
-                if is_ours and (is_torn or tail < whole or even_whole):
+                if is_ours and (is_torn or tail < whole or even_if_complete):
                     os.ftruncate(file, offset)
                     os.fsync(file)  # otherwise the removed end may reappear after a power failure
         self._journal.unlink()
@@ -172,7 +177,7 @@ class _Quoting:
         return self._quoted(text[:end])
 
     def finish(self) -> bytes:
-        """Return the held octets, and a line end if the last one is missing."""
+        """Return the remaining octets, with a line end if the last line has none."""
         rest = self._quoted(self._held)
         return rest + b"\n" if self._is_inside else rest
 
@@ -186,7 +191,10 @@ class _Quoting:
 
 
 def _lock(file: int) -> bool:
-    """Take fcntl first: all programs on a system must use the same order."""
+    """Take both locks, or return False.
+
+    The fcntl lock comes first, because all programs on a system must use the same order.
+    """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,7 +204,10 @@ def _lock(file: int) -> bool:
 
 
 def _is_at(path: Path, file: int) -> bool:
-    """Return whether this open file still has the path; a mail reader may have replaced it."""
+    """Return whether the path still refers to this open file.
+
+    A mail reader may have replaced the file.
+    """
     try:
         return os.path.samestat(os.stat(path), os.fstat(file))
     except FileNotFoundError:
@@ -204,7 +215,7 @@ def _is_at(path: Path, file: int) -> bool:
 
 
 def _separated(file: int) -> int:
-    """Return the offset for the next message; a missing blank line before it is added."""
+    """Add the blank line before the next message if it is missing; return the message's offset."""
     end = os.lseek(file, 0, os.SEEK_END)
     last = os.pread(file, 2, max(end - 2, 0))
     if not end or last == b"\n\n":

@@ -1,4 +1,4 @@
-"""Open a destination from its text in the configuration, such as ``maildir:Mail``."""
+"""Open the destination that a text in the configuration specifies, such as ``maildir:Mail``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...errors import UnsafeArgument
 from ...maildrop import Presence as Presence
 from . import Destination, TokenSource
 
-# Kinds that offer the add-on of this name; "" is the path of a directory.
+# Kinds of destinations that offer the add-on with this name; "" is the path of a directory.
 VERIFYING = ("", "maildir", "maildrop")
 TRACING = ("maildrop",)
 
@@ -25,8 +25,8 @@ def look_over(
     """Check whether ``open_destination`` would succeed, without creating or sending anything.
 
     Raises:
-        UnsafeArgument, ConfigurationError: the destination can never work as it is written.
-        TemporaryFailure: the directory above it is missing, or ``maildrop`` raised it.
+        UnsafeArgument, ConfigurationError: the destination can never work as configured.
+        TemporaryFailure: the parent directory is missing, or ``maildrop`` raised the error.
     """
     from .folder import may_be_made
 
@@ -51,23 +51,26 @@ def open_destination(
     sign_in: str = "",
     maildrop: Callable[[str], Destination] | None = None,
 ) -> Destination:
-    """Open a destination: ``maildir:PATH``, ``mbox:PATH`` or the path of a directory;
-    ``maildrop:USER``; or a program that takes over the messages: ``lmtp:ADDRESS`` and
-    ``smtp:ADDRESS`` (``host:port``, ``unix:/path``), ``command:PROGRAM …``,
-    ``imaps://user@host/Folder``, ``gmail:LABEL``.
+    """Open a destination.
+
+    Destinations on this machine are ``maildir:PATH``, ``mbox:PATH``, the path of a directory, and
+    ``maildrop:USER``.  Programs and servers are ``command:PROGRAM …``, ``lmtp:ADDRESS`` and
+    ``smtp:ADDRESS`` (``host:port`` or ``unix:/path``), ``imaps://user@host/Folder`` and
+    ``gmail:LABEL``.
 
     ``recipient`` is the address for LMTP and SMTP.  ``password`` returns the password for IMAP, and
-    ``token`` the token for Gmail; they are called only for these.  ``sign_in`` is the command for a
-    new token.  ``maildrop`` opens the maildrop
-    of a user of this server; None: there is no server here.
+    ``token`` returns the token for Gmail; each is called only for its protocol.  ``sign_in`` is the
+    command that requests a new token.  ``maildrop`` opens the maildrop of a user of this server;
+    None if this machine has no server.
 
     Raises:
         UnsafeArgument: the kind is unknown, or a part that it requires is missing.
-        ConfigurationError: a library, a program or a password that it requires is missing.
-        TemporaryFailure: another program uses it, or the directory above it is missing.
-        OSError: it cannot be opened.
+        ConfigurationError: a required library, program or password is missing.
+        TemporaryFailure: another program is using the destination, or its parent directory is
+            missing.
+        OSError: the destination cannot be opened.
     """
-    # Each module is imported with its kind, so that a collection starts without SMTP and IMAP.
+    # Each module is imported only for its kind, so that other destinations start faster.
     match text.partition(":"):
         case (path, "", "") if path:
             from .folder import Folder
@@ -99,7 +102,7 @@ def open_destination(
             from .gmail import Gmail
 
             if token is None:
-                raise UnsafeArgument("gmail: needs to_oauth")
+                raise UnsafeArgument("gmail: requires to_oauth")
             return Gmail(label, token, sign_in=sign_in)
     local = "maildrop:USER, " if maildrop is not None else ""
     raise UnsafeArgument(

@@ -1,13 +1,13 @@
 """Destinations that accept or refuse a complete message: LMTP, SMTP, a command.
 
 A message is spooled in an unnamed file until it is complete, so an incomplete message is never
-handed over.  These destinations cannot check whether they have a message already: after a crash
-between their response and the ledger, one message may be handed over twice.
+delivered.  These destinations cannot check whether they already have a message.  After a crash
+between their response and the ledger, one message may be delivered twice.
 
-A refusal concerns one message or all of them; only in the first case the next message is tried.  If
-a response does not show which it is, it counts as a doubt, and the message is set aside.  After
-several doubts in a row without an accepted message, the destination counts as broken
-(docs/decisions/0196-refusals.md).
+A refusal may apply to one message or to all messages.  The next message is tried only if the
+refusal applies to one message.  If a response does not show this, it counts as a doubt, and the
+message is set aside.  After several doubts in a row without an accepted message, the destination is
+considered broken (docs/decisions/0196-refusals.md).
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ from . import Doubtful
 
 _IN_MEMORY = 2**20  # octets; larger messages are spooled on disk
 _PIECE = 65_536  # octets
-_PATIENCE = 300.0  # seconds for a response (RFC 5321 §4.5.3.2)
-# Doubts in a row after which the destination counts as broken.  An estimate: enough to get past a
-# few messages that crash a program, but few enough not to download a whole maildrop needlessly.
+_TIMEOUT = 300.0  # seconds for a response (RFC 5321 §4.5.3.2)
+# Number of doubts in a row after which the destination is considered broken.  An estimate: high
+# enough to get past a few messages that crash a program, but low enough to avoid downloading a
+# whole maildrop for a broken destination.
 _ENOUGH_DOUBTS = 10
-HANG = 5  # number of doubts that a time-out counts as, because each takes minutes
+HANG = 5  # a timeout counts as this number of doubts, because it takes minutes
 
 # sysexits.h: temporary failures whose cause is not the message.
 _LATER = {sysexits.EX_TEMPFAIL, sysexits.EX_OSERR, sysexits.EX_IOERR}
@@ -51,13 +52,13 @@ _OF_THE_MAILBOX = re.compile(r"4\d\d 4\.2\.")  # for example, the mailbox is ful
 
 
 class Handed:
-    """Base class: spools a message and hands it over."""
+    """Base class of destinations that spool a message before they deliver it."""
 
     is_repeatable = False
 
     def __init__(self) -> None:
         self._message: IO[bytes] | None = None
-        self._doubts = 0  # in a row
+        self._doubts = 0  # number of consecutive doubts
 
     def has(self, identity: str) -> bool:
         return False
@@ -80,11 +81,11 @@ class Handed:
         raise NotImplementedError
 
     def _doubt(self, text: str, weight: int = 1) -> MessageRefused | TemporaryFailure:
-        """Return the error for a response that may concern only this message or every message."""
+        """Return the error for a response that may apply to this message or to all messages."""
         self._doubts += weight
         if self._doubts < _ENOUGH_DOUBTS:
             return Doubtful(text)
-        return TemporaryFailure(f"{text}, and so do others before it; the rest waits")
+        return TemporaryFailure(f"{text} (and similar failures before it); all other mail waits")
 
     def abort(self) -> None:
         if self._message is not None:
@@ -98,21 +99,22 @@ class Handed:
 class Command(Handed):
     """A program that reads one message from standard input, such as a mail delivery agent.
 
-    It gets LF line ends, as Unix programs expect.  Only exit code 0 counts as stored.
+    The message has LF line ends, as Unix programs expect.  It counts as stored only if the exit
+    code is 0.
     """
 
     def __init__(self, command: str) -> None:
         """
         Raises:
-            UnsafeArgument: no program is named.
+            UnsafeArgument: the program is missing.
             ConfigurationError: the program does not exist.
         """
         super().__init__()
         self._arguments = shlex.split(command)
         if not self._arguments:
-            raise UnsafeArgument("command: needs a program")
+            raise UnsafeArgument("command: requires a program")
         if shutil.which(self._arguments[0]) is None:
-            raise ConfigurationError(f"command: there is no program {self._arguments[0]}")
+            raise ConfigurationError(f"command: program not found: {self._arguments[0]}")
         self._cr = b""
 
     def begin(self, identity: str) -> bool:
@@ -127,9 +129,9 @@ class Command(Handed):
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            MessageRefused: a permanent exit code of sysexits.h, such as 65; or any other failure,
-                as long as there are few in a row.
-            TemporaryFailure: 75, 71 or 74; or failures in a row.
+            MessageRefused: a permanent exit code of sysexits.h, such as 65; or another failure,
+                after only a few failures in a row.
+            TemporaryFailure: exit code 71, 74 or 75; or too many failures in a row.
         """
         message.seek(0, os.SEEK_END)
         message.write(self._cr)
@@ -140,13 +142,13 @@ class Command(Handed):
             self._arguments, stdin=message, stdout=subprocess.DEVNULL, start_new_session=True
         ) as program:
             try:
-                code = program.wait(_PATIENCE)
+                code = program.wait(_TIMEOUT)
             except subprocess.TimeoutExpired as error:
-                text = f"{self._arguments[0]}: no end after {_PATIENCE:g} s"
+                text = f"{self._arguments[0]}: still running after {_TIMEOUT:g} s"
                 raise self._doubt(text, HANG) from error
             finally:
                 if program.poll() is None:
-                    os.killpg(program.pid, signal.SIGKILL)  # with the processes that it has started
+                    os.killpg(program.pid, signal.SIGKILL)  # includes child processes
         if code:
             raise self._failed(code)
 
@@ -158,7 +160,7 @@ class Command(Handed):
 
 
 class Smtp(Handed):
-    """Another mail server, by SMTP or LMTP; one connection is used for all messages."""
+    """Another mail server, over SMTP or LMTP; one connection is used for all messages."""
 
     def __init__(self, address: str, recipient: str, *, lmtp: bool) -> None:
         """``address`` is ``host:port`` or ``unix:/path``."""
@@ -166,9 +168,9 @@ class Smtp(Handed):
         host, _, port = address.rpartition(":")
         self._path = address.removeprefix("unix:") if address.startswith("unix:/") else ""
         if not self._path and not (host and port.isdecimal()):
-            raise UnsafeArgument("lmtp: and smtp: need host:port or unix:/path")
+            raise UnsafeArgument("lmtp: and smtp: require host:port or unix:/path")
         if not recipient.isprintable() or set("<> ") & set(recipient) or not recipient:
-            raise UnsafeArgument("a recipient is an address without spaces and brackets")
+            raise UnsafeArgument("the recipient must be an address without spaces and brackets")
         self._host, self._port = host.strip("[]"), int(port) if port.isdecimal() else 0
         self._recipient = recipient
         self._kind = smtplib.LMTP if lmtp else smtplib.SMTP
@@ -177,10 +179,10 @@ class Smtp(Handed):
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            MessageRefused: 5yz after DATA; or 4yz or no response after DATA, as long as there are
-                few in a row.
+            MessageRefused: 5yz after DATA; or 4yz or no response after DATA, after only a few
+                doubts in a row.
             PermanentFailure: 5yz before DATA, which applies to all messages.
-            TemporaryFailure: 4yz before DATA, no connection, or doubts in a row.
+            TemporaryFailure: 4yz before DATA, no connection, or too many doubts in a row.
         """
         is_sent = False
         try:
@@ -205,13 +207,14 @@ class Smtp(Handed):
         if is_sent and not _OF_THE_MAILBOX.match(text):
             return self._doubt(text)
         if is_permanent:
-            return PermanentFailure(f"the mail server takes nothing for {self._recipient}: {text}")
+            text = f"the mail server accepts no mail for {self._recipient}: {text}"
+            return PermanentFailure(text)
         return TemporaryFailure(text)
 
     def _ready(self) -> smtplib.SMTP:
-        """Return the server, ready for the message after DATA.
+        """Return the connection, ready for the message after DATA.
 
-        If it has dropped an idle connection, connect again (RFC 5321 §4.5.3.2.7).
+        If the server has dropped an idle connection, connect again (RFC 5321 §4.5.3.2.7).
         """
         if self._server is not None:
             try:
@@ -243,14 +246,16 @@ class Smtp(Handed):
     def _connect(self) -> smtplib.SMTP:
         if self._path:
             # smtplib's LMTP accepts a path as its host.
-            return smtplib.LMTP(self._path, timeout=_PATIENCE)
+            return smtplib.LMTP(self._path, timeout=_TIMEOUT)
         return self._kind(
-            self._host, self._port, local_hostname=socket.gethostname(), timeout=_PATIENCE
+            self._host, self._port, local_hostname=socket.gethostname(), timeout=_TIMEOUT
         )
 
     def _expect(self, severity: int, reply: tuple[int, bytes]) -> None:
-        """Check only the first digit: the response to RCPT may be 251, for example (RFC 5321
-        §4.3.2)."""
+        """Check the first digit of a reply.
+
+        The other digits vary: the reply to RCPT may be 251, for example (RFC 5321 §4.3.2).
+        """
         if reply[0] // 100 != severity:
             raise smtplib.SMTPResponseException(*reply)
 

@@ -1,8 +1,8 @@
 """Read the accounts and seen messages of getmail, fetchmail and mpop.
 
-The files are read as their manuals describe.  Every account is returned.  If it cannot be imported,
-``refused`` says why; settings without a counterpart are listed in ``notes`` and not guessed.  No
-server is contacted.
+The files are read as the programs' manuals describe.  Every account is returned.  If an account
+cannot be imported, ``refused`` contains the reason.  Settings without a counterpart are listed in
+``notes`` instead of being guessed.  No server is contacted.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ...errors import PermanentFailure
 
-UNSAFE_CLEAR = "it may have logged in without TLS; here STLS is required"
-UNCHECKED = "its certificate was not checked; here it must be valid, or named by ca_file"
-ONLY_POP3 = "restante collects by POP3 only"
+UNSAFE_CLEAR = "it may have logged in without TLS; restante requires STLS"
+UNCHECKED = "its certificate was not checked; restante requires a valid one, or ca_file"
+ONLY_POP3 = "restante collects mail only over POP3"
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Foreign:
     password: str = field(default="", repr=False)
     password_command: tuple[str, ...] = ()
     to: str = ""
-    """A destination of restante; empty if none fits, and ``no_destination`` says why."""
+    """A destination of restante; if empty, ``no_destination`` contains the reason."""
     no_destination: str = ""
     recipient: str = ""
     keep: str = "all"
@@ -55,8 +55,10 @@ class Foreign:
 
 
 def home(path: str) -> str:
-    """Return an absolute path; a relative one is in the home directory, where cron runs
-    programs."""
+    """Return an absolute path.
+
+    A relative path starts in the home directory, where cron runs programs.
+    """
     return str(Path.home() / Path(path).expanduser()) if path else ""
 
 
@@ -64,17 +66,17 @@ def text(path: Path) -> str:
     """Return the text of a configuration file.
 
     Raises:
-        PermanentFailure: not UTF-8, so a password in it would be read wrongly.
-        OSError: it cannot be read.
+        PermanentFailure: the file is not UTF-8, so passwords would be read incorrectly.
+        OSError: the file cannot be read.
     """
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise PermanentFailure(f"{path}: not UTF-8; convert it by iconv first") from error
+        raise PermanentFailure(f"{path}: not UTF-8; convert it with iconv first") from error
 
 
 def lines(path: Path | None) -> list[str]:
-    """Return the lines of a file; none if it is missing, since then no message was seen.
+    """Return the lines of a file; a missing file means that no message was seen.
 
     Raises:
         OSError: the file exists but cannot be read.

@@ -22,7 +22,7 @@ _ALIASES = {"proto": "protocol", "user": "username", "pass": "password", "port":
 _ALIASES |= {"to": "is", "server": "poll", "local": "localdomains", "authenticate": "auth"}
 _ALIASES |= {"folders": "folder", "smtphosts": "smtphost"}
 
-# Options of one user; the others belong to the server and all its users.
+# Options of one user; all other options apply to the server and all its users.
 _OF_A_USER = {"username", "password", "is", "local", "keep", "ssl", "sslcertfile", "mda"}
 _OF_A_USER |= {"smtphost", "smtpname", "smtpaddress", "limit", "fetchlimit", "lmtp", "bsmtp"}
 _OF_A_USER |= {"is_multidrop", "preconnect", "postconnect", "sslcertck", "sslcert"}
@@ -66,7 +66,7 @@ _NOTES = {
     "postconnect": "its postconnect command is not run",
     "sslcert": "its client certificate is not used",
     "sslfingerprint": "its sslfingerprint is not checked, but the certificate is",
-    "sslcertpath": "its sslcertpath is not used; name the certificates by ca_file",
+    "sslcertpath": "its sslcertpath is not used; set ca_file instead",
 }
 
 Row = dict[str, str]
@@ -77,7 +77,7 @@ def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
     """
     Raises:
         PermanentFailure: the file has no account.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     parser = _Parser(text(path))
     ids = seen or Path(home(parser.settings.get("idfile", str(path.with_name(".fetchids")))))
@@ -94,7 +94,7 @@ def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
                 account.seen.append(unique_id)
         accounts.append(account)
     if not accounts:
-        raise PermanentFailure(f"{path}: no account of fetchmail")
+        raise PermanentFailure(f"{path} contains no fetchmail account")
     names = [each.name for each in accounts]
     for each in accounts:
         if names.count(each.name) > 1:
@@ -137,9 +137,9 @@ def _refusal(given: Row) -> str:
     if protocol not in _PROTOCOLS:
         return f"its protocol is {protocol.upper()}; {ONLY_POP3}"
     if given.get("service", "") in _IMAP_PORTS:
-        return f"its port is one of IMAP; {ONLY_POP3}"
+        return f"its port is an IMAP port; {ONLY_POP3}"
     if auth not in _MECHANISMS:
-        return f"it logs in by {auth}, which restante does not support"
+        return f"it logs in with {auth}, which restante does not support"
     if given.get("is_multidrop") == "yes":
         return "it is multidrop: one mailbox for several users, sorted by recipients"
     if "plugin" in given:
@@ -149,9 +149,9 @@ def _refusal(given: Row) -> str:
 
 def _notes(given: Row, account: Foreign) -> Iterator[str]:
     if given.get("protocol", "auto").lower() == "auto":
-        yield 'its protocol is "auto"; it is taken for POP3'
+        yield 'its protocol is "auto", which is imported as POP3'
     if given.get("skip") == "yes":
-        yield 'it is marked "skip": fetchmail polls it only when it is named'
+        yield 'it is marked "skip": fetchmail polls it only if its name is given'
     if not account.is_implicit:
         yield UNSAFE_CLEAR
     if given.get("sslcertck") == "no":
@@ -162,7 +162,7 @@ def _notes(given: Row, account: Foreign) -> Iterator[str]:
         if option in given:
             yield note
     if unknown := given.get("unknown"):
-        yield f"not understood, and ignored: {unknown}"
+        yield f"ignored because it was not understood: {unknown}"
     if not account.password:
         yield "its password is missing (it may be in ~/.netrc)"
 
@@ -174,7 +174,7 @@ def _set_destination(account: Foreign, given: Row, local: str) -> None:
         account.to = f"command:{shlex.join(['/bin/sh', '-c', mda])}"
         return
     if mda:
-        account.no_destination = "its mda takes addresses of the envelope, which are not known here"
+        account.no_destination = "its mda requires addresses of the envelope, which are unknown"
         return
     if "bsmtp" in given:
         account.no_destination = "its bsmtp file has no counterpart here"
@@ -188,7 +188,7 @@ def _set_destination(account: Foreign, given: Row, local: str) -> None:
     elif port.isdecimal():
         account.to = f"{kind}:{host}:{port}"
     else:
-        account.no_destination = f"its {kind} server names no port"
+        account.no_destination = f"its {kind} server has no port"
     domain = given.get("smtpaddress", "localhost")
     account.recipient = given.get("smtpname", local if "@" in local else f"{local}@{domain}")
 
@@ -273,9 +273,9 @@ class _Parser:
         self._next()
 
     def _smtp_hosts(self) -> None:
-        """Use the first host; the others are for when it is down."""
-        if found := list(self._list()):
-            self._row["smtphost"] = found[0]
+        """Use the first host; fetchmail uses the others when the first is down."""
+        if hosts := list(self._list()):
+            self._row["smtphost"] = hosts[0]
 
     def _start_defaults(self) -> None:
         self._server = self._row = self._defaults
@@ -291,7 +291,7 @@ class _Parser:
         self._row["skip"] = "yes"
 
     def _user(self) -> None:
-        """Begin a user; the first user of a server has a row already."""
+        """Begin a user; the first user of a server already has a row."""
         if self._given and self._row is not self._defaults:
             self._row = {key: self._server[key] for key in self._server.keys() - _OF_A_USER}
             self._row |= {key: self._defaults[key] for key in self._defaults.keys() & _OF_A_USER}
@@ -300,7 +300,7 @@ class _Parser:
         self._row["username"] = self._next()
 
     def _names(self) -> None:
-        """Read names; several, or "*", mean multidrop; ``there=here`` maps one."""
+        """Read names.  Several names or ``*`` mean multidrop; ``there=here`` maps one name."""
         names = []
         for name in self._list():
             if self._words and self._words[-1] == "=":
@@ -313,7 +313,7 @@ class _Parser:
             self._row["is_multidrop"] = "yes"
 
     def _here(self) -> None:
-        """Read ``user ann here is ann42 there``, which exchanges the names."""
+        """Read ``user ann here is ann42 there``, in which the two names are swapped."""
         if self._given == {"username"}:
             self._row["local"] = self._row.pop("username")
             self._given = {"local"}

@@ -18,20 +18,20 @@ _OPTIONS = ("delete_bigger_than", "max_bytes_per_session")
 
 
 def getmail(path: Path, seen: Path | None = None) -> list[Foreign]:
-    """Read accounts; ``path`` is one rc file, or the directory of all of them.
+    """Read accounts; ``path`` is one rc file, or the directory of all rc files.
 
-    In a directory, a file that is invalid or cannot be read becomes one refused account.
+    In a directory, a file that is invalid or cannot be read becomes a refused account.
 
     Raises:
-        PermanentFailure: not a configuration of getmail.
-        OSError: the directory, or the one file, cannot be read.
+        PermanentFailure: ``path`` is not a getmail configuration.
+        OSError: ``path`` cannot be read.
     """
     if not path.is_dir():
         return [_read(path, seen)]
     results = [_read_one_of_many(each, seen) for each in sorted(path.iterdir()) if _may_be_rc(each)]
     accounts = [each for each in results if each is not None]
     if not accounts:
-        raise PermanentFailure(f"{path}: no configuration of getmail")
+        raise PermanentFailure(f"{path} contains no getmail configuration")
     return accounts
 
 
@@ -40,7 +40,7 @@ def _may_be_rc(path: Path) -> bool:
 
 
 def _read_one_of_many(path: Path, seen: Path | None) -> Foreign | None:
-    """Read one file of a directory; None: it is not an rc file."""
+    """Read one file of a directory; return None if it is not an rc file."""
     try:
         if b"[retriever]" not in path.read_bytes():
             return None
@@ -58,7 +58,7 @@ def _read(path: Path, seen: Path | None) -> Foreign:
         return _account(path, parser, seen)
     except (configparser.Error, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if isinstance(error, configparser.Error) else error
-        raise PermanentFailure(f"{path}: no valid configuration of getmail: {reason}") from error
+        raise PermanentFailure(f"{path}: invalid getmail configuration: {reason}") from error
 
 
 def _name(path: Path) -> str:
@@ -95,7 +95,7 @@ def _account(path: Path, parser: configparser.RawConfigParser, seen: Path | None
     name = re.sub(r"[/\\:;<>|]+", "-", f"oldmail-{account.host}-{port}-{account.user}")
     account.seen_file = seen or path.with_name(name)
     if "Broken" in kind:
-        account.notes.append(f"{kind} kept no unique-ids")
+        account.notes.append(f"{kind} did not record unique-ids")
     else:
         seen_lines = lines(account.seen_file)
         account.seen = [line.partition("\0")[0] for line in seen_lines if "\0" in line]
@@ -108,9 +108,9 @@ def _refusal(kind: str, retriever: configparser.SectionProxy) -> str:
     if kind.startswith("Multidrop"):
         return f"{kind}: one mailbox for several users, sorted by recipients"
     if retriever.getboolean("use_xoauth2", False):
-        return "it signs in by OAuth 2; run: restante account add"
+        return "it signs in with OAuth 2; run: restante account add"
     if retriever.getboolean("use_kerberos", False):
-        return "it logs in by Kerberos, which restante does not support"
+        return "it logs in with Kerberos, which restante does not support"
     return ""
 
 

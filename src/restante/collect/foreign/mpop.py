@@ -1,4 +1,4 @@
-"""mpop: one file of accounts, which may inherit, and lists of unique-ids in other files."""
+"""mpop: one file with accounts, which may inherit settings, and lists of unique-ids."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _NOTES = {
 def mpop(path: Path, seen: Path | None = None) -> list[Foreign]:
     """
     Raises:
-        PermanentFailure: not a configuration of mpop.
-        OSError: it cannot be read.
+        PermanentFailure: the file has no account.
+        OSError: the file cannot be read.
     """
     sections: dict[str, dict[str, str]] = {"": {}}
     current, bases = sections[""], {""}
@@ -52,7 +52,7 @@ def mpop(path: Path, seen: Path | None = None) -> list[Foreign]:
         if name and (each.keys() >= {"host", "user"} or name not in bases)
     }
     if not accounts:
-        raise PermanentFailure(f"{path}: no account of mpop")
+        raise PermanentFailure(f"{path} contains no mpop account")
     return [_account(name, each, seen) for name, each in accounts.items()]
 
 
@@ -60,18 +60,18 @@ def _refusal(given: dict[str, str]) -> str:
     if "unknown" in given:
         return f"it inherits from {given['unknown']}, which does not exist"
     if missing := sorted({"host", "user"} - given.keys()):
-        return f"it names no {' and no '.join(missing)}"
+        return f"it has no {' and no '.join(missing)}"
     if (auth := given.get("auth", "").lower()) in ("oauthbearer", "xoauth2"):
-        return "it signs in by OAuth 2; run: restante account add"
+        return "it signs in with OAuth 2; run: restante account add"
     if auth not in _MECHANISMS:
-        return f"it logs in by {auth}, which restante does not support"
+        return f"it logs in with {auth}, which restante does not support"
     if "socket" in given or "proxy_host" in given:
         return "it connects through a proxy"
     return ""
 
 
 def _is_on(given: dict[str, str], name: str, default: str) -> bool:
-    """Return whether a switch is on; without an argument it is."""
+    """Return whether a switch is on; a switch without an argument is on."""
     return given.get(name, default) in ("on", "")
 
 

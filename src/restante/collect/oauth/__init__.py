@@ -1,6 +1,5 @@
-"""OAuth 2 for accounts on other servers (RFC 6749): the user signs in once, then tokens are
-renewed.
+"""OAuth 2 for accounts on other servers (RFC 6749).
 
-``flow`` has the steps without I/O, ``web`` sends requests to the provider, ``sealed`` stores
-tokens.
+The user signs in once, and restante then renews the tokens.  ``flow`` contains the steps without
+I/O, ``web`` sends requests to the provider, and ``sealed`` stores tokens.
 """

@@ -1,4 +1,4 @@
-"""Explain a provider's errors and what to do: Microsoft's AADSTS numbers, Google's words."""
+"""Explain a provider's errors and what to do: Microsoft's AADSTS numbers, Google's codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AGAIN = "run: restante account auth NAME"
 _MICROSOFT = {
     "50011": "the redirect address is not registered; add http://localhost to the application",
     "500113": "the application has no redirect address; add http://localhost to it",
-    "50034": "no such user in this organisation",
+    "50034": "unknown user in this organisation",
     "50057": "the user's account is disabled",
     "50076": f"a second factor is required now; {_AGAIN}",
     "50079": f"the user must set up a second factor; {_AGAIN}",
@@ -26,16 +26,16 @@ _MICROSOFT = {
     "53003": "the organisation's Conditional Access policy forbids this; ask its administrator",
     "65001": f"the user has not approved this application yet; {_AGAIN}",
     "65004": f"the user did not approve the request; {_AGAIN}",
-    "70000": f"the sign-in is not valid any more; {_AGAIN}",
+    "70000": f"the sign-in is no longer valid; {_AGAIN}",
     "70008": f"the sign-in has expired; {_AGAIN}",
     "70011": "a scope is invalid; check oauth.scopes",
     "70016": "the code has not been entered yet",
-    "700016": "no such application in this organisation; check oauth.client_id",
-    "700082": f"the sign-in has expired, because it was not used for long; {_AGAIN}",
+    "700016": "unknown application in this organisation; check oauth.client_id",
+    "700082": f"the sign-in has expired, because it was not used for a long time; {_AGAIN}",
     "7000215": "the application's secret is wrong; check oauth.client_secret",
     "7000218": "the application is not public: allow public client flows, or set client_secret",
     "7000222": "the application's secret has expired; create a new one",
-    "90002": "no such organisation; check oauth.tenant",
+    "90002": "unknown organisation; check oauth.tenant",
     "90094": "an administrator of the organisation must approve this application",
 }
 # RFC 6749 §5.2, RFC 8628 §3.5, and errors of Google.
@@ -47,11 +47,11 @@ _OTHERS = {
     "invalid_client": "unknown application or wrong secret; check oauth.client_id",
     "invalid_grant": "the sign-in was revoked or has expired (after 7 days for Google's "
     f"applications in testing); {_AGAIN}",
-    "invalid_scope": "a scope is invalid, or not available for this way to sign in",
+    "invalid_scope": "a scope is invalid, or not available for this sign-in method",
     "org_internal": "only members of the organisation may use this application",
     "redirect_uri_mismatch": "the redirect address is unknown; register a desktop application",
-    "unauthorized_client": "the application may not use this way to sign in",
-    "unsupported_grant_type": "the provider does not support this way to sign in",
+    "unauthorized_client": "the application may not use this sign-in method",
+    "unsupported_grant_type": "the provider does not support this sign-in method",
 }
 _LATER = ("temporarily_unavailable", "server_error", "slow_down", "rate_limit_exceeded")
 

@@ -1,4 +1,4 @@
-"""The steps of OAuth 2 without I/O: make requests to a provider, and interpret its responses.
+"""The steps of OAuth 2 without I/O: create requests, and interpret the provider's responses.
 
 The user signs in with a browser (authorization code with PKCE, RFC 6749 §4.1, RFC 7636 §4; on this
 machine with a loopback address, RFC 8252 §7.3, or by pasting an address) or on another device
@@ -55,7 +55,7 @@ GOOGLE = Provider(
     "https://oauth2.googleapis.com/token",
     "",  # no device flow for the scopes of mail
     ("openid", "email", "https://mail.google.com/"),
-    # Without this, a second sign-in gives no refresh token.
+    # Without these parameters, a second sign-in returns no refresh token.
     extra=(("access_type", "offline"), ("prompt", "consent")),
 )
 
@@ -142,16 +142,16 @@ class Question:
         """Return the code in the address to which the browser was redirected (RFC 6749 §4.1.2).
 
         Raises:
-            UnsafeArgument: it is not the response to this request.
+            UnsafeArgument: the address is not the response to this request.
             ConsentNeeded, ProviderUnavailable: the provider or the user refused.
         """
         given = dict(parse_qsl(urlsplit(address.strip()).query))
         if not compare_digest(given.get("state", "").encode(), self.state.encode()):
-            raise UnsafeArgument("this address does not answer our question")
+            raise UnsafeArgument("this address is not the response to this sign-in")
         if "error" in given:
             raise explain(given["error"], given.get("error_description", ""))
         if not given.get("code"):
-            raise UnsafeArgument("this address holds no code")
+            raise UnsafeArgument("this address contains no code")
         return given["code"]
 
     def redeem(self, code: str) -> Form:
@@ -166,7 +166,7 @@ class Question:
         """Return the tokens of the response to ``redeem``.
 
         Raises:
-            ConsentNeeded: refused, or the identity belongs to another request.
+            ConsentNeeded: the request was refused, or the identity belongs to another request.
         """
         received = tokens(answer, now, agreed_at=now)
         claims = _claims(answer)
@@ -185,9 +185,9 @@ class Question:
 def tokens(
     answer: Answer, now: float, before: Tokens | None = None, *, agreed_at: float = 0.0
 ) -> Tokens:
-    """Return the tokens of a response of the token endpoint (RFC 6749 §5.1).
+    """Return the tokens in a response from the token endpoint (RFC 6749 §5.1).
 
-    Without a new refresh token, that of ``before`` remains valid (RFC 6749 §6).
+    If there is no new refresh token, the one in ``before`` remains valid (RFC 6749 §6).
 
     Raises:
         ConsentNeeded, ProviderUnavailable: the response is an error.
@@ -196,7 +196,7 @@ def tokens(
         raise explain(_text(answer, "error"), _text(answer, "error_description"))
     access = _text(answer, "access_token")
     if not access or _text(answer, "token_type").lower() != "bearer":
-        raise ProviderUnavailable("the provider's answer holds no bearer token")
+        raise ProviderUnavailable("the provider's response contains no bearer token")
     refresh = _text(answer, "refresh_token")
     life = _number(answer, "refresh_token_expires_in")
     expires = before.refresh_expires_at if before else None
@@ -226,7 +226,7 @@ def for_itself(application: Application) -> Form:
 
 
 class Device(NamedTuple):
-    """The code that the user enters, and the address to enter it at (RFC 8628 §3.2)."""
+    """The code that the user must enter, and the address of the page for it (RFC 8628 §3.2)."""
 
     user_code: str
     address: str
@@ -257,7 +257,7 @@ def device(answer: Answer, now: float) -> Device:
         _number(answer, "interval") or _INTERVAL,
     )
     if not (device.code and device.user_code.isprintable() and address.isprintable()):
-        raise ProviderUnavailable("the provider's response has no device code")
+        raise ProviderUnavailable("the provider's response contains no device code")
     return device
 
 
@@ -266,7 +266,7 @@ def poll(application: Application, device: Device) -> Form:
 
 
 def wait_longer(answer: Answer, interval: float) -> float | None:
-    """Return the seconds until the next poll; None: the response is final (RFC 8628 §3.5)."""
+    """Return the seconds until the next poll; None if the response is final (RFC 8628 §3.5)."""
     match answer.get("error"):
         case "authorization_pending":
             return interval
@@ -281,7 +281,7 @@ def _text(answer: Answer, key: str) -> str:
 
 
 def _number(answer: Answer, key: str) -> float | None:
-    """Return a number, which some providers send as a text."""
+    """Return a number; some providers send it as text."""
     try:
         value = float(str(answer.get(key)))
     except ValueError:

@@ -1,7 +1,7 @@
-"""Store tokens on disk, encrypted with AES-GCM, so that a copy of the file is useless without the
-key.
+"""Store tokens on disk, encrypted with AES-GCM.
 
-Durability: stored tokens are on disk on return, since a provider that rotates refresh tokens no
+A copy of the file is useless without the key.
+Durability: stored tokens are on disk on return, because a provider that rotates refresh tokens no
 longer accepts the previous one.  Tokens are never removed because a provider is unavailable.
 """
 
@@ -26,7 +26,7 @@ from .flow import Tokens
 
 _NONCE = 12  # octets
 _KEY = 32  # octets: AES-256
-_FAILURE = ".failure"  # beside the tokens
+_FAILURE = ".failure"  # suffix of a file next to the tokens
 
 
 class Tokenfile:
@@ -37,7 +37,7 @@ class Tokenfile:
     """
 
     def __init__(self, folder: Path, account: str, key: bytes, command: str = "") -> None:
-        """``command`` signs in again; an error about the key suggests it."""
+        """``command`` signs in again; errors about the key suggest this command."""
         self._path = folder / f"{account}.sealed"
         self._account = account.encode()
         self._cipher = AESGCM(key)
@@ -45,7 +45,7 @@ class Tokenfile:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Lock the tokens for a refresh, since a provider may accept a refresh token only once."""
+        """Lock the tokens for a refresh: a provider may accept a refresh token only once."""
         with _errors():
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -66,7 +66,7 @@ class Tokenfile:
             return Tokens(**json.loads(text))
         except (InvalidTag, ValueError, TypeError) as error:
             raise ConfigurationError(
-                f"{self._path} cannot be opened with this key{self._hint}"
+                f"{self._path} cannot be decrypted with this key{self._hint}"
             ) from error
 
     def put(self, tokens: Tokens) -> None:
@@ -85,7 +85,7 @@ class Tokenfile:
             write_durably(self._path.with_suffix(_FAILURE), json.dumps([at, why]).encode())
 
     def failure(self) -> tuple[float, str] | None:
-        """Return time and reason of the last failed renewal, unless a later one succeeded."""
+        """Return the time and reason of the last failed renewal; None if a later one succeeded."""
         try:
             at, why = json.loads(self._path.with_suffix(_FAILURE).read_bytes())
             return float(at), str(why)
@@ -93,7 +93,7 @@ class Tokenfile:
             return None
 
     def forget(self) -> None:
-        """Remove the tokens; for accounts that are removed."""
+        """Remove the tokens of an account that is being removed."""
         with _errors():
             for suffix in (".sealed", _FAILURE, ".lock"):
                 self._path.with_suffix(suffix).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Requests to an OAuth 2 provider, the user's ways to sign in, and an account's access token.
+"""Requests to an OAuth 2 provider, the sign-in methods, and an account's access token.
 
 All calls block.
-Security: as in ``https``.  Plain HTTP is allowed to this machine only, for tests.
+Security: the rules of ``https`` apply.  Plain HTTP is allowed only to this machine, for tests.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .errors import ProviderUnavailable
 from .flow import Answer, Application, Form, Question, Tokens
 from .sealed import Tokenfile
 
-_PATIENCE = 30.0  # seconds for a response; an estimate, not measured
+_TIMEOUT = 30.0  # seconds for a response; an estimate, not measured
 _SIGN_IN = 600.0  # seconds for a user to sign in with a browser; an estimate, not measured
-_EARLY = 120.0  # seconds before its end when an access token is replaced; a login must fit in
+_EARLY = 120.0  # seconds before an access token expires when it is replaced; enough for a login
 _DONE = b"Signed in. You can close this window.\n"
 _WRONG = b"This is not the response that restante expects.\n"
 
@@ -33,13 +33,13 @@ def post(url: str, form: Form, context: SSLContext | None = None) -> Answer:
     """Send a form, and return the provider's JSON, which may be an error (RFC 6749 §5.2).
 
     Raises:
-        ProviderUnavailable: no response, or one that is not JSON.
-        ConfigurationError: plain HTTP to another machine.
+        ProviderUnavailable: there was no response, or it is not JSON.
+        ConfigurationError: the URL uses plain HTTP to another machine.
     """
     check(url)
     host = urlsplit(url).hostname
     try:
-        web = JsonClient(context or client_context(), patience=_PATIENCE)
+        web = JsonClient(context or client_context(), patience=_TIMEOUT)
         status, answer = web.ask(url, urlencode(form).encode())
     except TemporaryFailure as error:
         raise ProviderUnavailable(str(error)) from error
@@ -56,11 +56,12 @@ def endpoints(issuer: str, context: SSLContext | None = None) -> Answer:
     """Return an OpenID provider's metadata (OpenID Connect Discovery 1.0 §4).
 
     Raises:
-        ProviderUnavailable: no response.
-        ConfigurationError: not the metadata of this issuer, or plain HTTP to another machine.
+        ProviderUnavailable: there was no response.
+        ConfigurationError: the response is not the metadata of this issuer, or the URL uses plain
+            HTTP to another machine.
     """
     check(issuer)
-    web = JsonClient(context or client_context(), patience=_PATIENCE)
+    web = JsonClient(context or client_context(), patience=_TIMEOUT)
     try:
         _, metadata = web.ask(issuer.rstrip("/") + "/.well-known/openid-configuration")
     except TemporaryFailure as error:
@@ -74,7 +75,7 @@ def check(url: str) -> None:
     """Check that an endpoint is reached over TLS.
 
     Raises:
-        ConfigurationError: secrets would be sent in clear.
+        ConfigurationError: secrets would be sent unencrypted.
     """
     parts = urlsplit(url)
     is_here = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
@@ -82,7 +83,7 @@ def check(url: str) -> None:
         raise ConfigurationError(f"an OAuth 2 endpoint must be an https address, not {url!r}")
 
 
-# Ways to sign in.  Each returns tokens that are not stored yet.
+# Sign-in methods.  The caller must store the tokens that they return.
 
 
 def by_browser(application: Application, user: str, show: Say) -> Tokens:
@@ -103,8 +104,8 @@ def by_browser(application: Application, user: str, show: Say) -> Tokens:
 def by_pasting(application: Application, user: str, show: Say, read: Callable[[], str]) -> Tokens:
     """Sign in with a browser on any machine.
 
-    The browser ends at an address where no server listens; ``read`` returns that address, pasted by
-    the user.
+    The browser is redirected to an address at which no server listens.  ``read`` returns this
+    address, pasted by the user.
     """
     question = Question(application, f"http://{application.provider.host}:1/", user)
     show(question.url)
@@ -124,7 +125,7 @@ def by_device(
     """Sign in on any device; ``show`` is called with the address to open and the code to enter."""
     if not application.provider.device:
         raise UnsafeArgument(
-            "this provider does not support sign-in by device; use --browser or --paste"
+            "this provider does not support sign-in with a device code; use --browser or --paste"
         )
     form = flow.ask_for_device(application)
     device = flow.device(post(application.provider.device, form), time.time())
@@ -144,7 +145,7 @@ def by_device(
 
 
 def by_client_secret(application: Application) -> Tokens:
-    """Sign in as the application itself, with its secret (RFC 6749 §4.4)."""
+    """Sign in as the application, with its secret (RFC 6749 §4.4)."""
     if not application.client_secret:
         raise ConfigurationError("the sign-in of an application requires oauth.client_secret")
     answer = post(application.provider.token, flow.for_itself(application))
@@ -161,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds for a request
 
     def do_GET(self) -> None:
-        """Accept only the response to our question; any program on this machine can connect."""
+        """Accept only the response to the request: any program on this machine can connect."""
         try:
             self.server.question.code(self.path)
         except UnsafeArgument:
@@ -194,9 +195,9 @@ class _Handler(BaseHTTPRequestHandler):
 def access_token(
     application: Application, file: Tokenfile, *, is_service: bool = False, renew: bool = False
 ) -> str:
-    """Return an access token for a login now; a new one is stored on disk first.
+    """Return an access token for an immediate login; a new token is first stored on disk.
 
-    ``renew`` requests a new token even if the stored one seems valid.
+    With ``renew``, a new token is requested even if the stored one seems valid.
 
     Raises:
         ConsentNeeded: the user must sign in again; the stored tokens are kept.
