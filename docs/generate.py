@@ -434,7 +434,7 @@ def python() -> Iterator[str]:
 
 def _alias(name: str) -> str:
     """A type alias, with the text below it."""
-    module = import_module(f"restante.{restante._HOMES[name]}")
+    module = import_module(f"restante.{restante._MODULES[name]}")
     nodes = ast.parse(inspect.getsource(module)).body
     for node, following in pairwise(nodes):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:

@@ -29,7 +29,7 @@ def test_run_returns_or_raises_like_the_call() -> None:
 def test_idle_thread_takes_the_next_call_and_later_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("restante.threads._PATIENCE", 0.05)
+    monkeypatch.setattr("restante.threads._IDLE_TIMEOUT", 0.05)
 
     async def main() -> None:
         threads = Threads("test", 5)

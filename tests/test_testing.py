@@ -486,7 +486,7 @@ def test_a_fault_that_never_struck_is_reported(call: str) -> None:
             assert server.fault.unused == [call]
             server.fault.clear()
 
-    with pytest.warns(UnusedFault, match=f"^fault.{re.escape(call)} never struck$"):
+    with pytest.warns(UnusedFault, match=f"^fault.{re.escape(call)} never occurred$"):
         shows_nothing()
 
 
@@ -513,9 +513,9 @@ def test_a_fault_without_an_effect_has_not_struck() -> None:
     with pytest.warns(UnusedFault) as reported:
         shows_nothing()
     assert sorted(str(each.message) for each in reported) == [
-        "fault.drop('RETR') never struck",
-        "fault.dup_uidl() never struck",
-        "fault.short_list() never struck",
+        "fault.drop('RETR') never occurred",
+        "fault.dup_uidl() never occurred",
+        "fault.short_list() never occurred",
     ]
 
 
@@ -824,12 +824,12 @@ def test_the_fixtures(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines_random(
         [
             "*marker pop3: name the option, such as users={'ann': 'secret'}",
-            "*marker pop3: no option 'user'; there are users, sasl, clear",
-            "*marker pop3: sasl: a list of mechanisms is needed",
-            "*pop3_server: no option 'cleer'; there are users, sasl, clear",
+            "*marker pop3: no option 'user'; the options are users, sasl, clear",
+            "*marker pop3: sasl must be a list of mechanisms",
+            "*pop3_server: no option 'cleer'; the options are users, sasl, clear",
             "*pop3_server: an indirect parameter must be a dict, not ?True?",
-            "(fault.drop('RETR') never struck)",
-            "*UnusedFault: fault.drop('RETR') never struck",
+            "(fault.drop('RETR') never occurred)",
+            "*UnusedFault: fault.drop('RETR') never occurred",
         ]
     )
     result.stdout.fnmatch_lines(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # importing typing takes longer than all of this
+TYPE_CHECKING = False  # importing ``typing`` would take longer than this module
 if TYPE_CHECKING:
     from typing import Any
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .pop3.quirks import Quirks
     from .sasl import Strength
 
-_HOMES = {
+_MODULES = {
     "BaseBody": "client.bodies",
     "BlockingBody": "client.blocking",
     "BlockingClient": "client.blocking",
@@ -117,8 +117,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that the command line starts in a few ms."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'restante' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

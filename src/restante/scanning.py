@@ -45,9 +45,9 @@ from .errors import TemporaryFailure
 from .posix import flags
 
 MAIL = ("new", "cur")
-"""In the order in which programs move messages."""
+"""The directories that contain mail, in the order in which programs move messages."""
 HELD = "held"
-"""The directory for removed mail in our maildrops."""
+"""The directory for removed mail in maildrops of restante."""
 
 Identity = tuple[str, int]
 """Unique part and inode number."""
@@ -64,8 +64,8 @@ _MISSING: Stamp = (0, 0, 0)
 # are over by then.  Later passes wait for a tick of the file system's clock, then increasingly
 # longer.  The total is 0.64 s, far below the timeout of any client.
 _PAUSES = (0.0, 0.0, 0.02, 0.02, 0.04, 0.08, 0.16, 0.32)
-# Nanoseconds by which the clock of a file system may be behind ours: a kernel with HZ=100 sets time
-# stamps every 10 ms; twice that is a margin.
+# Nanoseconds by which the clock of a file system may be behind the clock of this process.  A kernel
+# with HZ=100 sets time stamps every 10 ms; twice that is a margin.
 _TICK = 20_000_000
 
 _DIRECTORY = flags("O_RDONLY", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
@@ -109,7 +109,8 @@ class Scan(NamedTuple):
 
     def select(self, wanted: Collection[Identity]) -> list[tuple[Identity, File]]:
         """Return the wanted files that were seen, including every link to them."""
-        inodes = {inode for _, inode in wanted}  # most files are ruled out without their names
+        # The inode numbers rule out most files without parsing their names.
+        inodes = {inode for _, inode in wanted}
         return [
             (identity, File(directory, name, inode))
             for directory, names in self.names.items()
@@ -131,8 +132,8 @@ def passes(
     scan may stop earlier.
 
     ``maildir``: the open directory.  ``known``: a directory that still has this stamp is not read,
-    but its stamp is checked.  ``clock``: a time before this call by the clock of the file system,
-    in nanoseconds since the epoch.
+    but its stamp is checked.  ``clock``: a time on the file system's clock that is earlier than
+    this call, in nanoseconds since the epoch.
 
     Raises:
         OSError: a directory cannot be read, or ``new`` or ``cur`` is missing (a Maildir without
@@ -148,8 +149,9 @@ def passes(
         before = {name: _stamp(name, maildir) for name in directories}
         if before != stamps:
             stamps, since = before, began
-        # Stamps before this time are older than the pass, so a later change results in another
-        # stamp.  A stamp that has not changed for a whole tick of our own clock also qualifies.
+        # Stamps before this time are older than the pass, so a later change results in a different
+        # stamp.  A stamp that has not changed for a whole tick of this process's clock also
+        # qualifies.
         settled = inf if began - since >= _TICK else max(clock, time.time_ns() - _TICK)
         read = [name for name in directories if before[name] != known.get(name)]
         names = {name: _list(name, maildir) for name in read}
@@ -173,7 +175,8 @@ def scan(maildir: int, directories: Sequence[str] = MAIL) -> Scan:
 def scan_for(maildir: int, wanted: Collection[Identity]) -> Scan:
     """Scan a Maildir until all of these messages have been seen.
 
-    A message that was not seen has been removed only if the result is exact.
+    If the result is exact, messages that were not seen have been removed; otherwise they may still
+    exist.
     """
     for found in passes(maildir):
         if len(dict(found.select(wanted))) == len(wanted):

@@ -1,9 +1,9 @@
 """Make surrogates: ASCII versions of messages with a UTF-8 header, for clients without UTF8.
 
 Standards: RFC 6856 §2.1, §5; RFC 6858 §2 (what a surrogate is), §4 (sizes); RFC 2047; RFC 6532.
-A surrogate has exactly the size of its original, so STAT, LIST and RETR agree although no message
-was read for its size.  If the surrogate is too short, it gets a comment.  If it is too long, it
-loses fields, the least important first.
+A surrogate has exactly the size of its original, so STAT, LIST and RETR agree, although the server
+does not convert messages to determine their size.  If the surrogate is too short, a Comments field
+is added.  If it is too long, fields are removed, the least important first.
 Security: an address that cannot be shown is replaced by one that can never exist, so that no reply
 reaches another user.  Header sections of more than 64 KiB are passed on unchanged.  The time is
 linear in the octets of the header; nevertheless, make surrogates outside the event loop.
@@ -52,7 +52,7 @@ _KEPT = (
     "sender",
     "in-reply-to",
 )
-_NOTE = b" This stands for a message in UTF-8 (RFC 6858)."
+_NOTE = b" ASCII version of the UTF-8 message (RFC 6858)."
 _FOLD = b"\r\n " + b"." * 70
 
 
@@ -71,7 +71,7 @@ class Downgrade:
         """Take a piece of the message and return the octets that can be sent.
 
         Raises:
-            NeedsUTF8: no surrogate of that size can be made; nothing was returned before.
+            NeedsUTF8: no surrogate of that size can be created; no octets were returned before.
         """
         if self._held is None:
             return octets
@@ -104,22 +104,22 @@ def surrogate(header: bytes) -> bytes:
     except UnicodeDecodeError:
         return header
     try:
-        return _made(text, len(header))
+        return _build(text, len(header))
     except NeedsUTF8:
         raise
     except Exception as error:  # the standard library raises many types on malformed addresses
         raise NeedsUTF8 from error
 
 
-def _made(text: str, size: int) -> bytes:
+def _build(text: str, size: int) -> bytes:
     fields = re.findall(r"[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*", text)
     if sum(map(len, fields)) != len(text):
         raise NeedsUTF8  # bare CR or LF: programs would read the header differently
-    shown = [each for each in map(_shown, fields) if each]
-    return _fitted(shown, size)
+    converted = [each for each in map(_to_ascii, fields) if each]
+    return _fit_to_size(converted, size)
 
 
-def _shown(field: str) -> bytes:
+def _to_ascii(field: str) -> bytes:
     """Return a field in ASCII; empty if that is not possible."""
     if field.isascii():
         return field.encode()
@@ -165,13 +165,13 @@ def _field(name: str, value: str) -> bytes:
     return f"{name}: {value}\r\n".encode("ascii")
 
 
-def _fitted(fields: Sequence[bytes], size: int) -> bytes:
+def _fit_to_size(fields: Sequence[bytes], size: int) -> bytes:
     remaining: list[bytes] = list(fields)
     total = sum(map(len, fields))
-    for at in sorted(reversed(range(len(fields))), key=lambda at: _worth(fields[at])):
+    for at in sorted(reversed(range(len(fields))), key=lambda at: _priority(fields[at])):
         if total <= size:
             break
-        if _worth(fields[at]) < len(_KEPT):  # From is never dropped
+        if _priority(fields[at]) < len(_KEPT):  # From is never dropped
             total -= len(fields[at])
             remaining[at] = b""
     room = size - total
@@ -184,6 +184,6 @@ def _fitted(fields: Sequence[bytes], size: int) -> bytes:
     return b"".join(remaining) + b"Comments:" + _NOTE + b"." * rest + _FOLD * folds + CRLF
 
 
-def _worth(field: bytes) -> int:
+def _priority(field: bytes) -> int:
     name = field.partition(b":")[0].decode("latin-1").strip().lower()
     return len(_KEPT) - _KEPT.index(name) if name in _KEPT else 0

@@ -55,11 +55,13 @@ _log = logging.getLogger("restante")
 SASL_MECHANISMS = tuple(
     name for name, row in MECHANISMS.items() if row.needs is not Needs.CERTIFICATE
 )
-_ITERATIONS = 4096  # iterations of SCRAM: the minimum of RFC 7677 §4, to keep tests fast
-_PATIENCE = 30.0  # seconds that a test waits for the server's thread
-_LOOK = 0.005  # seconds between two checks of a client that holds a maildrop
-_HELD = 0.1  # seconds in which the end of a connection would have been processed
-_ENDING = 10.0  # seconds for a session to end
+_ITERATIONS = 4096  # SCRAM iterations: the minimum of RFC 7677 §4, to keep tests fast
+_TIMEOUT = 30.0  # seconds that a test waits for the server's thread
+_POLL_INTERVAL = 0.005  # seconds between two checks of a client that holds a maildrop
+# A client that has had the maildrop open for this many seconds is still connected, because the
+# server processes the end of a connection in less time.
+_HELD = 0.1
+_ENDING = 10.0  # seconds to wait for the end of a session
 _VERBS = tuple(VERBS)
 
 
@@ -88,18 +90,18 @@ class UnusedFault(UserWarning):
 
 
 @dataclass(slots=True, eq=False)
-class _Set:
+class _FaultCall:
     """One call of a method of ``Fault``."""
 
     call: str
-    has_struck: bool = False
+    has_occurred: bool = False
 
 
 @dataclass(slots=True)
 class _Rule:
-    """One fault of one verb."""
+    """One fault for one command."""
 
-    source: _Set
+    source: _FaultCall
     verb: str
     times: int | None
     """Number of occurrences left; None: unlimited."""
@@ -109,7 +111,7 @@ class _Rule:
     drop_after: int | None = None
     """Number of octets of the response after which the connection ends."""
     reset: bool = False
-    """Whether it ends with RST."""
+    """Whether the connection ends with RST."""
     rewrite: Callable[[bytes], bytes] | None = None
     drip: int = 0
     """Octets sent at a time, ``delay`` seconds apart; 0: all at once."""
@@ -117,28 +119,28 @@ class _Rule:
     def __post_init__(self) -> None:
         self.verb = self.verb.upper()
         if self.verb not in _VERBS:
-            raise ValueError(f"no command {self.verb!r}; there are {', '.join(_VERBS)}")
+            raise ValueError(f"unknown command {self.verb!r}; known commands: {', '.join(_VERBS)}")
 
 
 class Fault:
-    """Makes the server misbehave, beginning with the next command of a verb.
+    """Makes the server misbehave when it next receives the given command.
 
-    ``times`` is the number of occurrences; None means until ``clear``.  A newer fault of the same
-    verb has precedence.  A fault that never occurs causes an ``UnusedFault`` warning when the
+    ``times`` is the number of occurrences; None means until ``clear``.  A newer fault for the same
+    command has precedence.  A fault that never occurs causes an ``UnusedFault`` warning when the
     server ends.
     """
 
     def __init__(self) -> None:
         self._rules: list[_Rule] = []
-        self._calls: list[_Set] = []
+        self._calls: list[_FaultCall] = []
 
     @property
     def unused(self) -> list[str]:
-        """The calls whose fault has not occurred so far, such as ``drop('RETR')``."""
-        return [each.call for each in self._calls if not each.has_struck]
+        """The calls that set up a fault which has not occurred so far, such as ``drop('RETR')``."""
+        return [each.call for each in self._calls if not each.has_occurred]
 
     def _add(self, call: str, *verbs: str, **what: Any) -> None:
-        source = _Set(call)
+        source = _FaultCall(call)
         rules = [_Rule(source, verb, **what) for verb in verbs]
         self._calls.append(source)
         self._rules += rules
@@ -155,7 +157,7 @@ class Fault:
         self._add(f"drop({verb!r})", verb, times=times, drop_after=after_bytes, reset=reset)
 
     def delay(self, verb: str, *, seconds: float, times: int | None = None) -> None:
-        """Wait before the command is carried out, for ``seconds``."""
+        """Wait for ``seconds`` before carrying out the command."""
         self._add(f"delay({verb!r})", verb, times=times, delay=seconds)
 
     def drip(
@@ -166,9 +168,9 @@ class Fault:
         seconds: float = 0.1,
         times: int | None = None,
     ) -> None:
-        """Answer ``octets`` at a time, with ``seconds`` between two parts.
+        """Send the response in parts of ``octets`` octets, ``seconds`` apart.
 
-        Each wait is short, but the whole response takes very long; only a deadline ends it.
+        Each wait is short, but the whole response takes so long that the client needs a deadline.
         """
         self._add(f"drip({verb!r})", verb, times=times, delay=seconds, drip=octets)
 
@@ -189,7 +191,7 @@ class Fault:
         self._add("dup_uidl()", "UIDL", times=times, rewrite=_same_unique_ids)
 
     def short_list(self, messages: int = 0, *, times: int | None = None) -> None:
-        """List only the first ``messages``, as a server with an internal error may do."""
+        """List only the first ``messages`` messages, as a server with an internal error may do."""
 
         def cut(response: bytes) -> bytes:
             first, *lines, end, rest = response.split(b"\r\n")
@@ -250,25 +252,25 @@ class _Tapped(Connection):
     def __init__(self, server: Pop3Server, service: Service, address: str, slot: Slot) -> None:
         super().__init__(service, address, slot)
         self._server = server
-        self.name = server._welcome(self)
-        self._unheard = b""
+        self.name = server._register(self)
+        self._unprocessed = b""
         self._is_idle = True
         self._is_challenged = False
         self._rule: _Rule | None = None
         self._is_short = False  # whether the response has only one line
-        self._said = bytearray()  # octets of the response to the current command
-        self._unsaid = bytearray()  # octets to be sent slowly
+        self._response = bytearray()  # octets of the response to the current command
+        self._unsent = bytearray()  # octets to be sent slowly
         self._dripping: asyncio.Task[None] | None = None
-        self._is_ended = False  # whether the real transport was closed or aborted, once only
+        self._is_ended = False  # the real transport must be closed or aborted only once
 
     def holds(self, user: str) -> bool:
-        """Return whether it has the user's maildrop open."""
-        whose = self._account.maildrop if self._account is not None else None
-        return self._opened is not None and whose == user
+        """Return whether this client has the user's maildrop open."""
+        maildrop = self._account.maildrop if self._account is not None else None
+        return self._opened is not None and maildrop == user
 
     @property
     def is_held(self) -> bool:
-        """Whether the client is connected and all its input was processed."""
+        """Whether the client is connected and all its input has been processed."""
         real = self._real.get_extra_info("socket")
         if real is None or self._is_closing:
             return False
@@ -284,35 +286,35 @@ class _Tapped(Connection):
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
         super()._adopt(transport)
         self._real = self._transport
-        self._transport = _Tap(self)  # type: ignore[assignment]  # all that it is asked for
+        self._transport = _Tap(self)  # type: ignore[assignment]  # has all that the session uses
         self._output.adopt(self._transport)
 
     # Input from the client.
 
     def data_received(self, data: bytes) -> None:
-        self._unheard += data
-        self._hear()
+        self._unprocessed += data
+        self._process_command()
 
-    def _hear(self) -> None:
-        line, end, rest = self._unheard.partition(b"\n")
+    def _process_command(self) -> None:
+        line, end, rest = self._unprocessed.partition(b"\n")
         if not self._is_idle or not end or self._is_closing:
             return
-        self._unheard, self._is_idle = rest, False
+        self._unprocessed, self._is_idle = rest, False
         text = line.removesuffix(b"\r").decode("ascii", "backslashreplace")
         verb = "AUTH" if self._is_challenged else text.partition(" ")[0].upper()
         is_secret = self._is_challenged or verb in ("PASS", "AUTH", "APOP")
         shown = "***" if self._is_challenged else f"{verb} ***" if is_secret else text
-        self._server._write_down(self.name, "C", shown)
+        self._server._add_line(self.name, "C", shown)
         rule = None if self._is_challenged else self._server.fault._take(verb)
         self._rule, self._is_challenged = rule, False
         self._is_short = verb == "STAT" or (verb in ("LIST", "UIDL") and " " in text)
         if rule is not None and rule.answer is not None:
-            self._strike(rule)
-            self._said += rule.answer
-            self._give(rule.answer)
+            self._record_fault(rule)
+            self._response += rule.answer
+            self._send_to_client(rule.answer)
             self._next()
         elif rule is not None and rule.delay and not rule.drip:
-            self._strike(rule)
+            self._record_fault(rule)
             self._loop.call_later(rule.delay, super().data_received, line + end)
         else:
             super().data_received(line + end)
@@ -323,11 +325,11 @@ class _Tapped(Connection):
             self._next()
         elif isinstance(event, StartTLS):
             # The TLS handshake follows, which is not recorded.
-            self._said += event.response.head()
+            self._response += event.response.head()
             self._end_of_answer()
-            unheard, self._unheard = self._unheard, b""
-            if unheard:
-                self._session.receive(unheard)
+            unprocessed, self._unprocessed = self._unprocessed, b""
+            if unprocessed:
+                self._session.receive(unprocessed)
             self._transport, self._is_idle = self._real, True
             self._output.adopt(self._real)
         return event
@@ -336,54 +338,54 @@ class _Tapped(Connection):
         """Continue after the response to a command."""
         self._end_of_answer()
         self._is_idle = True
-        self._loop.call_soon(self._hear)
+        self._loop.call_soon(self._process_command)
 
     def _end_of_answer(self) -> None:
-        if self._said:
-            first = self._said.partition(b"\r\n")[0]
+        if self._response:
+            first = self._response.partition(b"\r\n")[0]
             self._is_challenged = first.startswith(b"+ ") or first == b"+"
-            self._server._write_down(self.name, "S", self.said_so_far)
-            self._said.clear()
+            self._server._add_line(self.name, "S", self.response_so_far)
+            self._response.clear()
 
     @property
-    def said_so_far(self) -> str:
+    def response_so_far(self) -> str:
         """The response to the last command so far; empty if it is recorded already."""
-        first, _, rest = bytes(self._said).partition(b"\r\n")
+        first, _, rest = bytes(self._response).partition(b"\r\n")
         text = first.decode("ascii", "backslashreplace")
         return text + (f" … {len(rest)} octets more" if rest else "")
 
     # Output of the server.
 
-    def say(self, octets: bytes) -> None:
-        """Take octets that the session has written."""
+    def write_response(self, octets: bytes) -> None:
+        """Process octets that the session has written, and send them to the client."""
         if self._is_ended:
             return
-        self._said += octets
+        self._response += octets
         rule = self._rule
         if rule is not None and rule.drop_after is not None:
-            left = rule.drop_after - (len(self._said) - len(octets))
-            self._give(octets[: max(left, 0)])
+            left = rule.drop_after - (len(self._response) - len(octets))
+            self._send_to_client(octets[: max(left, 0)])
             if left <= len(octets):
-                del self._said[rule.drop_after :]
-                self._strike(rule)
+                del self._response[rule.drop_after :]
+                self._record_fault(rule)
                 self._break_off(rule.reset)
         elif rule is None or rule.rewrite is None:
-            self._give(octets)
-        elif self._said.startswith(b"-ERR"):
-            self._give(bytes(self._said))
-        elif self._said.endswith(b"\r\n" if self._is_short else b"\r\n.\r\n"):
-            answer = rule.rewrite(bytes(self._said))
-            if answer != self._said:
-                self._strike(rule)
-            self._said[:] = answer
-            self._give(answer)
+            self._send_to_client(octets)
+        elif self._response.startswith(b"-ERR"):
+            self._send_to_client(bytes(self._response))
+        elif self._response.endswith(b"\r\n" if self._is_short else b"\r\n.\r\n"):
+            answer = rule.rewrite(bytes(self._response))
+            if answer != self._response:
+                self._record_fault(rule)
+            self._response[:] = answer
+            self._send_to_client(answer)
 
-    def _strike(self, rule: _Rule) -> None:
-        rule.source.has_struck = True
+    def _record_fault(self, rule: _Rule) -> None:
+        rule.source.has_occurred = True
 
     def _break_off(self, reset: bool) -> None:
         self._end_of_answer()
-        self._server._write_down(self.name, "S", "(the connection ends)")
+        self._server._add_line(self.name, "S", "(the connection ends)")
         self._is_closing = self._is_ended = True
         if reset:
             linger = struct.pack("ii", 1, 0)
@@ -393,22 +395,22 @@ class _Tapped(Connection):
         else:
             self._real.close()
 
-    def _give(self, octets: bytes) -> None:
-        """Send octets to the client, after those that are sent slowly."""
+    def _send_to_client(self, octets: bytes) -> None:
+        """Send octets to the client, after the octets that are sent slowly."""
         rule = self._rule
         if self._dripping is None and rule is not None and rule.drip and octets:
-            self._strike(rule)
+            self._record_fault(rule)
             self._dripping = self._loop.create_task(self._drip(rule))
         if self._dripping is not None:
-            self._unsaid += octets
+            self._unsent += octets
         elif not self._is_ended:
             self._real.write(octets)
 
     async def _drip(self, rule: _Rule) -> None:
         await asyncio.sleep(0)
-        while self._unsaid and not self._is_ended:
-            piece = bytes(self._unsaid[: rule.drip])
-            del self._unsaid[: rule.drip]
+        while self._unsent and not self._is_ended:
+            piece = bytes(self._unsent[: rule.drip])
+            del self._unsent[: rule.drip]
             self._real.write(piece)
             await asyncio.sleep(rule.delay)
         self._dripping = None
@@ -424,7 +426,7 @@ class _Tapped(Connection):
             self._real.close()
 
     def abort_real(self) -> None:
-        """Abort the real transport, also if it is closing."""
+        """Abort the real transport, even if it is closing."""
         self._is_ended = True
         self._real.abort()
 
@@ -437,13 +439,13 @@ class _Tapped(Connection):
 
 
 class _Tap:
-    """The transport as the session sees it."""
+    """The transport that the session uses."""
 
     def __init__(self, connection: _Tapped) -> None:
         self._connection = connection
 
     def write(self, octets: bytes) -> None:
-        self._connection.say(octets)
+        self._connection.write_response(octets)
 
     def close(self) -> None:
         self._connection.close_real()
@@ -456,7 +458,7 @@ class _Tap:
 
 
 @dataclass(slots=True)
-class _People:
+class _TestUsers:
     """A passdb for tests with all add-ons except certificates.  A user's token is the password."""
 
     passwords: dict[str, str]
@@ -492,8 +494,8 @@ class Pop3Server:
     """A POP3 server as a context manager; its methods may be called from any thread.
 
     ``users`` maps names to passwords; other users that get mail have the password ``pw``.  ``sasl``
-    are the mechanisms to offer in addition to USER and PASS, any of ``SASL_MECHANISMS``.  A user's
-    token is the password.  ``clear`` lets clients log in at ``stls_port`` without STLS.
+    lists the mechanisms to offer in addition to USER and PASS, any of ``SASL_MECHANISMS``.  The
+    token of a user is the password.  ``clear`` lets clients log in at ``stls_port`` without STLS.
     """
 
     host = "localhost"
@@ -518,7 +520,7 @@ class Pop3Server:
         """Port with implicit TLS (POP3S)."""
         self.stls_port = 0
         """Port where STLS is required before the login."""
-        self._people = _People(dict(users or {}))
+        self._users = _TestUsers(dict(users or {}))
         self._store = MemoryStore()
         self._transcript: list[TranscriptLine] = []
         self._names = 0
@@ -531,7 +533,7 @@ class Pop3Server:
 
     def __enter__(self) -> Pop3Server:
         context = tls.server_context(*certificate())
-        # Not uvloop, nor the default of Windows, which cannot watch a listening socket.
+        # The default loop on Windows cannot watch a listening socket; uvloop is not used either.
         loop = self._loop = asyncio.SelectorEventLoop()
         loop.set_exception_handler(self._note_bug_in_loop)
         self._thread = threading.Thread(target=loop.run_forever, name="pop3-server", daemon=True)
@@ -566,7 +568,7 @@ class Pop3Server:
 
     def _warn_of_unused_faults(self, stacklevel: int) -> None:
         for call in self.fault.unused:
-            warnings.warn(f"fault.{call} never struck", UnusedFault, stacklevel=stacklevel)
+            warnings.warn(f"fault.{call} never occurred", UnusedFault, stacklevel=stacklevel)
 
     async def _end(self) -> None:
         await self._open.aclose()
@@ -579,7 +581,7 @@ class Pop3Server:
         loop, self._loop = self._loop, None
         assert loop is not None
         loop.call_soon_threadsafe(loop.stop)
-        self._thread.join(_PATIENCE)
+        self._thread.join(_TIMEOUT)
         loop.close()
         _log.removeHandler(self._handler)
 
@@ -591,7 +593,7 @@ class Pop3Server:
         if self._loop is None:
             work.close()
             raise RuntimeError("the server runs inside its with block")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_TIMEOUT)
 
     def _note_bug_in_loop(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -601,7 +603,7 @@ class Pop3Server:
     async def _start(self, context: ssl.SSLContext) -> None:
         service = self._service = Service(
             self._store,
-            self._people,
+            self._users,
             policy=self._policy,
             tls=context,
             allow_plaintext_from=self._clear_from,
@@ -629,7 +631,7 @@ class Pop3Server:
         return certificate()[0]
 
     def password(self, user: str) -> str:
-        return self._people.passwords.setdefault(user, "pw")
+        return self._users.passwords.setdefault(user, "pw")
 
     def url(self, user: str, *, stls: bool = False) -> str:
         """``pop3s://user:password@localhost:port``, or ``pop3://…`` where STLS is used."""
@@ -680,7 +682,7 @@ class Pop3Server:
     async def _when_clients_have_gone(self, user: str, stack: AsyncExitStack) -> Maildrop:
         """
         Raises:
-            MaildropInUse: a connected client has it open.
+            MaildropInUse: a connected client has the maildrop open.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -694,10 +696,10 @@ class Pop3Server:
                     held_since = now
                 if now - held_since >= _HELD or now >= until:
                     raise
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_INTERVAL)
 
     def held(self, user: str) -> list[EmailMessage]:
-        """Return the messages that clients have deleted, in this order."""
+        """Return the messages that clients have deleted, in the order of deletion."""
         return [_parsed(pieces) for pieces in self._run(self._held(user))]
 
     async def _held(self, user: str) -> list[list[bytes]]:
@@ -722,7 +724,7 @@ class Pop3Server:
         try:
             async with asyncio.timeout(timeout):
                 while self._service.connections:  # noqa: ASYNC110 - the server has no such event
-                    await asyncio.sleep(_LOOK)
+                    await asyncio.sleep(_POLL_INTERVAL)
         except TimeoutError:
             count = len(self._service.connections)
             raise TimeoutError(f"{count} clients are still connected") from None
@@ -747,7 +749,7 @@ class Pop3Server:
 
     @property
     def transcript(self) -> str:
-        """The dialogue so far, without passwords; ``1 C:`` begins lines of the first client."""
+        """The dialogue so far, without passwords; the first client's lines begin with ``1 C:``."""
         return "\n".join(map(str, self.transcript_lines))
 
     @property
@@ -759,18 +761,18 @@ class Pop3Server:
         """Run in the server's thread, so that all sent responses are recorded."""
         waiting = sorted(
             (
-                TranscriptLine(int(each.name), "S", f"{each.said_so_far} (so far)")
+                TranscriptLine(int(each.name), "S", f"{each.response_so_far} (so far)")
                 for each in self._connections
-                if each.said_so_far
+                if each.response_so_far
             ),
             key=attrgetter("client"),
         )
         return [*self._transcript, *waiting]
 
-    def _write_down(self, name: str, side: str, text: str) -> None:
+    def _add_line(self, name: str, side: str, text: str) -> None:
         self._transcript.append(TranscriptLine(int(name), side, text))
 
-    def _welcome(self, connection: _Tapped) -> str:
+    def _register(self, connection: _Tapped) -> str:
         """Register a new connection and return its name."""
         self._connections.add(connection)
         self._names += 1
@@ -778,7 +780,7 @@ class Pop3Server:
 
 
 class _BugHandler(logging.Handler):
-    """Keeps the server's log off stderr, and bugs for the end of the block."""
+    """Keeps the server's log off stderr, and records bugs for the end of the block."""
 
     def __init__(self, server: Pop3Server) -> None:
         super().__init__(logging.ERROR)
@@ -799,13 +801,14 @@ def _check(users: Any, sasl: Any, clear: Any) -> None:
     given = {} if users is None else users
     texts = [*given, *given.values()] if isinstance(given, Mapping) else [given]
     if not all(isinstance(each, str) for each in texts) or isinstance(given, str):
-        raise TypeError("users: a dictionary of names with their passwords is needed")
+        raise TypeError("users must be a dictionary of names and passwords")
     if isinstance(sasl, str) or not isinstance(sasl, Iterable):
-        raise TypeError("sasl: a list of mechanisms is needed")
+        raise TypeError("sasl must be a list of mechanisms")
     if unknown := [each for each in sasl if each not in SASL_MECHANISMS]:
-        raise ValueError(f"sasl: unknown {unknown}; there are {', '.join(SASL_MECHANISMS)}")
+        known = ", ".join(SASL_MECHANISMS)
+        raise ValueError(f"sasl: unknown mechanisms {unknown}; known mechanisms: {known}")
     if not isinstance(clear, bool):
-        raise TypeError("clear: True or False is needed")
+        raise TypeError("clear must be True or False")
 
 
 def _parsed(pieces: list[bytes]) -> EmailMessage:
@@ -815,16 +818,16 @@ def _parsed(pieces: list[bytes]) -> EmailMessage:
 
 @cache
 def certificate() -> tuple[Path, Path]:
-    """Return certificate and key, created once per process and removed at its end."""
+    """Return the certificate and the key, created once per process and removed when it ends."""
     folder, owner = mkdtemp(prefix="restante-testing-"), os.getpid()
 
     def remove() -> None:
-        if os.getpid() == owner:  # the end of a forked child must not remove it
+        if os.getpid() == owner:  # a forked child must not remove the folder when it ends
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
     return tls.make_self_signed(Path(folder), ["localhost", "127.0.0.1"])
 
 
-if __name__ == "__main__":  # python -m restante.testing; the command imports us
+if __name__ == "__main__":  # python -m restante.testing; the command imports this module
     import_module("restante.testing_command").main()

@@ -2,7 +2,7 @@
 
 It prints its addresses, as one line of JSON if requested, and runs until its standard input ends or
 until SIGTERM or SIGINT.  A test starts it with a pipe, reads the line, and closes the pipe.  If the
-test just ends, the server ends as well.
+test ends without doing so, the server ends as well.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         choices=SASL_MECHANISMS,
         metavar="MECHANISM",
-        help=f"offer this one beside USER and PASS; may be repeated: {', '.join(SASL_MECHANISMS)} "
-        "(default: PLAIN)",
+        help="offer this mechanism in addition to USER and PASS; may be repeated: "
+        f"{', '.join(SASL_MECHANISMS)} (default: PLAIN)",
     )
     parser.add_argument(
         "--clear", action="store_true", help="allow logins on the port for STLS without STLS"
@@ -77,12 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 def _pair(parser: argparse.ArgumentParser, option: str, text: str) -> tuple[str, str]:
     name, colon, rest = text.partition(":")
     if not (name and colon):
-        parser.error(f"{option}: a name and a colon are needed, not {name!r}")
+        parser.error(f"{option}: the value must contain a name and a colon, not only {name!r}")
     return name, rest
 
 
 def _announce(server: Pop3Server, users: Sequence[str], *, as_json: bool) -> None:
-    """Print the addresses without buffering; from now on clients may connect."""
+    """Print the addresses without buffering.  Clients may connect after that."""
     if as_json:
         found = {
             "host": server.host,

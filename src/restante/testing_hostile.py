@@ -3,10 +3,10 @@
 Each ``Attack`` is one way in which a server, or an attacker in its place, breaks the protocol.
 ``try_client`` runs a client against it and returns the client's faults:
 
-- it accepted as a message something that is not one, or half of one;
+- it accepted as a message octets that are not a message, or only a part of one;
 - it removed a message that it had not retrieved;
 - it revealed the password where no login was safe, or continued after a login that had failed;
-- it did not end.
+- it did not end in time.
 
 A client may report an attack as an error or continue unharmed; both are correct.
 
@@ -40,7 +40,7 @@ Fetch = Callable[[str, Path, Keep], None]
 """A client: it logs in at a URL, trusts the CA file at a path, passes each message to ``keep``, and
 deletes it from the server.  ``pop3s://`` means implicit TLS, ``pop3://`` STLS before the login."""
 Say = bytes | Callable[[bytes], bytes] | None
-"""Octets to send, or a function that makes them from the client's line; None: no response."""
+"""Octets to send, or a function that returns them for the client's line; None: no response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,15 +247,15 @@ ATTACKS: Mapping[str, Attack] = {
 def cuts(step: int = 1) -> Iterator[tuple[str, Attack]]:
     """Yield attacks that end the connection at each octet of the session, with FIN and with RST.
 
-    ``step`` is the number of octets between two of them.
+    ``step`` is the number of octets between two attacks.
     """
-    for at in range(0, _said_in_all(), step):
+    for at in range(0, _session_length(), step):
         for reset in (False, True):
             name = f"{'rst' if reset else 'fin'}-{at}"
             yield name, Attack(what=f"ends after {at} octets", cut=at, reset=reset)
 
 
-def _said_in_all() -> int:
+def _session_length() -> int:
     honest = HostileServer(Attack(what=""))
     return sum(map(len, honest._honest.values())) + sum(len(_message(m)) for m in MESSAGES) + 200
 
@@ -326,9 +326,9 @@ class HostileServer:
                         self._serve(inside)
 
     def _serve(self, connection: socket.socket) -> None:
-        said = _Said(connection, self.attack)
+        responses = _Responses(connection, self.attack)
         marked: set[int] = set()
-        said.say(self._answer("greeting", b"", marked))
+        responses.send(self._answer("greeting", b"", marked))
         with connection.makefile("rb") as commands:
             for line in commands:
                 command = line.removesuffix(b"\r\n")
@@ -338,7 +338,7 @@ class HostileServer:
                 if verb == "QUIT":
                     self.removed |= marked
                 answer = self._answer(text, command, marked)
-                said.say(answer)
+                responses.send(answer)
                 if verb == "QUIT" or text == self.attack.ends_at:
                     return
 
@@ -355,17 +355,17 @@ class HostileServer:
                 return says(command) if callable(says) else says
         key = verb if text == "greeting" else verb.upper()
         number = int(argument.split(" ")[0]) if argument[:1].isdecimal() else 0
-        there = 0 < number <= len(self.attack.messages) and number not in marked
+        exists = 0 < number <= len(self.attack.messages) and number not in marked
         match key:
             case "greeting" | "CAPA" | "STAT":
                 return self._honest[key]
             case "LIST" | "UIDL" if not argument:
                 return self._honest[key]
-            case "LIST" | "UIDL" if there:
+            case "LIST" | "UIDL" if exists:
                 return self._line(key, number)
-            case "RETR" | "TOP" if there:
+            case "RETR" | "TOP" if exists:
                 return _message(self.attack.messages[number - 1])
-            case "DELE" if there:
+            case "DELE" if exists:
                 marked.add(number)
                 return b"+OK\r\n"
             case "RSET":
@@ -377,8 +377,8 @@ class HostileServer:
 
     def _line(self, verb: str, number: int) -> bytes:
         """Return one line of a listing, forged if the attack forges it."""
-        said = self.attack.says.get(verb, self._honest[verb])
-        lines = said.split(b"\r\n") if isinstance(said, bytes) else []
+        listing = self.attack.says.get(verb, self._honest[verb])
+        lines = listing.split(b"\r\n") if isinstance(listing, bytes) else []
         line = next((each for each in lines if each.split(b" ")[0] == b"%d" % number), None)
         return b"-ERR\r\n" if line is None else b"+OK " + line + b"\r\n"
 
@@ -403,7 +403,7 @@ _VERBS = frozenset(
 )
 
 
-class _Said:
+class _Responses:
     """Sends responses until the attack ends the connection."""
 
     def __init__(self, connection: socket.socket, attack: Attack) -> None:
@@ -411,7 +411,7 @@ class _Said:
         self._left = attack.cut
         self._reset = attack.reset
 
-    def say(self, octets: bytes | None) -> None:
+    def send(self, octets: bytes | None) -> None:
         """Send octets; None sends nothing.
 
         Raises:
@@ -430,7 +430,7 @@ class _Said:
 
 
 def try_client(fetch: Fetch, attack: Attack, *, patience: float = 30.0) -> list[str]:
-    """Run a client against an attack, and return its faults as sentences; none if it is safe.
+    """Run a client against an attack, and return its faults as sentences; empty if it is safe.
 
     ``patience`` is the time limit for the client, in seconds.
     """
@@ -444,17 +444,17 @@ def try_client(fetch: Fetch, attack: Attack, *, patience: float = 30.0) -> list[
         client = threading.Thread(target=run, name="client", daemon=True)
         client.start()
         client.join(patience)
-        is_over = not client.is_alive()
+        has_ended = not client.is_alive()
     client.join(patience)
-    faults = [] if is_over else [f"did not end within {patience:g} s"]
-    there = [_normal(message) for message in attack.messages]
+    faults = [] if has_ended else [f"did not end within {patience:g} s"]
+    stored = [_normal(message) for message in attack.messages]
     have = [_normal(message) for message in kept]
-    given = [*there, *map(_normal, attack.forged)]
+    given = [*stored, *map(_normal, attack.forged)]
     faults += [f"accepted as a message: {each[:60]!r}" for each in have if each not in given]
     faults += [
         f"removed message {number}, which it did not retrieve"
         for number in sorted(server.removed)
-        if there[number - 1] not in have
+        if stored[number - 1] not in have
     ]
     if attack.no_login and any(_shows_password(line) for line in server.heard):
         faults.append("revealed the password")
@@ -464,7 +464,7 @@ def try_client(fetch: Fetch, attack: Attack, *, patience: float = 30.0) -> list[
 
 
 def _normal(message: bytes) -> bytes:
-    """Return a message with LF line ends and none at its end, however the client stored it."""
+    """Return a message with LF line ends and without a line end at its end."""
     return message.replace(b"\r\n", b"\n").rstrip(b"\n")
 
 

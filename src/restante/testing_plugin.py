@@ -23,8 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "pop3(users={name: password}, sasl=[mechanism, …], clear=bool): "
-        "how the server of ``pop3_server`` is set up; markers of module, class and function add "
-        "up, and the innermost wins",
+        "options of the server of ``pop3_server``; markers of module, class and function are "
+        "combined, and the innermost one has precedence",
     )
 
 
@@ -34,7 +34,7 @@ def _options(node: pytest.Item, parameter: object = None) -> dict[str, Any]:
     ``users`` of several markers are merged.
 
     Raises:
-        Failed: an option does not exist or has no name.
+        Failed: an option does not exist, or was passed without its name.
     """
     found: dict[str, Any] = {}
     for marker in reversed([*node.iter_markers("pop3")]):
@@ -43,14 +43,14 @@ def _options(node: pytest.Item, parameter: object = None) -> dict[str, Any]:
         for name, value in marker.kwargs.items():
             if name not in _OPTIONS:
                 known = ", ".join(_OPTIONS)
-                pytest.fail(f"marker pop3: no option {name!r}; there are {known}", False)
+                pytest.fail(f"marker pop3: no option {name!r}; the options are {known}", False)
             found[name] = _joined(found.get(name), value)
     if not isinstance(parameter, Mapping | None):
         pytest.fail(f"pop3_server: an indirect parameter must be a dict, not {parameter!r}", False)
     for name, value in (parameter or {}).items():
         if name not in _OPTIONS:
             known = ", ".join(_OPTIONS)
-            pytest.fail(f"pop3_server: no option {name!r}; there are {known}", False)
+            pytest.fail(f"pop3_server: no option {name!r}; the options are {known}", False)
         found[name] = _joined(found.get(name), value)
     return found
 
@@ -72,10 +72,10 @@ def pop3_server(request: pytest.FixtureRequest) -> Iterator[Pop3Server]:
     from .testing import Pop3Server
 
     try:
-        made = Pop3Server(**_options(request.node, getattr(request, "param", None)))
+        server = Pop3Server(**_options(request.node, getattr(request, "param", None)))
     except (TypeError, ValueError) as error:
         pytest.fail(f"marker pop3: {error}", False)
-    with made as server:
+    with server:
         setattr(request.node, _SERVERS, [server])
         yield server
 
@@ -84,7 +84,7 @@ def pop3_server(request: pytest.FixtureRequest) -> Iterator[Pop3Server]:
 def pop3_server_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., Pop3Server]]:
     """Creates servers that run until the end of the test run, for fixtures of any scope.
 
-    Their transcripts are added to the report of a failed test that uses one.
+    If a test that uses this fixture fails, the transcripts of all these servers are in its report.
     """
     from .testing import Pop3Server
 
@@ -108,5 +108,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
         if "pop3_server_factory" in getattr(item, "fixturenames", ()):
             servers += getattr(item.session, _SERVERS, ())
         for server in servers:
-            unused = "".join(f"\n(fault.{each} never struck)" for each in server.fault.unused)
+            unused = "".join(f"\n(fault.{each} never occurred)" for each in server.fault.unused)
             report.sections.append(("POP3 transcript", server.transcript + unused))

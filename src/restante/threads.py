@@ -4,8 +4,8 @@ A cancelled caller of ``in_thread`` closes files, frees locks and ends connectio
 happen while the thread uses them, so the cancellation waits for the call.
 
 Without an event loop, calls run directly in the caller's thread, and ``complete`` runs a coroutine
-that waits only for such calls.  So commands that need neither network nor threads do not import
-``asyncio``, which takes a third of the time of ``restante deliver``.
+that waits only for such calls.  Commands that need neither network nor threads therefore do not
+import ``asyncio``, which takes a third of the time of ``restante deliver``.
 
 Limits: a bounded number of calls run at the same time; others wait for a free thread.
 """
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_AT_ONCE = 32  # calls of an event loop, as in ThreadPoolExecutor, so that disks can order requests
-_PATIENCE = 10.0  # seconds that an idle thread waits; starting a thread takes about 100 µs
+# Simultaneous calls for each event loop; like ThreadPoolExecutor's limit, enough for disks to
+# reorder requests.
+_MAX_CALLS = 32
+_IDLE_TIMEOUT = 10.0  # seconds that an idle thread waits; starting a thread takes about 100 µs
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -58,7 +60,7 @@ def complete(work: Coroutine[Any, Any, T]) -> T:
         return result
     finally:
         work.close()
-    raise RuntimeError("a coroutine without an event loop waits for something")
+    raise RuntimeError("a coroutine that runs without an event loop tried to wait")
 
 
 async def to_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -77,10 +79,10 @@ class Threads:
     and each call would take three times as long.
     """
 
-    def __init__(self, name: str, most: int) -> None:
-        """``most`` is the maximum number of calls that run at the same time."""
+    def __init__(self, name: str, max_threads: int) -> None:
+        """``max_threads`` is the maximum number of calls that run at the same time."""
         self._name = name
-        self._most = most
+        self._max_threads = max_threads
         self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = SimpleQueue()
         self._running = 0  # threads
         self._idle = 0  # idle threads minus waiting calls
@@ -94,37 +96,37 @@ class Threads:
         """
         if (loop := running_loop()) is None:
             return call()
-        ended: asyncio.Future[T] = loop.create_future()
-        self.start(call, ended)
-        return await ended
+        future: asyncio.Future[T] = loop.create_future()
+        self.start(call, future)
+        return await future
 
-    def start(self, call: Callable[[], T], ended: asyncio.Future[T]) -> None:
-        """Run ``call``, and set its result or exception on ``ended`` in the event loop.
+    def start(self, call: Callable[[], T], future: asyncio.Future[T]) -> None:
+        """Run ``call``, and set its result or exception on ``future`` in the event loop.
 
-        A call is dropped if ``ended`` was cancelled before a thread was free.
+        A call is dropped if ``future`` was cancelled before a thread was free.
 
         Raises:
             RuntimeError: no thread can be started.
         """
         with self._lock:
             self._idle -= 1
-            is_short = self._idle < 0 and self._running < self._most
-            if is_short:
+            needs_thread = self._idle < 0 and self._running < self._max_threads
+            if needs_thread:
                 self._idle += 1
                 self._running += 1
-        if is_short:
+        if needs_thread:
             try:
                 threading.Thread(target=self._serve, name=self._name, daemon=True).start()
             except RuntimeError:
                 with self._lock:
                     self._running -= 1
                 raise
-        self._calls.put((call, ended))
+        self._calls.put((call, future))
 
     def _serve(self) -> None:
         while True:
             try:
-                self._run(*self._calls.get(timeout=_PATIENCE))  # keeps no reference to the call
+                self._run(*self._calls.get(timeout=_IDLE_TIMEOUT))  # keeps no reference to the call
             except Empty:
                 with self._lock:
                     if self._idle > 0:
@@ -133,27 +135,27 @@ class Threads:
                         return
                 # Otherwise a call for this thread will arrive.
 
-    def _run(self, call: Callable[[], Any], ended: asyncio.Future[Any]) -> None:
+    def _run(self, call: Callable[[], Any], future: asyncio.Future[Any]) -> None:
         result = failure = None
         try:
-            if not ended.done():
+            if not future.done():
                 result = call()
         except BaseException as error:
             failure = error
         with self._lock:  # before the caller gets the result and calls again
             self._idle += 1
         with suppress(RuntimeError):  # the loop has ended
-            ended.get_loop().call_soon_threadsafe(_settle, ended, result, failure)
+            future.get_loop().call_soon_threadsafe(_settle, future, result, failure)
         del failure  # which refers to this frame
 
 
-def _settle(ended: asyncio.Future[Any], result: object, failure: BaseException | None) -> None:
-    if ended.done():  # its caller was cancelled
+def _settle(future: asyncio.Future[Any], result: object, failure: BaseException | None) -> None:
+    if future.done():  # its caller was cancelled
         return
     if failure is not None:
-        ended.set_exception(failure)
+        future.set_exception(failure)
     else:
-        ended.set_result(result)
+        future.set_result(result)
 
 
 @cache
@@ -181,10 +183,10 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         return call(*args, **kwargs)
     threads = _disk.get(loop)
     if threads is None:
-        threads = _disk[loop] = Threads("disk", _AT_ONCE)
-    ended: asyncio.Future[T] = _unstoppable()(loop=loop)
-    threads.start(partial(call, *args, **kwargs), ended)
-    return await ended
+        threads = _disk[loop] = Threads("disk", _MAX_CALLS)
+    future: asyncio.Future[T] = _unstoppable()(loop=loop)
+    threads.start(partial(call, *args, **kwargs), future)
+    return await future
 
 
 async def finished(work: asyncio.Future[Any]) -> asyncio.CancelledError | None:

@@ -340,7 +340,7 @@ def test_exit_code_of_each_situation(
     scene: Scene,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(database, "_PATIENCE", 0.05)
+    monkeypatch.setattr(database, "_LOCK_TIMEOUT", 0.05)
     monkeypatch.setattr(imap, "_TIMEOUT", 0.1)
     assert situation(scene) == code
 

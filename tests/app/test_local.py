@@ -87,7 +87,7 @@ def test_no_way_in_takes_mail_for_a_name_that_no_user_has(
     assert len(configure.upstream.messages("u")) == 1
     assert list(configure.home.glob("state/restante/mail/**/new/*")) == []
     with pytest.raises(ConfigurationError, match=r"account\.isp\.to"):
-        gateway.look_over(config.load(configure.path, environment=environment(configure.home)))
+        gateway.validate(config.load(configure.path, environment=environment(configure.home)))
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -171,7 +171,7 @@ def test_check_misses_a_user_database(restante: Restante, configure: Configure) 
     found = restante("check")
     assert (found.code, "run: restante user add" in found.err) == (78, True)
     assert restante("collect", "isp").code == 75
-    gateway.look_over(config.load(configure.path, environment=environment(configure.home)))
+    gateway.validate(config.load(configure.path, environment=environment(configure.home)))
 
 
 def test_check_verifies_the_alert_destination(

@@ -358,10 +358,10 @@ def test_user_is_known_by_typed_and_own_name(throttle: Throttle) -> None:
 def test_network_is_known_after_a_login(throttle: Throttle, clock: Clock) -> None:
     throttle.accepted(shown(), MROSE)
     guess(throttle, 1, ELSEWHERE)
-    assert throttle.is_home(NEXT_DOOR)
-    assert not throttle.is_home(ELSEWHERE)
+    assert throttle.is_known_network(NEXT_DOOR)
+    assert not throttle.is_known_network(ELSEWHERE)
     clock.now += 31 * DAY
-    assert not throttle.is_home(HERE)
+    assert not throttle.is_known_network(HERE)
 
 
 def test_each_user_of_a_trusted_webmail_has_a_turn(throttle: Throttle) -> None:

@@ -616,7 +616,7 @@ def test_disk_that_is_full_leaves_no_half_of_a_database(
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(database_module, "_bring_up_to_date", full)
+        patched.setattr(database_module, "_migrate", full)
         with pytest.raises(TemporaryFailure):
             Users(tmp_path / "users.sqlite3").add("ann", "tan staaf")
     assert list(tmp_path.iterdir()) == []

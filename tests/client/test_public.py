@@ -26,7 +26,7 @@ SOURCE = Path(restante.__file__)
 
 
 def test_all_names_are_listed_once_and_can_be_had() -> None:
-    assert sorted(restante.__all__) == sorted(set(restante.__all__)) == sorted(restante._HOMES)
+    assert sorted(restante.__all__) == sorted(set(restante.__all__)) == sorted(restante._MODULES)
     for name in restante.__all__:
         assert getattr(restante, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
@@ -38,7 +38,7 @@ def test_type_checkers_see_the_same_names() -> None:
     block = next(node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom) and node.level]
     seen = {alias.name: node.module for node in imports for alias in node.names}
-    assert seen == restante._HOMES
+    assert seen == restante._MODULES
 
 
 BUILT_IN = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from restante.testing_hostile import Attack, HostileServer, _listing, _Said
+from restante.testing_hostile import Attack, HostileServer, _listing, _Responses
 
 _POLITE = Attack(what="")
 _ALL_OF_IT = re.compile(r"TOP (\d+) \d{5,}")  # fetchmail's RETR
@@ -75,10 +75,10 @@ class Remote(HostileServer):
     def _serve(self, connection: socket.socket) -> None:
         session, ids = self.session, list(self.left)
         self._politely(session)
-        said = _Said(connection, self.attack)
+        responses = _Responses(connection, self.attack)
         marked: set[int] = set()
         try:
-            said.say(self._answer("greeting", b"", marked))
+            responses.send(self._answer("greeting", b"", marked))
             with connection.makefile("rb") as commands:
                 for count, line in enumerate(commands):
                     command = line.removesuffix(b"\r\n")
@@ -86,15 +86,15 @@ class Remote(HostileServer):
                     text = self._understood(command)
                     answer = self._answer(text, command, marked)
                     if session.kill is not None and session.kill.at == count:
-                        self._kill(session.kill, text, answer, marked, said)
+                        self._kill(session.kill, text, answer, marked, responses)
                         return
                     if text == session.silent:
                         while connection.recv(_FLOOD):
                             pass
-                    _trickle(text, answer or b"", session, said)
+                    _trickle(text, answer or b"", session, responses)
                     if text == "QUIT" and session.removes:
                         self.removed |= marked
-                    said.say(answer)
+                    responses.send(answer)
                     if text in ("QUIT", self.attack.ends_at):
                         return
         except ConnectionAbortedError:
@@ -130,26 +130,26 @@ class Remote(HostileServer):
         return text if whole is None else f"RETR {whole[1]}"
 
     def _kill(
-        self, kill: Kill, text: str, answer: bytes | None, marked: set[int], said: _Said
+        self, kill: Kill, text: str, answer: bytes | None, marked: set[int], responses: _Responses
     ) -> None:
         self.fate.was_reached = True
         if kill.is_half:
             if text == "QUIT":
                 self.removed |= marked
-            said.say(answer and answer[: len(answer) // 2])
+            responses.send(answer and answer[: len(answer) // 2])
             time.sleep(_TILL_IT_IS_DONE)
         self.fate.kill()
 
 
-def _trickle(text: str, answer: bytes, session: Session, said: _Said) -> None:
+def _trickle(text: str, answer: bytes, session: Session, responses: _Responses) -> None:
     """Send half of an answer, then continue until the client ends."""
     if text not in (session.drips, session.floods):
         return
     half = len(answer) // 2
-    said.say(answer[:half])
+    responses.send(answer[:half])
     while text == session.floods:
-        said.say(b"x" * _FLOOD)
+        responses.send(b"x" * _FLOOD)
         time.sleep(_BREATH)
     for octet in answer[half:]:
-        said.say(bytes([octet]))
+        responses.send(bytes([octet]))
         time.sleep(_PAUSE)

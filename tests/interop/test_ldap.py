@@ -164,7 +164,7 @@ def test_misconfiguration_makes_no_password_wrong(place: Search, change: dict[st
 def test_a_directory_that_hangs_is_given_up_at_the_deadline(
     place: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "_PATIENCE", 0.0)  # an idle thread ends at once
+    monkeypatch.setattr(threads, "_IDLE_TIMEOUT", 0.0)  # an idle thread ends at once
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for scheme in "ldap", "ldaps":
             hangs = replace(place, url=f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")

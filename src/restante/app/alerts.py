@@ -1,7 +1,7 @@
 """Send mail when an account fails, works again, or its OAuth 2 sign-in expires soon.
 
-Each streak of failures causes one mail, and its end causes another, even if the program is
-restarted in between.
+Each streak of failures causes one mail, and the end of the streak causes another, even if the
+program is restarted in between.
 Security: the mail contains no secrets.  Text from the server is untrusted, so it is escaped and
 indented.
 """
@@ -66,7 +66,7 @@ def send(job: Job, ledger: Ledger, error: RestanteError | OSError | None) -> Non
             for letter in filter(None, _due(job, health, error)):
                 _deliver(job, health, letter)
     except AccountBusy:
-        pass  # the process that holds the account sends the same mail
+        pass  # the process that is collecting the account sends the same mail
 
 
 def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> list[_Letter | None]:

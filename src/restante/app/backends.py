@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Queue = Callable[[Backend, int], Verifier]
-"""Puts a queue in front of a back end; the number limits the requests at the same time."""
+"""Puts a queue in front of a back end; the number limits the simultaneous requests."""
 
-_AT_ONCE = 16  # requests to another program at once; each one waits in a thread
+_AT_ONCE = 16  # simultaneous requests to another program; each one waits in a thread
 
 
 def chain(
@@ -40,7 +40,9 @@ def chain(
     queue: Queue = lambda backend, _: backend,
     built: Mapping[str, Backend] = MappingProxyType({}),
 ) -> Chain:
-    """Build the chain of back ends, each with its own queue; ``built`` has those that exist."""
+    """Build the chain of back ends, each with its own queue.
+
+    ``built`` contains back ends that exist already."""
     auth = config.auth
     kinds = {name: KINDS[name] for name in auth.chain if name in KINDS}
     backends = {
@@ -66,9 +68,9 @@ def chain(
 
 
 def read_ahead(config: Configuration) -> dict[str, Backend]:
-    """Return the back ends that have much in memory, with what they read.
+    """Return the back ends that keep a large file in memory, after they have read the file.
 
-    Processes that are forked afterwards share it until the file changes.
+    Processes that are forked afterwards share this memory until the file changes.
     """
     if "passwd-file" not in config.auth.chain:
         return {}
@@ -80,7 +82,7 @@ def read_ahead(config: Configuration) -> dict[str, Backend]:
 def run(config: Configuration, work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that asks the back ends, and waits only for them and for blocking calls.
 
-    Our own database answers or fails within seconds.  Other back ends may hang, so they need the
+    The user database answers or fails within seconds.  Other back ends may hang, so they need the
     deadlines of an event loop.
     """
     if config.auth.chain == ("users",):
@@ -91,7 +93,7 @@ def run(config: Configuration, work: Coroutine[Any, Any, T]) -> T:
 
 
 def admitted_without_users(config: Configuration, users: Users, name: str) -> tuple[str, str]:
-    """Return the back end that accepts a user who is not in our database, and the user's maildrop.
+    """Return the back end that accepts a user who is not in the user database, and the maildrop.
 
     Both are empty if no back end accepts the user.
 

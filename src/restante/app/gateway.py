@@ -25,12 +25,12 @@ from .job import Job, all_jobs, open_ledger
 if TYPE_CHECKING:
     from ..collect.collector import Outcome
 
-_RETRY = 60.0  # seconds until a failed look-up of a name is repeated
+_RETRY = 60.0  # seconds until a failed look-up of a user is repeated
 
 _log = logging.getLogger("restante.gateway")
 
 
-def look_over(config: Configuration) -> None:
+def validate(config: Configuration) -> None:
     """Check the destinations of the accounts that are polled at logins.
 
     Raises:
@@ -66,7 +66,8 @@ class Gateway:
     async def poll(self, maildrop: str) -> None:
         """Poll all accounts of this maildrop at the same time.
 
-        The login does not wait for an account that takes longer; that poll continues."""
+        The login does not wait for an account that takes longer; that poll continues.
+        """
         await self._resolve()
         names = self._accounts.get(maildrop, ())
         if not names:
@@ -79,7 +80,7 @@ class Gateway:
             _log.warning("login did not wait", extra={"fields": fields})
 
     async def _resolve(self) -> None:
-        """Find the maildrops of accounts that are not known yet."""
+        """Look up the maildrops of accounts whose maildrop is not known yet."""
         if not self._unresolved or time.monotonic() < self._retry_at:
             return
         self._retry_at = time.monotonic() + _RETRY
@@ -110,8 +111,8 @@ class Gateway:
             _log.exception("upstream not polled", extra={"fields": {"account": name}})
         else:
             if outcome is not None:
-                came = {"account": name, "stored": outcome.stored, "deleted": outcome.deleted}
-                _log.info("upstream polled", extra={"fields": came})
+                fields = {"account": name, "stored": outcome.stored, "deleted": outcome.deleted}
+                _log.info("upstream polled", extra={"fields": fields})
         finally:
             done.set_result(None)
 

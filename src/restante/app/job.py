@@ -99,7 +99,7 @@ class Job:
             yield client
 
     def mailbox(self) -> Mailbox:
-        """Return the mailbox's address, by which the ledger recognizes a renamed account."""
+        """Return the mailbox, whose address identifies a renamed account in the ledger."""
         from ..client.remote import split
         from ..collect.accounts import Mailbox
 
@@ -178,7 +178,7 @@ class Job:
 
         Raises:
             UnsafeArgument, ConfigurationError, PermanentFailure: the option is invalid.
-            TemporaryFailure, OSError: it cannot be opened now.
+            TemporaryFailure, OSError: the destination cannot be opened now.
         """
         from ..collect.destinations.opening import open_destination
 
@@ -243,10 +243,10 @@ def all_jobs(config: Configuration) -> list[Job]:
 
 
 def chosen(config: Configuration, names: Sequence[str], *, everything: bool) -> list[Job]:
-    """Return the accounts that are named on the command line.
+    """Return the accounts that are selected on the command line.
 
     Raises:
-        UnsafeArgument: no account is named, or one does not exist.
+        UnsafeArgument: no account is selected, or an account does not exist.
     """
     if everything == bool(names):
         raise UnsafeArgument("name at least one account, or use --all")

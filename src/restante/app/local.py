@@ -36,7 +36,7 @@ class Recipients:
             return await self.postmaster()
 
     async def postmaster(self) -> str:
-        """The maildrop for mail to postmaster if no user has that name."""
+        """Return the maildrop for mail to postmaster if no user has that name."""
         name = self._config.intake.postmaster
         if not name:
             known = await to_thread(self._users.list)

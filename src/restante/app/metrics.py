@@ -1,6 +1,6 @@
 """Write the collector's metrics for the textfile collector of Prometheus's node_exporter.
 
-Security: the file has names of accounts, counts and times, but no user, host or mail.
+Security: the file contains names of accounts, counts and times, but no user, host or mail.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Labels = Mapping[str, str]
 _FAMILIES = {
     "restante_collect_runs_total": ("counter", "Sessions that ended, by result."),
     "restante_collect_messages_total": ("counter", "Messages that were stored."),
-    "restante_collect_bytes_total": ("counter", "Octets of messages that came."),
+    "restante_collect_bytes_total": ("counter", "Octets of messages that were received."),
     "restante_collect_failures": ("gauge", "Number of failed sessions since the last good one."),
     "restante_collect_last_success_timestamp_seconds": (
         "gauge",
@@ -47,7 +47,7 @@ def write(config: Configuration, ledger: Ledger, path: Path) -> None:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             with os.fdopen(file, "w") as writing:
-                # Despite the umask, because the exporter runs as another user.
+                # The umask must not apply, because the exporter runs as another user.
                 os.fchmod(file, 0o644)
                 writing.write(text)
             temporary.replace(path)

@@ -42,16 +42,18 @@ async def sessions(
     limit: int | None = None,
     **options: Any,
 ) -> None:
-    """Run one session, and more if they are needed.
+    """Run one session, and more sessions if necessary.
 
     Another session follows at once if the server lists its mail in parts, if the connection was
     lost and a new one can avoid the cause, or if the destination was full or QUIT was not allowed,
     so that another session can delete.  A failure of a later session loses nothing.  A login that
-    is too soon ends the run.  The results of all are added to ``total``, even after a failure.
+    is too soon ends the run.  The results of all sessions are added to ``total``, even after a
+    failure.
 
     Raises:
-        QuotaExceeded: the destination is full; messages that are stored were deleted nevertheless.
-        LeftWithoutQuit: nothing was deleted, although stored messages are due.
+        QuotaExceeded: the destination is full; stored messages were nevertheless deleted on the
+            server.
+        LeftWithoutQuit: no message was deleted, although stored messages are due for deletion.
     """
     from ..collect.collector import LeftWithoutQuit, LoginTooSoon, Outcome
     from ..collect.run import Run
@@ -135,10 +137,10 @@ async def noted(
     outcome: Outcome,
     complain: Callable[[str], None],
 ) -> None:
-    """Await a session, then update metrics and alerts; ``complain`` is called if that fails.
+    """Await a session, then update metrics and alerts; ``complain`` is called if the update fails.
 
-    A session that did not begin because of another one, LOGIN-DELAY or earlier refused logins does
-    not count as failed.
+    A session that did not begin because of another session, LOGIN-DELAY or earlier refused logins
+    does not count as failed.
     """
     from ..collect.collector import LoginTooSoon
     from ..collect.health import Health
@@ -149,12 +151,12 @@ async def noted(
 
     def note(error: RestanteError | OSError | None) -> None:
         """Write metrics and alerts; an error here does not make the session fail."""
-        came = (outcome.stored, outcome.octets)
+        received = (outcome.stored, outcome.octets)
         try:
             if error is None:
-                health.succeeded(*came)
+                health.succeeded(*received)
             else:
-                health.failed(time.time(), *came)
+                health.failed(time.time(), *received)
             if job.config.collect.metrics:
                 metrics.write(job.config, ledger, Path(job.config.collect.metrics))
         except (RestanteError, OSError) as trouble:

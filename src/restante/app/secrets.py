@@ -9,7 +9,7 @@ from ..config import Secret
 from ..errors import ConfigurationError
 from ..regular import read_regular
 
-_PATIENCE = 60  # seconds for a command; it may prompt the user for a passphrase
+_TIMEOUT = 60  # seconds for a command; it may prompt the user for a passphrase
 
 
 def fetch(secret: Secret, what: str) -> str:
@@ -21,12 +21,12 @@ def fetch(secret: Secret, what: str) -> str:
     import subprocess  # commands that need no secret start faster without it
 
     try:
-        found = _SOURCES[secret.kind](secret.value)
+        text = _SOURCES[secret.kind](secret.value)
     except (OSError, UnicodeDecodeError, subprocess.SubprocessError, ImportError) as error:
         raise ConfigurationError(f"{what}: {_reason(error)}") from error
-    if not found:
+    if not text:
         raise ConfigurationError(f"{what}: is empty or not set")
-    return found
+    return text
 
 
 def _reason(error: Exception) -> str:
@@ -35,7 +35,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         return f"the command ended with exit code {error.returncode}"
     if isinstance(error, subprocess.TimeoutExpired):
-        return f"the command took longer than {_PATIENCE} s"
+        return f"the command took longer than {_TIMEOUT} s"
     if isinstance(error, ImportError):
         return "a key ring requires the extra restante[keyring]"
     return str(error)
@@ -58,7 +58,7 @@ def _command(arguments: str | tuple[str, ...]) -> str:
     import subprocess
 
     done = subprocess.run(
-        list(arguments), stdout=subprocess.PIPE, text=True, check=True, timeout=_PATIENCE
+        list(arguments), stdout=subprocess.PIPE, text=True, check=True, timeout=_TIMEOUT
     )
     return _first_line(done.stdout)
 

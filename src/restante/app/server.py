@@ -62,17 +62,17 @@ _GRACE = 10.0  # seconds that busy sessions may continue after SIGTERM
 _RENEW_EVERY = 86_400.0  # seconds for which one key opens the TLS session tickets
 _REVIEW_EVERY = 1.0  # seconds between two searches for sessions of disabled users
 _TERMS_EVERY = 60.0  # seconds; other processes change the users
-_OWN_DESCRIPTORS = 64  # of a worker without connections; an estimate, twice the counted number
-_DESCRIPTORS = 3  # of a connection: its socket, the maildrop's lock, and a message
+_OWN_DESCRIPTORS = 64  # for a worker without connections; an estimate, twice the counted number
+_DESCRIPTORS = 3  # for each connection: its socket, the maildrop's lock, and a message
 _POP3 = ("pop3s", "pop3")  # schemes of listeners
 _BUSY = b"-ERR [SYS/TEMP] too many connections, try again later\r\n"
 _INTAKE_BUSY = b"421 4.7.0 too many connections, try again later\r\n"
 
 
 def worker_count(config: Configuration) -> int:
-    """Return the number of workers: as configured, or one for each processor.
+    """Return the number of workers: the configured number, or one for each processor.
 
-    It is 1 without a configuration and for a store in memory, which cannot be shared.
+    Returns 1 without a configuration and for a store in memory, which cannot be shared.
     """
     if config.source is None or config.store.kind == "memory":
         return 1
@@ -80,7 +80,7 @@ def worker_count(config: Configuration) -> int:
 
 
 def _processors() -> int:
-    """Return the number of processors for this process (on macOS, of all)."""
+    """Return the number of processors for this process (on macOS, of all processors)."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
@@ -119,8 +119,8 @@ def freeze() -> None:
     """Exclude all objects that exist now from the search for reference cycles.
 
     A supervisor calls this before it forks: a search in a worker would write to each object, and
-    so copy the memory that the workers share.  Sessions create no cycles of any size; searching
-    each 700 objects (Python's default), among the objects of thousands of sessions, would only
+    so copy the memory that the workers share.  Sessions create no large cycles; a search after
+    every 700 new objects (Python's default), among the objects of thousands of sessions, would only
     cost time.
     """
     gc.collect()
@@ -171,13 +171,13 @@ class Running:
     config: Configuration
     certificate: Path
     addresses: dict[str, str] = field(default_factory=dict)
-    """Addresses that it listens on, by protocol: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` …"""
+    """Listening addresses by protocol: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` …"""
     users: dict[str, str] = field(default_factory=dict)
     """Users created at this start, with their passwords."""
     adopt: Callable[[Configuration], None] = lambda _: None
-    """Puts another configuration in force for new sessions; open sessions keep theirs.
+    """Applies another configuration to new sessions; open sessions keep the old one.
 
-    Raises ConfigurationError if it is invalid; then nothing has changed."""
+    Raises ConfigurationError if the configuration is invalid; nothing has changed then."""
 
     def as_json(self, *, with_passwords: bool) -> dict[str, object]:
         row: dict[str, object] = {"schema": "restante/serve/1", **self.addresses}
@@ -220,8 +220,8 @@ def _own_resources(config: Configuration) -> Iterator[SharedResources]:
 class _ServerParts:
     """The parts of a server: how they start, and how they adopt another configuration.
 
-    Each part puts its end on ``ends`` when it has started, so the parts stop in the reverse order:
-    tasks, listeners, then the sessions, which are drained, and last the back ends.
+    Each part registers a callback in ``ends`` when it has started, so the parts stop in reverse
+    order: tasks, listeners, then the sessions, which are drained, and last the back ends.
     """
 
     _passdb: Chain
@@ -239,7 +239,7 @@ class _ServerParts:
         shared: SharedResources,
         ends: AsyncExitStack,
     ) -> None:
-        """``running`` has the configuration to start with, and that in force from then on."""
+        """``running`` contains the configuration at the start, and later the current one."""
         self.running = running
         self._started_with = running.config
         self._users, self._store, self._shared, self._ends = users, store, shared, ends
@@ -275,7 +275,7 @@ class _ServerParts:
         )
         self._ends.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, self._shared.tally)  # ``_apply`` sets the limits
-        admission.reserved = throttle.is_home
+        admission.reserved = throttle.is_known_network
         service.is_crowded = lambda: admission.is_crowded
         clock = self._clock
         service.proven_time = lambda: clock.read().proven
@@ -348,7 +348,7 @@ class _ServerParts:
         self._ends.callback(asyncio.create_task(work).cancel)
 
     def _secure(self, config: Configuration) -> None:
-        """Use the certificate that is there now, and new ticket keys, for later connections.
+        """Use the current certificate file, and new ticket keys, for later connections.
 
         Raises:
             ConfigurationError: the certificate cannot be used; nothing has changed.
@@ -375,7 +375,7 @@ class _ServerParts:
         self._service.spawn(_log_reload(needs_restart, self._upkeep if is_changed else None))
 
     def _apply(self, config: Configuration) -> None:
-        """Set what may change while the server runs."""
+        """Apply the settings that may change while the server runs."""
         limits, service, admission = config.limits, self._service, self._admission
         mechanisms = offered(service.passdb, config.auth.mechanisms)
         service.policy = Policy(
@@ -409,12 +409,12 @@ async def _log_reload(needs_restart: bool, upkeep: Upkeep | None) -> None:
         with suppress(RestanteError):  # the next round repeats it
             changed = await upkeep.forecast()
     restart = {"restart": "needed"} if needs_restart else {}
-    goes = (
+    removals = (
         {"held": changed.held, "expiring": changed.expiring, "at": moment(changed.at)}
         if changed
         else {}
     )
-    _log.info("reloaded", extra={"fields": {**restart, **goes}})
+    _log.info("reloaded", extra={"fields": {**restart, **removals}})
 
 
 _RULES = attrgetter("store.hold", "store.quota", "limits.expire")  # rules that apply to stored mail
@@ -488,11 +488,11 @@ def _worst_terms(users: Users, policy: Policy) -> Terms | None:
 async def _renew_tls(secure: Callable[[], None]) -> None:
     """Replace the TLS context daily, and with it the key of its session tickets.
 
-    So a stolen key does not decrypt older sessions.  A renewed certificate is loaded as well.
+    A stolen key then does not decrypt older sessions.  A renewed certificate is loaded as well.
     """
     while True:
         await asyncio.sleep(_RENEW_EVERY)
         try:
             secure()
-        except Exception as error:  # with any invalid file, the old certificate stays in force
+        except Exception as error:  # if a file is invalid, the old certificate stays in use
             _log.error("certificate refused", extra={"fields": {"reason": str(error)}})

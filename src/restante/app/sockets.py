@@ -62,7 +62,7 @@ def listening(config: Configuration) -> Iterator[list[BoundSocket]]:
 def _wanted(config: Configuration, inherited: Collection[str]) -> list[tuple[Address, str, str]]:
     """Return address, scheme and setting of each configured listener.
 
-    The default of ``server.listen`` is ignored if systemd passes a socket for POP3.
+    If systemd passes a socket for POP3, the default of ``server.listen`` is ignored.
     """
     served, intake = config.server.listen, config.intake
     if served == Server().listen and not {"pop3", "pop3s"}.isdisjoint(inherited):
@@ -83,15 +83,15 @@ def _compare(bound: BoundSocket, configured: Sequence[Address]) -> None:
         ConfigurationError: the inherited socket is open to more than any configured address.
     """
     where = _port_or_path(bound.socket)
-    there = [address for address in configured if where == (address.path or address.port)]
+    matching = [address for address in configured if where == (address.path or address.port)]
     if configured and isinstance(where, int):
-        host, compared = bound.socket.getsockname()[0], there or configured
+        host, compared = bound.socket.getsockname()[0], matching or configured
         if not any(_reach(host) <= _reach(address.host) for address in compared):
             raise ConfigurationError(
                 f"socket unit: {bound.scheme} on {_name(bound.socket)} is open to more than "
                 f"{', '.join(map(str, compared))}; change ListenStream= or the configuration"
             )
-    if not there:
+    if not matching:
         fields = {"proto": bound.scheme, "listen": where}
         _log.warning("socket not configured", extra={"fields": fields})
 
@@ -102,7 +102,7 @@ def _port_or_path(listening: socket.socket) -> int | str:
 
 
 def _reach(host: str) -> frozenset[str]:
-    """Return the addresses that clients can connect to: all of a family, or one."""
+    """Return the addresses that clients can connect to: one address, or all of a family."""
     if host in ("", "::"):
         return frozenset({"0.0.0.0", "::", "loopback"})
     if host == "0.0.0.0":
@@ -128,7 +128,7 @@ def _serves(listening: socket.socket, address: Address) -> bool:
 
 
 def addresses_of(sockets: Sequence[BoundSocket]) -> dict[str, str]:
-    """Return where the sockets listen, by scheme; for a Unix socket by ``lmtp_unix`` etc."""
+    """Return the addresses of the sockets by scheme; keys of Unix sockets are ``lmtp_unix`` etc."""
     addresses = {}
     for each in sockets:
         if each.socket.family == socket.AF_UNIX:

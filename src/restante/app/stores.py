@@ -22,11 +22,12 @@ from . import backends
 # this module, and a mail server starts that command for each message.
 
 
-def look_over(config: Configuration) -> None:
+def validate(config: Configuration) -> None:
     """Check that the files and directories in the configuration exist.
 
     Raises:
-        ConfigurationError: the text has a line for each that is missing or cannot be used.
+        ConfigurationError: the text has one line for each file or directory that is missing or
+            cannot be used.
     """
     if missing := list(_missing(config)):
         raise ConfigurationError("\n".join(missing))
@@ -63,11 +64,11 @@ def _missing(config: Configuration) -> Iterator[str]:
     yield from backends.missing(config)
 
 
-def look_over_users(config: Configuration) -> None:
+def validate_users(config: Configuration) -> None:
     """Check that every user can have a maildrop.
 
     Raises:
-        ConfigurationError: the text has a line for each user who cannot.
+        ConfigurationError: the text has one line for each user who cannot have a maildrop.
     """
     check_place, mistakes = backends.place_check(config), []
     for user in users(config).list():
@@ -88,22 +89,22 @@ def clock(config: Configuration) -> Clock:
 
 
 def store(config: Configuration, own: Users | None = None) -> ServableStore:
-    """Build the store.  ``own`` is our database of users, if it is open already."""
+    """Build the store.  ``own`` is the user database, if it is open already."""
     if config.store.kind == "memory":
         from ..store.memory import MemoryStore
 
         return MemoryStore(hold=lambda _: config.store.hold)
-    # Only our own directory is created: any other may be a mount point.
+    # Only the default directory is created: any other directory may be a mount point.
     if config.store.path == f"{config.state}/mail/%u":
         for place in (config.state, config.state / "mail"):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = MaildirStore(config.store.path, folders=config.store.maildrop, clock=clock(config))
-    set_rules(made, config, own or users(config))
-    return made
+    maildirs = MaildirStore(config.store.path, folders=config.store.maildrop, clock=clock(config))
+    set_rules(maildirs, config, own or users(config))
+    return maildirs
 
 
 def set_rules(store: ServableStore, config: Configuration, users: Users) -> None:
-    """Apply the configured hold times and quotas, and those of individual users."""
+    """Apply the hold times and quotas of the configuration and of individual users."""
 
     def hold(user: str) -> float:
         seconds = users.hold(user)
@@ -123,7 +124,7 @@ def maildrop_path(config: Configuration, user: str) -> Path:
     """Return the path of a user's Maildir, which need not exist.
 
     Raises:
-        NoMaildrop: the user cannot have one.
+        NoMaildrop: the user cannot have a Maildir.
     """
     template = Template(config.store.path)
     return Path(template.base, *template.names(user))

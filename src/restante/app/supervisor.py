@@ -65,7 +65,7 @@ class _Worker:
 
 
 class Supervisor:
-    """Runs ``count`` workers until SIGTERM, SIGINT, or until its terminal is closed."""
+    """Runs ``count`` workers until it receives SIGTERM or SIGINT, or its terminal is closed."""
 
     def __init__(
         self,
@@ -92,13 +92,13 @@ class Supervisor:
         self._status = os.EX_OK
         self._supervisor_pipe = os.pipe()
         self._heartbeat_pipe = os.pipe()
-        self._received = os.pipe()  # the numbers of signals, from Python's handler
+        self._signal_pipe = os.pipe()  # the numbers of signals, from Python's handler
 
     def run(self) -> int:
         """Run until all workers have ended, and return an exit status (sysexits.h)."""
-        for descriptor in self._received:
+        for descriptor in self._signal_pipe:
             os.set_blocking(descriptor, False)
-        signal.set_wakeup_fd(self._received[1])
+        signal.set_wakeup_fd(self._signal_pipe[1])
         for each in _SIGNALS:
             signal.signal(each, lambda *_: None)
         while True:
@@ -106,12 +106,12 @@ class Supervisor:
             if self._stop_by is not None and not any(worker.pid for worker in self._workers):
                 return self._status
             readable, _, _ = select.select(
-                [self._received[0], self._heartbeat_pipe[0]], [], [], BEAT
+                [self._signal_pipe[0], self._heartbeat_pipe[0]], [], [], BEAT
             )
             if self._heartbeat_pipe[0] in readable:
                 self._record_heartbeats(os.read(self._heartbeat_pipe[0], 4096))
-            if self._received[0] in readable:
-                for number in set(os.read(self._received[0], 4096)):
+            if self._signal_pipe[0] in readable:
+                for number in set(os.read(self._signal_pipe[0], 4096)):
                     self._handle(signal.Signals(number))
             self._reap()
             self._watch()
@@ -136,7 +136,8 @@ class Supervisor:
             for each in _SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            for descriptor in (self._supervisor_pipe[1], self._heartbeat_pipe[0], *self._received):
+            unused = (self._supervisor_pipe[1], self._heartbeat_pipe[0], *self._signal_pipe)
+            for descriptor in unused:
                 os.close(descriptor)
             self._work(WorkerPipes(number, self._supervisor_pipe[0], self._heartbeat_pipe[1]))
             status = os.EX_OK
@@ -157,8 +158,8 @@ class Supervisor:
                 self._ready()
 
     def _handle(self, number: signal.Signals) -> None:
-        is_over = number is signal.SIGHUP and self._terminal.is_closed()
-        if is_over or number in (signal.SIGTERM, signal.SIGINT):
+        is_terminal_hangup = number is signal.SIGHUP and self._terminal.is_closed()
+        if is_terminal_hangup or number in (signal.SIGTERM, signal.SIGINT):
             self._stop()
         elif number is signal.SIGHUP and self._stop_by is None and self._reload():
             self._signal_all(signal.SIGHUP)
@@ -180,8 +181,8 @@ class Supervisor:
         for number, worker in enumerate(self._workers):
             if not worker.pid or os.waitpid(worker.pid, os.WNOHANG)[0] == 0:
                 continue
-            lived = time.monotonic() - worker.began
-            fields = {"worker": number, "pid": worker.pid, "seconds": round(lived)}
+            uptime = time.monotonic() - worker.began
+            fields = {"worker": number, "pid": worker.pid, "seconds": round(uptime)}
             worker.pid = 0
             self._ended(number)
             if self._stop_by is not None:
@@ -191,7 +192,7 @@ class Supervisor:
                 self._status = os.EX_SOFTWARE
                 self._stop()
                 continue
-            worker.failures = 0 if lived > _STABLE_AFTER else worker.failures + 1
+            worker.failures = 0 if uptime > _STABLE_AFTER else worker.failures + 1
             delay = (
                 min(2.0 ** (worker.failures - 2), _MAX_RESTART_DELAY)
                 if worker.failures > 1

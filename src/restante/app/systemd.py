@@ -26,7 +26,7 @@ def notify(*states: str) -> None:
 
 
 def inherited() -> list[tuple[str, socket.socket]]:
-    """Return the listening sockets that systemd opened, by their FileDescriptorName=.
+    """Return the listening sockets that systemd opened, each with its FileDescriptorName=.
 
     Raises:
         ConfigurationError: a name is unknown, or the number of sockets is not LISTEN_FDS.
@@ -37,7 +37,7 @@ def inherited() -> list[tuple[str, socket.socket]]:
     if not (given.isascii() and given.isdecimal()):
         raise ConfigurationError(f"socket unit: LISTEN_FDS={given!r} must be a number")
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
-    found = []
+    sockets = []
     for at in range(int(given)):
         name = names[at] if at < len(names) else ""
         if name not in _NAMES:
@@ -46,8 +46,8 @@ def inherited() -> list[tuple[str, socket.socket]]:
             )
         try:
             os.set_inheritable(_FIRST + at, False)
-            found.append((name, socket.socket(fileno=_FIRST + at)))
+            sockets.append((name, socket.socket(fileno=_FIRST + at)))
         except OSError as error:
             what = f"socket unit: descriptor {_FIRST + at} ({name}) is not a socket"
             raise ConfigurationError(f"{what}: {error.strerror}") from error
-    return found
+    return sockets

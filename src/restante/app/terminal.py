@@ -15,21 +15,21 @@ class Terminal:
     """
 
     def __init__(self) -> None:
-        self._was_there = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _is_there()
+        self._existed = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _exists()
         self._descriptors = [each for each in range(3) if os.isatty(each)]
 
     def is_closed(self) -> bool:
         """Return whether the terminal was closed; if so, discard later output to it."""
-        if not self._was_there or _is_there():
+        if not self._existed or _exists():
             return False
-        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for each in self._descriptors:
-            os.dup2(nowhere, each)
-        os.close(nowhere)
+            os.dup2(null, each)
+        os.close(null)
         return True
 
 
-def _is_there() -> bool:
+def _exists() -> bool:
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:

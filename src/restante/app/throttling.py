@@ -13,7 +13,7 @@ from ..auth.login_queue import LoginQueue
 from ..auth.throttle import Throttle
 from ..config import Configuration
 
-_SHARE = 0.5  # maximum share of one core for password checks of networks that guess
+_SHARE = 0.5  # maximum share of one core for checking passwords from networks with guesses
 _SAVE_EVERY = 60.0  # seconds; a crash loses the guesses of one minute
 
 _log = logging.getLogger("restante.guessing")
@@ -22,17 +22,17 @@ _log = logging.getLogger("restante.guessing")
 @contextmanager
 def kept(config: Configuration) -> Iterator[Throttle]:
     """Load the throttle, and save it at the end.  Enter this before workers are forked."""
-    with closing(throttle(config)) as made:
-        yield made
-        save(made, config)
+    with closing(throttle(config)) as loaded:
+        yield loaded
+        save(loaded, config)
 
 
 def throttle(config: Configuration) -> Throttle:
     """Return a throttle with the state of the last save."""
-    made = Throttle()
-    configure(made, config)
-    made.load(_path(config))
-    return made
+    loaded = Throttle()
+    configure(loaded, config)
+    loaded.load(_path(config))
+    return loaded
 
 
 def configure(throttle: Throttle, config: Configuration) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..collect.oauth.flow import Application, Provider
     from ..collect.oauth.sealed import Tokenfile
 
-SOON = 14 * 86_400.0  # seconds before a grant expires in which the user is asked to sign in again
+SOON = 14 * 86_400.0  # seconds; the user is asked to sign in again this long before a grant expires
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Grant:
     user: str
     options: OAuth
     is_destination: bool = False
-    """Whether it is for the destination (``to_oauth``) instead of the account (``oauth``)."""
+    """Whether the grant is for the destination (``to_oauth``), not the account (``oauth``)."""
 
     @property
     def key(self) -> str:
@@ -44,7 +44,7 @@ class Grant:
         return sign_in(self.account, is_destination=self.is_destination)
 
     def file(self) -> Tokenfile:
-        """Return the file of its tokens."""
+        """Return the file that contains the tokens of this grant."""
         return token_file(self.config, self.account, is_destination=self.is_destination)
 
     def application(self) -> Application:
@@ -120,7 +120,7 @@ class Grant:
         return tokens.refresh_expires_at if tokens is not None else None
 
     def ends_soon(self) -> float | None:
-        """Return the same if it is soon and in the future, else None."""
+        """Return when the sign-in expires if that is within ``SOON`` seconds, else None."""
         end = self.ends()
         return end if end is not None and 0 < end - time.time() < SOON else None
 

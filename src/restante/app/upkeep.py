@@ -1,9 +1,10 @@
 """Hourly upkeep: expire old mail, and destroy held mail whose hold time is over.
 
-A clock that jumps must not empty maildrops.  Messages that are due by the time known to have passed
-are removed at once.  If the clock says that more than ``_TIMES`` as many messages are due, and more
-than ``_MANY``, the others are kept until the clock is trusted (see ``clock``), or until the
-operator runs `restante maildrop purge --yes`.  While the clock is behind, nothing is removed.
+A clock that jumps must not empty maildrops.  Messages that are due according to the time known to
+have passed are removed at once.  If the clock says that more than ``_TIMES`` times as many messages
+are due, and more than ``_MANY``, the others are kept until the clock is trusted (see ``clock``), or
+until the operator runs `restante maildrop purge --yes`.  While the clock is behind, no message is
+removed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..words import counted
 from . import stores
 
 _EVERY = 3600.0  # seconds between two rounds
-_LOOK_EVERY = 600.0  # seconds between two readings of the clock: less than its slack
+_LOOK_EVERY = 600.0  # seconds between two readings of the clock; less than the clock's slack
 _TIMES = 10  # an estimate, not measured
 _MANY = 100  # messages; for fewer, a day's delay after each night without power is not worth it
 
@@ -32,7 +33,7 @@ _log = logging.getLogger("restante.upkeep")
 
 
 class Upkeep:
-    """The upkeep, done by one process of a server."""
+    """The upkeep; one process of a server runs it."""
 
     def __init__(
         self,
@@ -44,9 +45,9 @@ class Upkeep:
         terms: Callable[[UserAccount], Terms],
         site_expires: Callable[[], bool],
     ) -> None:
-        """``others`` finds users who are not in ``users``.  It is queried only if ``site_expires``,
-        because only users in ``users`` can have their own expiry.  ``terms`` returns the terms in
-        force for an account.
+        """``others`` looks up users who are not in ``users``.  It is queried only if
+        ``site_expires``, because only users in ``users`` can have their own expiry.  ``terms``
+        returns the terms in force for an account.
         """
         self._store = store
         self._users = users
@@ -109,7 +110,7 @@ class Upkeep:
         return reading
 
     async def _days(self) -> dict[str, int | None]:
-        """Return the expiry in days by maildrop, for the maildrops whose users can be found now."""
+        """Return the expiry in days by maildrop; omits maildrops whose users are not found now."""
         try:
             users = await asyncio.to_thread(self._users.list)
         except RestanteError as error:
@@ -178,21 +179,22 @@ class Upkeep:
 async def _in_two_steps(
     users: Iterable[str], act: Callable[[str, float], Awaitable[Sweep]], reading: Reading
 ) -> tuple[int, int]:
-    """Act on what is certainly due, then on the rest unless it is too much.
+    """Remove messages that are certainly due, then the others unless they are too many.
 
-    Returns the numbers of removed messages and of those that wait."""
-    went, doubtful, later = 0, 0, []
+    Returns the number of removed messages and the number of messages that wait.
+    """
+    removed, doubtful, later = 0, 0, []
     for user in users:
         swept = await act(user, reading.proven)
-        went += swept.messages
+        removed += swept.messages
         if swept.doubtful:
             doubtful += swept.doubtful
             later.append(user)
-    if went + doubtful > max(_MANY, _TIMES * went):
-        return went, doubtful
+    if removed + doubtful > max(_MANY, _TIMES * removed):
+        return removed, doubtful
     for user in later:
-        went += (await act(user, reading.now)).messages
-    return went, 0
+        removed += (await act(user, reading.now)).messages
+    return removed, 0
 
 
 def moment(at: float) -> str:
@@ -205,9 +207,9 @@ async def forecast(
 ) -> Forecast:
     """Return what will be removed because a hold time or an expiry was changed.
 
-    ``names`` are maildrops, by default all.  With ``note`` the day of grace begins now, unless it
-    has begun; without it nothing is changed.  Users of other back ends than our database have the
-    expiry of the configuration.
+    ``names`` are maildrops, by default all.  With ``note``, the day of grace begins now, unless it
+    has begun already; without ``note``, nothing is changed.  For users of back ends other than the
+    user database, the expiry in the configuration applies.
 
     Raises:
         RestanteError: not all maildrops can be read.
@@ -224,7 +226,7 @@ async def forecast(
 
 
 def described(changed: Forecast) -> str:
-    """Return "12 held messages will be destroyed, the first on 2026-12-01 at 12:00" and alike."""
+    """Return a text such as "12 held messages will be destroyed, the first on … at 12:00"."""
     first = datetime.fromtimestamp(changed.at).strftime("%Y-%m-%d at %H:%M")
     parts = []
     if changed.held:

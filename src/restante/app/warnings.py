@@ -20,7 +20,7 @@ _EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
-def doubts(config: Configuration) -> Iterator[str]:
+def configuration_warnings(config: Configuration) -> Iterator[str]:
     """Yield one sentence for each warning.  The server starts nevertheless."""
     users, auth = stores.users(config), config.auth
     with closing(backends.chain(config, users)) as chain:
@@ -36,7 +36,7 @@ def doubts(config: Configuration) -> Iterator[str]:
             check_new_name(account.user)
         except BadName as error:  # added by an earlier version or another program
             yield str(error)
-    yield from _open_to_all(config)
+    yield from _world_accessible_files(config)
     yield from _trusting_all(config)
     reachable = _reachable(config)
     for account in accounts:
@@ -91,7 +91,7 @@ def secret_files(config: Configuration) -> Iterator[tuple[str, str]]:
             yield key, str(Path(str(secret.value)).expanduser())
 
 
-def _open_to_all(config: Configuration) -> Iterator[str]:
+def _world_accessible_files(config: Configuration) -> Iterator[str]:
     files = [("auth.users", config.auth.users)]
     if "passwd-file" in config.auth.chain:
         files.append(("auth.passwd_file.path", config.auth.passwd_file.path))
@@ -119,7 +119,7 @@ def _networks_of(account: UserAccount, reachable: Iterable[Network]) -> Iterator
         if mapped := _mapped(network):
             yield f"user {account.user} may log in from {network}; write it as {mapped}"
     named = ", ".join(map(str, account.networks))
-    possible = [each for each in account.networks if not (_is_of_no_client(each) or _mapped(each))]
+    possible = [each for each in account.networks if not (_has_no_clients(each) or _mapped(each))]
     if not account.networks or any(_overlap(one, two) for one in possible for two in reachable):
         return
     if possible:
@@ -135,12 +135,12 @@ def _networks_of(account: UserAccount, reachable: Iterable[Network]) -> Iterator
 
 
 def _mapped(network: Network) -> Network | None:
-    """Return the IPv4 network inside an IPv4-mapped one, which never matches a client's address."""
+    """Return the IPv4 network of an IPv4-mapped network, which never matches a client's address."""
     mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
     return ip_network(f"{mapped}/{network.prefixlen - 96}") if mapped else None
 
 
-def _is_of_no_client(network: Network) -> bool:
+def _has_no_clients(network: Network) -> bool:
     return network.is_multicast or network.is_unspecified
 
 

@@ -1,7 +1,7 @@
 """Caches the answers to passwords, so that the next poll of a client costs no hash.
 
-Security (the mistakes of CVE-2025-30189 and CVE-2026-27855): the key is a keyed hash, by a secret
-of this process, of everything that the answer depends on, each part with its length: service,
+Security (compare CVE-2025-30189 and CVE-2026-27855): the key is a keyed hash, with a secret of this
+process, of everything that the answer depends on, each part with its length: service,
 mechanism, both identities, password and the user's generation.  If a credential or a permission
 changes, so does the generation, and older entries never match again.  No password is stored.  Only
 answers to passwords are cached; challenges and tokens are checked each time.  Whether an account

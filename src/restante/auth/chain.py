@@ -1,7 +1,7 @@
 """Several identity back ends as one: the first that knows a user decides.
 
-Security: exactly one back end checks a password, so a wrong password of a user of the first back
-end is never accepted by the second.  A refusal takes as long as for an unknown user: every back end
+Security: exactly one back end checks a password, so the second back end never accepts a password
+that the first one has refused.  A refusal takes as long as for an unknown user: every back end
 has looked the name up, and one has computed a hash.  If a back end is down or slow, the login fails
 temporarily; that never counts as a wrong password.
 """
@@ -64,7 +64,7 @@ async def _generation(backend: Backend, identity: str) -> bytes | None:
 
 
 def _combined(generations: Iterable[bytes | None]) -> bytes | None:
-    """Return one generation for those of all back ends, or None if none has any."""
+    """Combine the generations of all back ends; returns None if no back end has generations."""
     known = [each for each in generations if each is not None]
     digest = blake2b(digest_size=16)
     for each in known:
@@ -76,8 +76,8 @@ class Chain:
     """Implements ``Passdb``, ``Accounts``, ``Directory``, ``Generations``, ``PromptGenerations``
     and ``LastUses``.
 
-    It implements ``ScramKeys`` only if every back end does, or clients would choose SCRAM and then
-    fail for users of a back end without keys.  The same holds for ``Digests``.
+    It implements ``ScramKeys`` only if every back end does; otherwise clients would choose SCRAM
+    and then fail for users of a back end without keys.  The same applies to ``Digests``.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class Chain:
             backends: by name, in the order of the queries; at least one.
             domains: mail domains of users whose names have none.
             deadline: seconds for all queries of one login together.
-            issuer: verifies OAuth 2 tokens; with it the chain implements ``Tokens``.
+            issuer: verifies OAuth 2 tokens; if given, the chain implements ``Tokens``.
             takes_unknown_users: whether a token also admits a user that no back end knows.
             takes_certificates: whether the chain implements ``Certificates``.
             verifiers: used instead of the back ends of these names for passwords, for example a
-                queue in front of each, so that one that hangs delays its own users only.
+                queue in front of each, so that a back end that hangs delays only its own users.
             lookups: the same for look-ups of names.
             check_maildrop: raises NoMaildrop for an invalid maildrop, which gets no mail.
         """
@@ -113,7 +113,7 @@ class Chain:
         self._deadline = deadline
         self._check_maildrop = check_maildrop
         self.has_all_generations = all(offers(each, Generations) for each in backends.values())
-        """Whether every back end has generations; else a cache may keep answers only briefly."""
+        """Whether every back end has generations; if not, a cache may keep answers only briefly."""
         if all(offers(each, ScramKeys) for each in self._backends.values()):
             self.scram = self._scram
             self.proved = self._proved
@@ -137,7 +137,7 @@ class Chain:
     async def _verdict(
         self, identity: str, verify: Callable[[str], Awaitable[UserAccount]]
     ) -> UserAccount:
-        """Let the back end that knows a user check the login: ``verify`` gets its name."""
+        """Let the back end that knows a user check the login; its name is passed to ``verify``."""
         end = self._end()
         async with self._within(end) as queried:
             name = await self._deciding(identity, queried)
@@ -153,10 +153,10 @@ class Chain:
         return account
 
     async def find(self, identity: str) -> tuple[str, UserAccount | None]:
-        """Return the name of the back end that knows a user, and the account there.
+        """Return the name of the back end that knows a user, and the account in it.
 
         Raises:
-            TemporaryFailure: cannot be determined now.
+            TemporaryFailure: a back end cannot be queried now.
         """
         async with self._within(self._end()) as queried:
             for name, backend in self._lookups.items():
@@ -179,8 +179,8 @@ class Chain:
         """Return the maildrop if it is valid.
 
         Raises:
-            NoSuchUser: it is not; a note says why, for the operator.  The sender's server must not
-                try again, because that would not help.
+            NoSuchUser: the maildrop is invalid; a note states the reason for the operator.  The
+                sender's server must not try again, because that would not help.
         """
         try:
             self._check_maildrop(maildrop)
@@ -193,8 +193,8 @@ class Chain:
     async def generation(self, identity: str) -> bytes | None:
         """Return a digest of the generations of all back ends that have one, or None.
 
-        All of them, because a change in any may change which back end decides.  A back end that is
-        down is left out if one before it knows the user, and so decides.
+        All back ends count, because a change in any of them may change which back end decides.  A
+        back end that is down is left out if an earlier back end knows the user, and so decides.
         """
         found = []
         async with self._within(self._end()) as queried:
@@ -249,7 +249,7 @@ class Chain:
             shown.identity, lambda name: cast(Digests, self._backends[name]).digested(shown)
         )
 
-    # Tokens and certificates prove an identity; the account and its permissions are the back end's.
+    # Tokens and certificates prove an identity; the back end has the account and its permissions.
 
     async def _verify_token(self, token: Token) -> UserAccount:
         async with self._within(self._end()) as queried:
@@ -267,7 +267,7 @@ class Chain:
             return await self._authorized(account, proof.authorization, "certificate", queried)
 
     async def _account_of(self, name: str, queried: list[str]) -> UserAccount | None:
-        """Return the account of this name; in one of our domains also without the domain."""
+        """Return the account of this name; for a local domain, also without the domain."""
         local, _, domain = key(name).partition("@")
         for each in [key(name), *([local] if domain in self._domains else [])]:
             for backend in self._backends:
@@ -279,7 +279,7 @@ class Chain:
     async def _authorized(
         self, account: UserAccount | None, authorization: str, credential: str, queried: list[str]
     ) -> UserAccount:
-        """Return the account with its credential; a user may act for no other (RFC 4616 §2)."""
+        """Return the account with its credential; a user must not act for another (RFC 4616 §2)."""
         if account is None:
             raise AuthenticationFailed("unknown-user")
         if authorization and key(authorization) != account.user:

@@ -1,9 +1,9 @@
-"""The file of the user database: its schema, its migrations, and transactions.
+"""The user database file: schema, migrations and transactions.
 
-``ReadOnlyDatabase`` reads it from the event loop, without waiting for a writer.
+``ReadOnlyDatabase`` reads the file from the event loop, without waiting for a writer.
 
 Security: only the file's owner can read it.  A database of a newer version or of another program is
-refused and left as it is.
+refused and not changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, TemporaryFailure
 
-_PATIENCE = 5.0  # seconds for another process to finish writing; a write takes milliseconds
+_LOCK_TIMEOUT = 5.0  # seconds for another process to finish writing; a write takes milliseconds
 # Each step migrates to the next version: user_version is the number of steps done.
 STEPS = (
     """
@@ -57,9 +57,10 @@ STEPS = (
     "ALTER TABLE users ADD COLUMN expire INTEGER",
     # quota: octets, 0 is unlimited; NULL: the setting in the configuration.
     "ALTER TABLE users ADD COLUMN quota INTEGER",
-    # folders: a line for each that is shown; empty: the default of the store.
+    # folders: one line for each folder to show; empty: the store's default.
     "ALTER TABLE users ADD COLUMN folders TEXT NOT NULL DEFAULT ''",
-    # hold: seconds for which deleted mail is held, -1 for ever; NULL: the configuration's.
+    # hold: seconds for which deleted mail is held, -1 for ever; NULL: the setting in the
+    # configuration.
     "ALTER TABLE users ADD COLUMN hold REAL",
 )
 
@@ -68,42 +69,42 @@ STEPS = (
 def transaction(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connection]:
     """Open the database for one transaction; ``make`` creates it if it is missing.
 
-    Without ``make`` a missing database is one without users.  Only an older database of ours is
-    migrated.  An empty file is an error and not a database without users, because then a full disk
-    would make every user unknown, and their mail would be refused.
+    Without ``make``, a missing database is treated as a database without users.  An older database
+    that restante created is migrated.  An empty file is an error.  If it counted as a database
+    without users, a full disk would make every user unknown, and their mail would be refused.
 
     Raises:
-        ConfigurationError: it is empty, of another program, or of a newer version.
-        TemporaryFailure: it cannot be used now.
+        ConfigurationError: the file is empty, or belongs to another program or to a newer version.
+        TemporaryFailure: the database cannot be used now.
     """
     try:
         if make and not path.exists():
-            _make(path)
+            _create(path)
         place = str(path) if path.exists() else ":memory:"
-        with closing(sqlite3.connect(place, timeout=_PATIENCE)) as database:
-            _bring_up_to_date(database, path, make=place == ":memory:")
+        with closing(sqlite3.connect(place, timeout=_LOCK_TIMEOUT)) as database:
+            _migrate(database, path, make=place == ":memory:")
             with database:
                 yield database
     except (sqlite3.Error, OSError) as error:
         raise unusable(f"{path}: {error}") from error
 
 
-def _make(path: Path) -> None:
-    """Create it under another name first, so that a full disk leaves no partial database."""
+def _create(path: Path) -> None:
+    """Create the database, first under a temporary name: a full disk leaves no partial file."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        os.close(os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        with closing(sqlite3.connect(made)) as database:
-            _bring_up_to_date(database, path, make=True)
+        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        with closing(sqlite3.connect(temporary)) as database:
+            _migrate(database, path, make=True)
         try:
-            os.link(made, path)
+            os.link(temporary, path)
         except FileExistsError:  # another process has created it
             pass
         except OSError:  # a file system without hard links
-            made.replace(path)
+            temporary.replace(path)
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def unusable(note: str) -> TemporaryFailure:
@@ -125,8 +126,8 @@ class ReadOnlyDatabase:
         """Return the rows of a query.
 
         Raises:
-            sqlite3.Error, OSError: another process is writing, or the file cannot be used;
-                ``transaction`` waits, and reports the reason.
+            sqlite3.Error, OSError: another process is writing, or the file cannot be used; the
+                caller should use ``transaction``, which waits and reports the reason.
         """
         status = os.stat(self._path)
         if self._database is None or self._file != (status.st_dev, status.st_ino):
@@ -141,7 +142,7 @@ class ReadOnlyDatabase:
             self._file = (status.st_dev, status.st_ino)
             if self._database.execute("PRAGMA user_version").fetchone() != (len(STEPS),):
                 self.close()
-                raise sqlite3.DatabaseError("not of this version")
+                raise sqlite3.DatabaseError("unexpected schema version")
         return self._database.execute(statement, values).fetchall()
 
     def close(self) -> None:
@@ -152,14 +153,14 @@ class ReadOnlyDatabase:
     __del__ = close  # most commands do not close it
 
 
-def _bring_up_to_date(database: sqlite3.Connection, path: Path, *, make: bool) -> None:
+def _migrate(database: sqlite3.Connection, path: Path, *, make: bool) -> None:
     database.execute("PRAGMA foreign_keys = ON")
     if _version(database, path) == len(STEPS):
         return
     database.execute("BEGIN IMMEDIATE")  # another process may be migrating it too
     version = _version(database, path)
     if not make and (version == 0 or not _has_users(database)):
-        what = "is empty" if path.stat().st_size == 0 else "is a database of another program"
+        what = "is empty" if path.stat().st_size == 0 else "belongs to another program"
         raise ConfigurationError(f"{path} {what}; restore it from a backup, or remove it")
     for step in STEPS[version:]:
         for statement in step.split(";"):

@@ -29,7 +29,7 @@ class LastUse:
         self._timer: threading.Timer | None = None
         self._written = -_INTERVAL  # on the monotonic clock
 
-    def note(self, user: str, label: str, address: str) -> None:
+    def record(self, user: str, label: str, address: str) -> None:
         """Record a use.  The first use after a minute without a write is written immediately."""
         with self._lock:
             self._pending[user, label] = (time.time(), address)
@@ -49,11 +49,15 @@ class LastUse:
             if not pending:
                 return
             future = time.time() + SLACK
-            rows = [(at, address, *which, at, future) for which, (at, address) in pending.items()]
+            rows = [
+                (used_at, address, *key, used_at, future)
+                for key, (used_at, address) in pending.items()
+            ]
             with suppress(RestanteError), transaction(self._path) as database:
                 database.executemany(
                     "UPDATE credentials SET used_at = ?, used_from = ?"
-                    # Not for a credential created later, unless the clock was ahead at that time.
+                    # Skip a credential that was created after this use, unless the clock was ahead
+                    # when it was created.
                     " WHERE user = ? AND label = ? AND (created_at <= ? OR created_at > ?)",
                     rows,
                 )

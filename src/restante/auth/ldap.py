@@ -1,8 +1,8 @@
-"""Users of an LDAP directory (RFC 4511): found by a search, checked by a bind as themselves.
+"""Users of an LDAP directory (RFC 4511): a search finds the entry, a bind checks the password.
 
 Security: the client's input is escaped in filters (RFC 4515 §3) and is never part of a
-distinguished name.  Empty passwords are refused here, because a server would accept such a bind as
-an anonymous one (RFC 4513 §5.1.2).  Passwords leave this machine over TLS only; certificates and
+distinguished name.  This module refuses empty passwords, because a server would accept such a bind
+as an anonymous one (RFC 4513 §5.1.2).  Passwords leave this machine only over TLS; certificates and
 host names are verified; referrals are not followed.
 Limits: one connection for each query.  All steps end at the deadline of the login, except the
 look-up of the server's address, whose time the system limits.
@@ -26,11 +26,11 @@ from .names import BadName, check_name
 from .names import key as _key
 
 _AT_ONCE = 16  # connections; an estimate of what a small directory serves without delay
-_DECOY = "cn=nobody"  # below the base; the entry to bind as for an unknown user
+_DECOY = "cn=nobody"  # entry below the base; the DN to bind as for an unknown user
 
 
 def is_safe(url: str) -> bool:
-    """Whether this is the URL of a directory with scheme, host and port only."""
+    """Return whether this is the URL of a directory, with only a scheme, a host and a port."""
     try:
         parts = urlsplit(url)
         extra = parts.path.strip("/") or parts.query or parts.fragment or parts.username
@@ -49,7 +49,7 @@ class Search:
     """The directory, and the settings for user searches."""
 
     url: str
-    """``ldaps:``, ``ldap:`` (which starts TLS, unless it is this machine) or ``ldapi:``."""
+    """``ldaps:``, ``ldap:`` (with STARTTLS unless it refers to this machine) or ``ldapi:``."""
     base: str
     """The base DN to search under."""
     filter: str = "(uid=%u)"
@@ -78,12 +78,12 @@ class Ldap:
         if credentials.authorization and _key(credentials.authorization) != _key(
             credentials.identity
         ):
-            raise AuthenticationFailed("authorization")  # a user may act for no other (RFC 4616 §2)
+            raise AuthenticationFailed("authorization")  # RFC 4616 §2
         end = self._end()
         return await self._threads.run(lambda: self._verify(credentials, end))
 
     def _end(self) -> float:
-        """On the monotonic clock, because threads cannot read that of the event loop."""
+        """Return the deadline on the monotonic clock; threads cannot read the loop's clock."""
         now = asyncio.get_running_loop().time()
         return time.monotonic() + end_of(self._deadline, now) - now
 
@@ -102,7 +102,7 @@ class Ldap:
         return None if entry is None else UserAccount(name, name)
 
     def close(self) -> None:
-        """Do nothing: each query has its own connection."""
+        """Has no effect, because each query has its own connection."""
 
     def _find(self, name: str, end: float) -> str | None:
         """Return the distinguished name of the one entry with this user name, or None."""
@@ -131,7 +131,7 @@ class Ldap:
             entry
             for entry, attributes in rows
             # A row without an entry is a referral.  Names that a directory considers equal, such as
-            # those that differ in spaces only, are not equal for us.
+            # names that differ only in spaces, are not equal for restante.
             if entry and name in map(_text, _values(attributes, search.name))
         ]
         if len(entries) > 1:
@@ -139,7 +139,7 @@ class Ldap:
         return entries[0] if entries else None
 
     def _binds(self, entry: str, password: bytes, end: float) -> bool:
-        """Whether the directory accepts this password for this entry."""
+        """Return whether the directory accepts this password for this entry."""
         import ldap
 
         with self._connected(end) as directory:
@@ -151,7 +151,7 @@ class Ldap:
 
     @contextmanager
     def _connected(self, end: float) -> Iterator[Any]:
-        """Connect; the first step must end at ``end``, and ``_limit`` starts another one.
+        """Connect; the first step must end at ``end``, and ``_limit`` begins the next step.
 
         Raises:
             BackendUnavailable: the directory cannot be used, for any reason.
@@ -167,7 +167,7 @@ class Ldap:
             try:
                 directory.set_option(ldap.OPT_PROTOCOL_VERSION, 3)
                 directory.set_option(ldap.OPT_REFERRALS, 0)
-                # Otherwise a server that accepts TLS and sends nothing blocks without end.
+                # Otherwise a server that accepts TLS and sends nothing blocks for ever.
                 directory.set_option(ldap.OPT_CONNECT_ASYNC, 1)
                 directory.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, ldap.OPT_X_TLS_DEMAND)
                 if self._search.ca_file:

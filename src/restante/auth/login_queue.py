@@ -4,7 +4,7 @@ With a local back end, only password checks are queued, because hashing is expen
 end that queries another program, such as a directory server, name look-ups are queued as well.
 
 The throttle gives each login a priority and a group, which is the network or the user of the login.
-The groups take turns: logins of the same priority are admitted from one group after another.
+Logins of the same priority are admitted from one group after another.
 Logins from networks that are guessing passwords share part of one core, which leaves the rest of
 the machine to other logins.
 
@@ -47,8 +47,8 @@ class LoginQueue:
     ) -> None:
         """
         Args:
-            priority: returns the priority of a login and the group in which it takes turns.
-            slots: maximum number of queries to ``backend`` at the same time.
+            priority: returns the priority of a login, and the group under which it is queued.
+            slots: maximum number of simultaneous queries to ``backend``.
             share: fraction of one slot's time that ``Priority.DIRTY`` may use.
         """
         self._backend = backend

@@ -12,7 +12,8 @@ from ..errors import AuthenticationFailed, RestanteError
 from ..sasl.prepare import prepared
 
 MAX_NAME = 128  # octets of UTF-8 in each part; twice the limit of RFC 5321 §4.5.3.1.1
-_MAX_TYPED = 1024  # octets of UTF-8 that a client may send; normalising takes quadratic time
+# Octets of UTF-8 in a name that a client sends; limited because normalising takes quadratic time.
+_MAX_TYPED = 1024
 
 
 class BadName(RestanteError):
@@ -56,7 +57,7 @@ def check_new_name(name: str) -> str:
     """
     normal = check_name(name)
     try:
-        # Some clients prepare names by current Unicode, not by Unicode 3.2 of 2002 as we do.
+        # Some clients prepare names with current Unicode; restante uses Unicode 3.2 of 2002.
         seen = check_name(unicodedata.normalize("NFKC", prepared(normal)))
     except (AuthenticationFailed, BadName):
         raise BadName(

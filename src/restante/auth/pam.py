@@ -1,11 +1,11 @@
 """Users of this system, checked by PAM.
 
 Security: only users of the system (``getpwnam``) with a uid of a regular user can log in, so
-neither root nor a daemon does, and PAM is not called for them.  Account management is checked too,
-so users whose accounts are locked or have expired cannot log in.  PAM runs in processes of its own
-(``pam_helper``), so a module that crashes, hangs or exits ends one check only; that is a temporary
-failure.
-Limits: ``_AT_ONCE`` checks at the same time.  A check ends when its caller reaches its deadline.
+root and daemons cannot, and PAM is not called for them.  Account management is checked too,
+so users whose accounts are locked or have expired cannot log in.  PAM runs in separate processes
+(``pam_helper``), so a module that crashes, hangs or exits ends only one check, which fails
+temporarily.
+Limits: at most ``_AT_ONCE`` simultaneous checks.  A check ends at the deadline of its caller.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from . import passwords
 from .names import BadName, check_name
 from .names import key as _key
 
-FIRST_UID = 1000  # of regular users: UID_MIN of login.defs(5) on most systems
+FIRST_UID = 1000  # lowest uid of regular users: UID_MIN of login.defs(5) on most systems
 _LAST_UID = 65_533  # 65534 is the overflow uid of Linux
-_AT_ONCE = 16  # checks, and look-ups of names, at once; an estimate, since each check is a process
+# Simultaneous checks and simultaneous look-ups of names; an estimate, as each check is a process.
+_AT_ONCE = 16
 _END = 1.0  # seconds for the helper to end its children and itself
 _DECOY = "restante-nobody"  # checked instead of an unknown user, at the same cost
 _SUCCESS = 0
@@ -62,7 +63,7 @@ class Pam:
             raise AuthenticationFailed("impossible-password")
         name = _key(credentials.identity)
         if credentials.authorization and _key(credentials.authorization) != name:
-            raise AuthenticationFailed("authorization")  # a user may act for no other (RFC 4616 §2)
+            raise AuthenticationFailed("authorization")  # RFC 4616 §2
         account = await self.account(name)
         try:
             await self._check(name if account else _DECOY, credentials.password)
@@ -88,7 +89,7 @@ class Pam:
         return await self._threads.run(lambda: self._known(name))
 
     def _known(self, name: str) -> UserAccount | None:
-        """Blocks: a system whose users are in a directory (LDAP, NIS) can take long."""
+        """Look a user up.  Blocking; a directory of users (LDAP, NIS) may be slow."""
         try:
             entry = pwd.getpwnam(check_name(name))
         except (BadName, KeyError, ValueError):
@@ -123,7 +124,7 @@ class _Helper:
                 with caller:
                     self._send(caller)
                 our_end.setblocking(False)
-                with suppress(OSError):  # the incomplete answer shows it
+                with suppress(OSError):  # the caller detects the error by the incomplete answer
                     await loop.sock_sendall(our_end, request)
                     while octets := await loop.sock_recv(our_end, 4096):
                         answer += octets
@@ -135,7 +136,7 @@ class _Helper:
             try:
                 socket.send_fds(self._started(), [b"\0"], [caller.fileno()])
                 return
-            except OSError as error:  # also if it has not accepted the earlier ones
+            except OSError as error:  # also if the helper has not accepted earlier sockets
                 self._end(0.0)
                 problem = error.strerror
         raise BackendUnavailable(f"pam: no helper: {problem}")

@@ -3,14 +3,14 @@
 ``python -m restante.auth.pam_helper N``, where N is the descriptor of a Unix socket.  Each octet
 that arrives there carries the descriptor of a socket, and a child is forked for this one check: it
 reads service, user and password, each ended by NUL, and answers ``STATUS TEXT``, the code and the
-text of PAM (``_pam_types.h``).  A check ends in one of three ways: with this answer; with a text
-about the child, without a code, if a module killed it; or the caller closes the socket, which kills
-the child.
+text of PAM (``_pam_types.h``).  A check ends in one of three ways: the child sends this answer; if
+a module killed the child, a text about the child is sent, without a code; or the caller closes the
+socket, which kills the child.
 
 Security: passwords go from the server to the child, and never through this process, its arguments
 or its environment.  An account without a password is refused
 (``PAM_DISALLOW_NULL_AUTHTOK``).
-Limits: the callers limit the number of checks at the same time, and their duration.  When the last
+Limits: the callers limit the number of simultaneous checks, and their duration.  When the last
 caller has gone, the children and this process end.  Programs that a module starts and detaches, as
 ``pam_exec`` does, keep running.
 """
@@ -32,7 +32,7 @@ _IGNORED = (
     signal.SIGINT,
     signal.SIGTERM,
     signal.SIGHUP,
-)  # the server ends it by closing the socket
+)  # the server ends this process by closing the socket
 
 
 def main() -> None:
@@ -68,8 +68,8 @@ class _Parent:
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
     def run(self) -> None:
-        is_over = False
-        while not is_over:
+        has_ended = False
+        while not has_ended:
             events = dict(self._poll.poll())
             for descriptor in events.keys() & self._checks.keys():  # the caller has given up
                 os.kill(self._checks[descriptor][0], signal.SIGKILL)
@@ -78,7 +78,7 @@ class _Parent:
                 os.read(self._children, 4096)
                 self._reap()
             if self._control.fileno() in events:
-                is_over = not self._accept()
+                has_ended = not self._accept()
         for child, _ in self._checks.values():
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -89,7 +89,7 @@ class _Parent:
         if not descriptors:
             return False
         caller = socket.socket(fileno=descriptors[0])
-        if _has_gone(caller):  # it gave up before its check began
+        if _has_gone(caller):  # the caller gave up before its check began
             caller.close()
             return True
         try:
@@ -101,7 +101,7 @@ class _Parent:
         if child == 0:
             self._check(caller)
         self._checks[caller.fileno()] = child, caller
-        self._poll.register(caller, 0)  # errors and hang-ups only: the child reads what arrives
+        self._poll.register(caller, 0)  # only errors and hang-ups: the child reads the data
         return True
 
     def _reap(self) -> None:
@@ -115,10 +115,10 @@ class _Parent:
             with caller, suppress(OSError):  # the caller may have gone
                 if code := os.waitstatus_to_exitcode(status):
                     caller.sendall(_describe(code).encode())
-                caller.shutdown(socket.SHUT_RDWR)  # also if a process of the module holds it open
+                caller.shutdown(socket.SHUT_RDWR)  # even if a process of the module has it open
 
     def _check(self, caller: socket.socket) -> NoReturn:
-        """The whole life of a child."""
+        """Run a check in the child, and exit."""
         status = os.EX_SOFTWARE
         try:
             signal.set_wakeup_fd(-1)

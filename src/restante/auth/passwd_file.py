@@ -1,12 +1,12 @@
 """Users in a text file in the format of Dovecot's passwd-file, one line for each user:
 ``user:{SCHEME}hash:uid:gid:gecos:home:shell:extra fields``.
 
-Security: names are compared in one normal form; all lines whose names are equal in it are refused.
+Security: names are compared in one normal form; all lines with the same normal form are refused.
 A line with an unknown field is refused, because the field may be a restriction.  A login of an
-unknown user costs the hash of some line of the file, the same one each time; so does one of a user
-whose line is refused or whose hash is never computed.  The file belongs to the operator: a program
-that can write to it can log in as any user.
-Limits: ``uid``, ``gid``, ``home`` and ``shell`` are ignored: the store decides where mail is.
+unknown user computes the hash of a line of the file, the same line each time; so does a login of a
+user whose line is refused or whose hash is never computed.  The file belongs to the operator: a
+program that can write to it can log in as any user.
+Limits: ``uid``, ``gid``, ``home`` and ``shell`` are ignored; the store decides where mail is.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ from .names import key as _key
 _log = logging.getLogger("restante.auth")
 _LOCKED = 2  # maximum characters of "*", "!" and "!!", which mean: no password
 _MAX_FILE = 64 * 2**20  # octets; an estimate, some 400,000 lines
-# Seconds after which another change certainly has another time stamp: FAT has 2 s, others less.
+# Seconds after which another change certainly results in a different time stamp; FAT has a
+# resolution of 2 s, other file systems a finer one.
 _SETTLED = 2.0
-_HARMLESS = ("userdb_", "event_", "forward_")  # prefixes of extra fields that restrict nothing
+_HARMLESS = ("userdb_", "event_", "forward_")  # prefixes of fields that do not restrict logins
 _UNKNOWN = b"sixteen octets.."  # replaces a password that is not stored, in the digest
 _LOOKUPS = 4  # threads; a look-up that must read the file again is rare
 _ATTEMPTS, _PAUSE = 5, 0.01  # tries and seconds between them, while the file is being written
@@ -59,7 +60,7 @@ class _BadLine(Exception):
 
 
 class _Stamp(NamedTuple):
-    """Distinguishes one content of a file from another."""
+    """Distinguishes different contents of a file."""
 
     modified: int
     """Nanoseconds."""
@@ -74,7 +75,7 @@ class _Entry:
     account: UserAccount
     stored: str = field(repr=False)
     is_refused: bool = False
-    """The line is malformed, or not the only one of its user, who is known but cannot log in."""
+    """Whether the line is malformed or the user has several lines; the user cannot log in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class _Content:
 
     entries: dict[str, _Entry]
     hashes: dict[str, str] = field(repr=False)
-    """Hashes that are computed, by user: neither refused nor malformed nor too costly."""
+    """Hashes that are computed, by user; excludes refused, malformed and too costly ones."""
     decoys: tuple[str, ...] = field(repr=False)
     """The same hashes, to choose a decoy from."""
     digest: bytes
@@ -92,7 +93,7 @@ class _Content:
     """Whether any later change will have another stamp."""
 
     def decoy(self, name: str) -> str:
-        """Return a hash to check for a name that has none; always the same one for a name."""
+        """Return a hash to check for a name without a hash; always the same hash for a name."""
         if not self.decoys:
             return passwords.decoy_hash()
         key = self.decoys[0].encode("utf-8", "surrogateescape")
@@ -134,7 +135,7 @@ class PasswdFile:
         if not is_right or stored is None:  # a decoy may match, and must not admit the user
             raise AuthenticationFailed("bad-password")
         if credentials.authorization and _key(credentials.authorization) != name:
-            raise AuthenticationFailed("authorization")  # a user may act for no other (RFC 4616 §2)
+            raise AuthenticationFailed("authorization")  # RFC 4616 §2
         return entry.account
 
     async def digested(self, shown: Digest) -> UserAccount:
@@ -182,7 +183,7 @@ class PasswdFile:
         return known.digest if known else None
 
     def read_ahead(self) -> None:
-        """Read the file before it is needed; a later login reports what is wrong with it."""
+        """Read the file before it is needed; a later login reports errors in it."""
         with suppress(RestanteError):
             self._read()
 
@@ -205,7 +206,7 @@ class PasswdFile:
         """Return the current content.
 
         Raises:
-            BackendUnavailable: it cannot be read, or is still being written after several tries.
+            BackendUnavailable: the file cannot be read, or is being written during several tries.
         """
         with self._reading:
             try:
@@ -256,7 +257,7 @@ class PasswdFile:
         There is one sentence for each line that is refused and each hash that is never computed.
 
         Raises:
-            BackendUnavailable: it cannot be read.
+            BackendUnavailable: the file cannot be read.
         """
         try:
             octets, _ = self._read_whole()
@@ -282,7 +283,7 @@ class PasswdFile:
 
 
 def _parse_all(octets: bytes, warn: Callable[[int, str], None]) -> dict[str, _Entry]:
-    """Parse all lines; a malformed line affects its own user only.
+    """Parse all lines; a malformed line affects only its own user.
 
     That user is refused and not unknown, because otherwise the next back end might admit a user
     that this file was meant to exclude.
@@ -360,7 +361,7 @@ def _from_latin_1(name: str) -> str:
 
 
 def _is_restriction(field: str) -> bool:
-    """Whether a field restricts logins."""
+    """Return whether a field restricts logins."""
     return field.strip().partition("=")[0] in ("nologin", "allow_nets")
 
 

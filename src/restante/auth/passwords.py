@@ -42,9 +42,9 @@ _APP = re.compile(f"([{_LETTERS}]{{4}})[{_LETTERS}]{{{SHORTEST_APP - 4},{LONGEST
 
 def generate(length: int = USUAL) -> str:
     """Return a random password without characters that look alike: 99 bits by default."""
-    while selector(made := _random(length)):
+    while selector(password := _random(length)):
         pass
-    return made
+    return password
 
 
 def generate_app_password(length: int = APP) -> str:
@@ -53,8 +53,8 @@ def generate_app_password(length: int = APP) -> str:
     The first four characters are its selector, and the last one is a check digit, so that few
     passwords of other kinds look like an app password.
     """
-    made = _random(length - 1)
-    return made + _check(made)
+    letters = _random(length - 1)
+    return letters + _check(letters)
 
 
 def _random(length: int) -> str:
@@ -95,7 +95,7 @@ def is_current(phc: str) -> bool:
 
 
 def is_sane(phc: str, kind: str = "argon2id") -> bool:
-    """Whether this is a hash with parameters within the limits."""
+    """Return whether this is a hash with parameters within the limits."""
     match = _PARAMETERS.fullmatch(phc.removeprefix(f"${kind}"))
     if match is None:
         return False
@@ -105,7 +105,7 @@ def is_sane(phc: str, kind: str = "argon2id") -> bool:
 
 
 def matches(password: str, phc: str, *, kind: str = "argon2id") -> bool:
-    """Whether this password has this hash.  A hash that is not sane matches nothing.
+    """Return whether this password has this hash.  A hash that is not sane matches nothing.
 
     ``kind`` is ``argon2id``, or ``argon2i`` for hashes of other programs.
     """
@@ -123,14 +123,14 @@ def matches(password: str, phc: str, *, kind: str = "argon2id") -> bool:
 
 
 def is_possible(password: str) -> bool:
-    """Whether any user can have this password; if not, no hash is computed."""
+    """Return whether any user can have this password; if not, no hash is computed."""
     octets = password.encode("utf-8", "surrogateescape")
     return 0 < len(octets) <= MAX_PASSWORD and b"\0" not in octets
 
 
 @cache
 def decoy_hash() -> str:
-    """Return a hash that no password has: checking it takes as long as checking a user's."""
+    """Return a hash that no password has: checking it takes as long as checking a user's hash."""
     return make_hash(secrets.token_hex())
 
 
@@ -162,13 +162,16 @@ class Hashers:
             self._waiting -= 1
 
     def _start(self) -> None:
-        from concurrent.futures import ThreadPoolExecutor  # not for commands that check none
+        from concurrent.futures import ThreadPoolExecutor  # most commands check no passwords
 
         self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), self._name)
         self._later = ThreadPoolExecutor(1, "updater")
 
     def later(self, call: Callable[[], None]) -> None:
-        """Run ``call`` in another thread, after those of earlier checks; for a running check."""
+        """Run ``call`` in another thread, after the calls of earlier checks.
+
+        Must be called by a running check.
+        """
         assert self._later is not None
         self._later.submit(call)
 

@@ -1,4 +1,4 @@
-"""The keys that the server stores for SCRAM (RFC 5802 §3, RFC 7677), made from a password.
+"""The keys that the server stores for SCRAM (RFC 5802 §3, RFC 7677), derived from a password.
 
 Security: the keys are not sufficient to log in, but an attacker who steals them can try passwords
 at the cost of one PBKDF2 each, which is less than argon2id; therefore the iteration count is above
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..passdb import ScramKey, ScramSecrets
 
-ITERATIONS = 16_384  # about 8 ms for a client; the server computes none at a login
+ITERATIONS = 16_384  # about 8 ms for a client; the server does not compute these keys at a login
 SALT = 16  # octets
 _MECHANISMS = {"sha256": "SCRAM-SHA-256", "sha1": "SCRAM-SHA-1"}
 
@@ -29,14 +29,14 @@ def make_keys(password: str, salt: bytes, iterations: int) -> StoredKeys:
     """Derive the keys.  A password that SASLprep forbids has no keys (RFC 4013)."""
     from scramp import ScramException, ScramMechanism  # takes 20 ms, which most commands avoid
 
-    made = {}
+    keys = {}
     for digest, name in _MECHANISMS.items():
         try:
             _, stored, server, _ = ScramMechanism(name).make_auth_info(password, iterations, salt)
         except ScramException:
             return StoredKeys()
-        made[digest] = stored + server
-    return StoredKeys(**made)
+        keys[digest] = stored + server
+    return StoredKeys(**keys)
 
 
 def key(credential: str, both: bytes) -> ScramKey:

@@ -1,19 +1,20 @@
 """Slows password guessing down without locking any user out.
 
-Policy (docs/decisions/0111-guessing.md).  A wrong password is checked like a right one, but the
-response is delayed.  The delay grows with the number of recent wrong passwords from the same
-network.  A right password is answered immediately.  Users are never locked, so an attacker cannot
-lock a user out.  The same wrong password for the same user counts only once for each network,
-because a forgotten device may try an old password all day.  A password that fails for many users,
-from any networks, is being sprayed: it gets the longest delay and one line in the log.  Logins are
-admitted to hashing by priority: first passwords that were right before, and users in networks from
-which they have logged in before; then networks without guesses; then the rest (``login_queue``).
+Policy (docs/decisions/0111-guessing.md).  Wrong passwords are checked in the same way as correct
+ones, but the response is delayed.  The delay grows with the number of recent wrong passwords from
+the same network.  A correct password is answered immediately.  Users are never locked, so an
+attacker cannot lock a user out.  The same wrong password for the same user counts only once for
+each network, because a forgotten device may try an old password all day.  A password that fails for
+many users, from any networks, is being sprayed: it gets the longest delay and one line in the log.
+Passwords are hashed by priority (``login_queue``): first logins with a password that was correct
+before, or from a network from which the user has logged in before; then logins from networks
+without guesses; then all others.
 
-Security: the tables contain keyed hashes of 63 bits.  Two tables and their key are kept over a
-restart: networks with recent guesses, and networks from which users have logged in.  The three
+Security: the tables contain keyed hashes of 63 bits.  Two tables and their key are kept across
+restarts: networks with recent guesses, and networks from which users have logged in.  The three
 tables that depend on passwords are only in memory, with a key that is created at each start.  A
-right password is answered immediately even if it is being sprayed, so the delay does not show which
-users have this password.
+correct password is answered immediately even if it is being sprayed, so the delay does not show
+which users have this password.
 
 Limits: tables have a fixed size; the entry with the lowest weight is evicted.
 """
@@ -47,18 +48,20 @@ _DAY = 86_400.0  # seconds
 # Number of guesses from a /24 or /48 that count as one guess from an address in this network.
 # Customers of one provider share the network, and a customer who guesses must not delay the others.
 _WIDE = 8
-# Number of guesses for a user from a network after which the user loses priority in this network;
-# more than the typing errors of a user.
-_PAIR_IS_ATTACKED = 8
+# A user loses priority in a network after this number of guesses from it.  A real user makes fewer
+# typing errors.
+_MAX_PAIR_GUESSES = 8
 # A password counts as sprayed when it has failed for ten users.  The limit is half a user lower,
 # because the weights of the first users have decayed a little by the time of the tenth failure.
 _SPRAYED = 9.5
-_KNOWN = 0.5  # weight of a login after 30 days, the half-life of that table
+_KNOWN = 0.5  # weight of a login after 30 days, the half-life in the table of known networks
 _FRESH = 0.97  # weight after one or two days; an entry with a higher weight is not written again
-# Seconds for which a recorded home is not looked up again.  The half-life of these entries is 30
-# days, so an entry of the last hour is among the last to be evicted.
+# Seconds for which a recorded known network is not looked up again.  The half-life of these entries
+# is 30 days, so an entry of the last hour is among the last to be evicted.
 _RECENT, _MAX_RECENT = 3600.0, 4096  # at most about 2 MB of names and addresses
-_MAX_EXTRA = 2.5  # the longest delay is 1 + 2.5 times the shortest; with the jitter 4 times
+# The base delay is added at most 2.5 times; with jitter, the total is at most 4 times the base
+# delay.
+_MAX_EXTRA = 2.5
 _ANY_USER = "\0"  # names that no user can have
 _NO_USER = "\1"
 _SPRAYS = b"sprays"  # key for guesses with sprayed passwords; all other keys are for networks
@@ -69,7 +72,7 @@ class Priority(IntEnum):
     """Priority for password checks, highest first."""
 
     KNOWN = 0
-    """The password was right before, or the user has logged in from this network before."""
+    """The password was correct before, or the user has logged in from this network before."""
     CLEAN = 1
     """There were no recent guesses from this network."""
     DIRTY = 2
@@ -110,9 +113,9 @@ class Throttle:
         """
         Args:
             delay: seconds before the first failed login is answered; 0 disables delays.
-            secret: key of the hashes that are kept over a restart; random by default.
+            secret: key of the hashes that are kept across restarts; random by default.
             chance: returns a number from 0 to 1 for the jitter.
-            places: entries in each table.
+            places: number of entries in each table.
         """
         self.delay = delay
         self.trusted = tuple(trusted)
@@ -121,14 +124,14 @@ class Throttle:
         self._chance = chance
         self._lock = SharedLock()
         self._guesses = Weights(places, _HALF_LIFE, clock=clock, secret=self._secret)
-        self._homes = Weights(places, 30 * _DAY, clock=clock, secret=self._secret)
+        self._known_networks = Weights(places, 30 * _DAY, clock=clock, secret=self._secret)
         self._wrong = Weights(places, _DAY, clock=clock)
         self._right = Weights(places, 30 * _DAY, clock=clock)
         self._tried = Weights(
             places, _DAY, clock=clock
         )  # (user, password) pairs that failed, and users for each password
         self._clock = clock
-        self._recent: dict[tuple[str, str, str], float] = {}  # when this worker recorded homes
+        self._recent: dict[tuple[str, str, str], float] = {}  # when this worker recorded logins
 
     def close(self) -> None:
         self._lock.close()
@@ -136,7 +139,7 @@ class Throttle:
     # Before a password is checked.
 
     def priority(self, shown: Credentials) -> tuple[Priority, str]:
-        """Return the priority of a login and the group in which it takes turns.
+        """Return the priority of a login, and the group under which it is queued.
 
         The group is a network, or the user if the login is known or its network trusted.
         """
@@ -146,8 +149,8 @@ class Throttle:
             return Priority.CLEAN, shown.identity
         narrow, wide = _networks(shown.address)
         if (
-            self._is_home(shown.identity, shown.address)
-            and self._guesses.of(_pair(shown.identity, narrow)) < _PAIR_IS_ATTACKED
+            self._is_known_network(shown.identity, shown.address)
+            and self._guesses.of(_pair(shown.identity, narrow)) < _MAX_PAIR_GUESSES
         ):
             return Priority.KNOWN, shown.identity
         if self._guesses.of(wide.encode()) >= _WIDE:
@@ -171,13 +174,16 @@ class Throttle:
 
         ``is_remembered``: the password was recorded when it was checked, minutes ago.
         """
-        home = (shown.identity, account.user, shown.address)
+        login = (shown.identity, account.user, shown.address)
         now = self._clock()
         shows_password = isinstance(shown, Credentials) and not is_remembered
-        if not shows_password and 0 <= now - self._recent.get(home, -inf) < _RECENT:
+        if not shows_password and 0 <= now - self._recent.get(login, -inf) < _RECENT:
             return
         users = {_name(shown.identity), _name(account.user)}
-        seen = [(self._homes, _home(name, shown.address)) for name in (*users, _ANY_USER)]
+        seen = [
+            (self._known_networks, _user_network(name, shown.address))
+            for name in (*users, _ANY_USER)
+        ]
         if isinstance(shown, Credentials) and shows_password:
             seen += [(self._right, _password(name, shown.password)) for name in users]
         new = [(table, key) for table, key in seen if table.of(key) < _FRESH]
@@ -187,16 +193,16 @@ class Throttle:
                     table.add(key, 1.0, most=1.0)
         if len(self._recent) >= _MAX_RECENT:
             self._recent.clear()
-        self._recent[home] = now
+        self._recent[login] = now
 
-    def is_home(self, address: str) -> bool:
+    def is_known_network(self, address: str) -> bool:
         """Whether any user has logged in from this network in the last 30 days."""
-        return self._is_home(_ANY_USER, address)
+        return self._is_known_network(_ANY_USER, address)
 
     def facts(self, user: str, address: str) -> Facts:
         """Return the data in the tables about this user and this address."""
         return Facts(
-            self._is_home(user, address),
+            self._is_known_network(user, address),
             self._is_trusted(address),
             self._penalty(address),
             self._delay(address),
@@ -205,7 +211,7 @@ class Throttle:
         )
 
     def _is_sprayed(self, shown: Credentials) -> bool:
-        """Count a user with whose name this password has failed.
+        """Record that this password has failed for this user.
 
         Returns whether the password is being sprayed.
         """
@@ -226,9 +232,9 @@ class Throttle:
         narrow, wide = _networks(shown.address)
         if isinstance(shown, Credentials):
             wrong = _password(shown.identity, shown.password) + narrow.encode()
-            is_again = self._wrong.of(wrong) > 0.0
+            is_repeated = self._wrong.of(wrong) > 0.0
             self._wrong.add(wrong, 1.0, most=1.0)
-            if is_again:
+            if is_repeated:
                 return
         for key in (narrow.encode(), wide.encode(), _pair(shown.identity, narrow)):
             self._guesses.add(key, 1.0)
@@ -244,31 +250,32 @@ class Throttle:
             1 + (_MAX_EXTRA if is_sprayed else min(self._penalty(address) / 4, _MAX_EXTRA))
         )
 
-    def _is_home(self, identity: str, address: str) -> bool:
-        return self._homes.of(_home(identity, address)) >= _KNOWN
+    def _is_known_network(self, identity: str, address: str) -> bool:
+        return self._known_networks.of(_user_network(identity, address)) >= _KNOWN
 
     def _is_trusted(self, address: str) -> bool:
         return not address or any(ip_address(address) in each for each in self.trusted)
 
-    # Over a restart.
+    # Persistence across restarts.
 
     def save(self, path: Path) -> None:
-        """Write the tables that are kept over a restart, if they have changed.
+        """Write the tables that are kept across restarts, if they have changed.
 
         Raises:
             OSError: the file cannot be written; the previous file has not changed.
         """
-        saved = self._secret + self._guesses.octets + self._homes.octets
+        saved = self._secret + self._guesses.octets + self._known_networks.octets
         digest = sha256(saved).digest()
         if digest == self._saved:
             return
-        made = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
         try:
-            with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "wb") as file:
                 file.write(_MAGIC + digest + zlib.compress(saved, 1))
-            made.replace(path)
+            temporary.replace(path)
         finally:
-            made.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         self._saved = digest
 
     def load(self, path: Path) -> None:
@@ -281,8 +288,8 @@ class Throttle:
                 return
             half = (len(saved) - 32) // 2
             self._guesses.octets = saved[32 : 32 + half]
-            self._homes.octets = saved[32 + half :]
-            self._secret = self._guesses.secret = self._homes.secret = saved[:32]
+            self._known_networks.octets = saved[32 + half :]
+            self._secret = self._guesses.secret = self._known_networks.secret = saved[:32]
 
 
 @lru_cache(4096)  # most logins come from the same few addresses
@@ -298,7 +305,7 @@ def _networks(address: str) -> tuple[str, str]:
 
 
 def _name(identity: str) -> str:
-    """Return the same form for all spellings of a name; impossible names share a form."""
+    """Return the canonical form of a name.  All invalid names have the same form."""
     return identity if identity == _ANY_USER else names.key(identity) or _NO_USER
 
 
@@ -310,7 +317,7 @@ def _pair(identity: str, narrow: str) -> bytes:
     return _framed(_name(identity), narrow)
 
 
-def _home(identity: str, address: str) -> bytes:
+def _user_network(identity: str, address: str) -> bytes:
     """Return the key of a user in a network: a /24 (IPv4 addresses change within it) or a /64."""
     narrow, wide = _networks(address)
     return _framed(_name(identity), wide if narrow.startswith("4") else narrow)

@@ -1,10 +1,10 @@
 """The user of an OAuth 2 bearer token: signed tokens (JWT, RFC 7519, RFC 9068) with their keys
 (RFC 7517), or introspection at the provider (RFC 7662).
 
-Security, by RFC 8725: only listed asymmetric algorithms, and each key only for its own kind;
-``exp``, ``iss`` and ``aud`` are required and checked; ``kid`` is only an index into the table of
-keys; keys and URLs in a token are ignored.  Tokens with an unknown ``kid`` cause one request for
-keys in a minute at most.  An e-mail address counts only if it is verified.
+Security, by RFC 8725: only listed asymmetric algorithms are accepted, and each key only for its own
+kind; ``exp``, ``iss`` and ``aud`` are required and checked; ``kid`` is only an index into the table
+of keys; keys and URLs in a token are ignored.  Tokens with an unknown ``kid`` cause at most one
+request for keys per minute.  An e-mail address counts only if it is verified.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MIN_RSA = 2048  # bits (RFC 7518 §3.3)
 # RFC 9068 §4 accepts at+jwt only; Google, Microsoft and older providers write JWT or nothing.  An
 # ID token, a logout token or a DPoP proof is not an access token.
 _ACCESS_TYPES = ("jwt", "at+jwt", "application/at+jwt")
-_LEEWAY = 30.0  # seconds that clocks may differ (RFC 7519 §4.1.4: a few minutes at most)
+_LEEWAY = 30.0  # seconds that clocks may differ (RFC 7519 §4.1.4: at most a few minutes)
 _AT_ONCE = 16  # simultaneous requests to the provider; an estimate
 
 Claims = Mapping[str, Any]
@@ -45,8 +45,8 @@ class Issuer(Protocol):
         """Return the name of the user that the token was issued to.
 
         Raises:
-            AuthenticationFailed: forged, expired, or for another service.
-            BackendUnavailable: cannot be checked now.
+            AuthenticationFailed: the token is forged, expired, or issued for another service.
+            BackendUnavailable: the token cannot be checked now.
         """
 
 
@@ -154,7 +154,7 @@ class KeySet:
 
 
 def _parse(key_set: Mapping[str, Any]) -> Mapping[str, tuple[str, Any]]:
-    """Return the public keys for signatures; all others are ignored, private ones above all."""
+    """Return the public keys for signatures; others, in particular private keys, are ignored."""
     from jwt import PyJWK
     from jwt.exceptions import PyJWTError
 
@@ -229,7 +229,7 @@ class Signed:
 def _refuse_bound(claims: Claims) -> None:
     """Refuse a token that is bound to a key of its client (RFC 7800, RFC 8705, RFC 9449).
 
-    The client cannot prove by SASL that it has the key, so the token may be stolen.
+    The client cannot prove with SASL that it has the key, so the token may be stolen.
     """
     if "cnf" in claims:
         raise AuthenticationFailed("token-bound")
@@ -284,12 +284,12 @@ class Introspected:
         return self._rules.name(claims)
 
     def _is_for_us(self, claims: Claims) -> bool:
-        """Whether the audience is this service; without an audience, the client must be."""
+        """Return whether the audience, or else the client, is this service."""
         audience = claims.get("aud") or claims.get("client_id")
         named = audience if isinstance(audience, list) else [audience]
         return any(each in self._rules.audience for each in named)
 
 
 def _is_time(value: object, after: float, before: float) -> bool:
-    """Whether this is a time in seconds since the epoch, within these limits."""
+    """Return whether this is a time in seconds since the epoch, within these limits."""
     return isinstance(value, int | float) and after < value <= before

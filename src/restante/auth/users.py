@@ -1,7 +1,7 @@
 """The embedded user database (SQLite): the users who may log in and receive mail.
 
 Security: names are compared in one normal form (NFC, case folded) at creation and at every look-up,
-so no two users have names that are equal in it.  A login of an unknown user takes as long as one
+so no two users have the same normal form.  A login of an unknown user takes as long as one
 with a wrong password.  Values are passed to queries as parameters only.
 """
 
@@ -49,7 +49,7 @@ _GENERATION = (
 )
 
 _SCRAM = {
-    # One row at least: an unknown user gets keys that are derived from the secret.
+    # At least one row: an unknown user gets keys that are derived from the secret.
     digest: "SELECT value, salt, iterations, label, key FROM secrets LEFT JOIN"
     f" (SELECT salt, iterations, label, {digest} AS key FROM users JOIN credentials ON user = name"
     f" WHERE name = ? AND {digest} IS NOT NULL) WHERE secrets.name = 'scram'"
@@ -106,7 +106,7 @@ class AppPassword:
 
 
 class _Column(NamedTuple):
-    """The column of a permission, and the conversion to its value there."""
+    """The column of a permission, and the conversion to the value in this column."""
 
     name: str
     stored: Callable[[Any], object] = lambda value: value
@@ -139,7 +139,7 @@ class Users:
         self._reader = ReadOnlyDatabase(path)
         self._quota_reader, self._quota_lock = ReadOnlyDatabase(path), Lock()
 
-    # Administration; all of it blocks.
+    # Administration; all these methods block.
 
     def add(self, name: str, password: str, *, networks: Sequence[Network] = ()) -> None:
         """Add a user.
@@ -236,7 +236,7 @@ class Users:
     def permit(
         self, name: str, account: UserAccount, fields: Collection[str] = tuple(_COLUMNS)
     ) -> None:
-        """Set permissions of a user to those of ``account``, in one transaction.
+        """Set permissions of a user to the permissions of ``account``, in one transaction.
 
         Args:
             fields: attributes of ``UserAccount`` to set; the others are unchanged, even if they
@@ -251,14 +251,14 @@ class Users:
         self._change(f"UPDATE users SET {sets} WHERE name = ?", values, name)
 
     def set_quota(self, name: str, octets: int | None) -> None:
-        """Set a quota in octets; 0 is unlimited, and None the setting in the configuration."""
+        """Set a quota in octets; 0 means unlimited, None the setting in the configuration."""
         self._change("UPDATE users SET quota = ? WHERE name = ?", (octets,), name)
 
     def quota(self, name: str) -> int | None:
         """Return a user's own quota in octets, 0 if unlimited; None if the user has none.
 
         Raises:
-            TemporaryFailure: cannot be read now.
+            TemporaryFailure: the database cannot be read now.
         """
         query = "SELECT quota FROM users WHERE name = ?"
         try:
@@ -273,7 +273,7 @@ class Users:
     def set_hold(self, name: str, seconds: float | None) -> None:
         """Set for how many seconds deleted messages are held.
 
-        Infinity keeps them for ever; None is the setting in the configuration.
+        Infinity keeps the messages for ever; None means the setting in the configuration.
         """
         stored = -1.0 if seconds == inf else seconds
         self._change("UPDATE users SET hold = ? WHERE name = ?", (stored,), name)
@@ -282,7 +282,7 @@ class Users:
         """Return for how many seconds a user's deleted messages are held; None if not set.
 
         Raises:
-            TemporaryFailure: cannot be read now.
+            TemporaryFailure: the database cannot be read now.
         """
         if not os.path.exists(self._path):
             return None
@@ -328,7 +328,7 @@ class Users:
     def worst_terms(self, terms: Terms) -> Terms | None:
         """Return the longest login delay and the shortest expiry of any user, or None.
 
-        ``terms`` are those of the server; None means that no user has others.
+        ``terms`` are the terms of the server; None means that no user has different terms.
         """
         with transaction(self._path) as database:
             others, delay, expire = database.execute(
@@ -363,7 +363,7 @@ class Users:
                 (key, passwords.selector(password)),
             ).fetchone()
         label, phc, keys, *permissions = row or ("", "", None)
-        is_own = passwords.is_sane(phc)  # another takes as long as an unknown user
+        is_own = passwords.is_sane(phc)  # any other hash takes as long as an unknown user
         is_right = passwords.matches(password, phc if is_own else passwords.decoy_hash())
         if not is_right or not is_own:
             raise AuthenticationFailed("unknown-user" if row is None else "bad-password")
@@ -374,7 +374,7 @@ class Users:
         return account
 
     def _may_act(self, account: UserAccount, shown: Credentials | Proof) -> UserAccount:
-        """Return the account; a user may act for no other (RFC 4616 §2)."""
+        """Return the account; a user must not act for another user (RFC 4616 §2)."""
         if shown.authorization and _key(shown.authorization) != account.user:
             raise AuthenticationFailed("authorization")
         return account
@@ -421,12 +421,12 @@ class Users:
         return None if rows is None else _digest(rows)
 
     async def _rows(self, query: str, *values: str) -> Sequence[Any]:
-        """Run in the event loop if possible, because no hash is computed and waits are rare."""
+        """Run a query, in the event loop if possible: it computes no hash and rarely waits."""
         rows = self._rows_now(query, *values)
         return await to_thread(self._all_of, query, *values) if rows is None else rows
 
     def _rows_now(self, query: str, *values: str) -> Sequence[Any] | None:
-        """Return None if another process is writing, or on an error, which ``_all_of`` reports."""
+        """Run a query; returns None if another process is writing, or after an error."""
         try:
             return self._reader.rows(query, *values)
         except (sqlite3.Error, OSError):
@@ -437,7 +437,7 @@ class Users:
             return database.execute(query, values).fetchall()
 
     def used(self, account: UserAccount, address: str) -> None:
-        self._last_use.note(account.user, account.credential, address)
+        self._last_use.record(account.user, account.credential, address)
 
     def _renew(self, key: str, label: str, old: str, password: str) -> None:
         """Store a hash and keys with the current parameters, unless the password has changed."""
@@ -477,7 +477,7 @@ class Users:
     def _consult(self) -> Iterator[sqlite3.Connection]:
         """Open a transaction for a peer; all errors are temporary and show no details.
 
-        So no login is refused and no mail bounces because a disk is not mounted.
+        This way, no login is refused and no mail bounces because a disk is not mounted.
         """
         if not os.path.exists(self._path):
             raise unusable(f"{self._path} does not exist; run: restante user add ann")

@@ -1,4 +1,4 @@
-"""``restante check``: check the configuration, without changes and without a network."""
+"""``restante check``: check the configuration; changes nothing and needs no network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..app import stores, upkeep
 from ..app.job import all_jobs
-from ..app.warnings import doubts, secret_files
+from ..app.warnings import configuration_warnings, secret_files
 from ..config import Configuration
 from ..errors import ConfigurationError
 from ..maildrop import Forecast
@@ -37,16 +37,21 @@ def run(options: argparse.Namespace) -> int:
         print(example(), end="")
         return os.EX_OK
     config = common.configuration(options)
-    stores.look_over(config)
-    stores.look_over_users(config)
+    stores.validate(config)
+    stores.validate_users(config)
     if mistakes := [text for job in all_jobs(config) for text in job.mistakes(strictly=True)]:
         raise ConfigurationError("\n".join(mistakes))
     source = str(config.source) if config.source else None
-    warnings = [*_relative_paths(config), *doubts(config)]
+    warnings = [*_relative_paths(config), *configuration_warnings(config)]
     changed = _forecast(config)
     if options.json:
-        listen, goes = list(config.server.listen), upkeep.as_json(changed)
-        common.print_json("check", source=source, listen=listen, warnings=warnings, goes=goes)
+        common.print_json(
+            "check",
+            source=source,
+            listen=list(config.server.listen),
+            warnings=warnings,
+            goes=upkeep.as_json(changed),
+        )
         return os.EX_OK
     for warning in warnings:
         common.say(f"warning: {warning}")

@@ -40,14 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_server(parser: argparse.ArgumentParser, kind: str) -> None:
-    parser.add_argument("path", metavar="PATH", type=Path, help="the Maildir, spool or mbox file")
+    parser.add_argument(
+        "path", metavar="PATH", type=Path, help="the Maildir, the spool directory or the mbox file"
+    )
     parser.add_argument("user", metavar="USER", help="the user to import the mail for")
     parser.add_argument(
         "--uidl",
         type=Path,
         metavar="FILE",
-        help="read the unique-ids from FILE, which has the old server's response to UIDL, if the "
-        "server's files do not contain them",
+        help="if the server's files contain no unique-ids, read them from FILE, a copy of the old "
+        "server's response to UIDL",
     )
     parser.add_argument(
         "--format",
@@ -60,7 +62,8 @@ def _add_server(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument(
         "--compare",
         metavar="URL",
-        help="first log in to the old server, and stop if its list differs from the files",
+        help="first log in to the old server at URL, and stop if the messages that it lists differ "
+        "from the files",
     )
     parser.add_argument(
         "--password-file",
@@ -104,8 +107,9 @@ def run(options: argparse.Namespace) -> int:
         result.arrivals[:listed] = ids
     if result.unlisted:
         common.say(
-            f"{counted(result.unlisted, 'message')} had no unique-id on the old server and will "
-            "get a new one. To avoid that, log in to the old server again before the import."
+            f"{counted(result.unlisted, 'message')} had no unique-id on the old server. The "
+            "import assigns new unique-ids to such messages. To avoid this, log in to the old "
+            "server before the import, so that it assigns them."
         )
     for note in result.notes:
         common.say(note)
@@ -141,7 +145,7 @@ def _unique_ids(number: int) -> str:
 async def _copy(store: MaildirStore, user: str, arrivals: list[Arrival]) -> int:
     by_name = {arrival.name: arrival for arrival in arrivals}
     if len(by_name) != len(arrivals):
-        raise PermanentFailure("two of these messages have the same file name")
+        raise PermanentFailure("two messages have the same file name")
 
     async def read(name: str) -> AsyncIterator[bytes]:
         for piece in by_name[name].octets():
@@ -155,7 +159,8 @@ def _with_ids(arrivals: list[Arrival], lines: bytes) -> list[Arrival]:
     ids = foreign.unique_id_list(lines)
     if sorted(ids) != list(range(1, len(arrivals) + 1)):
         raise PermanentFailure(
-            f"{counted(len(ids), 'unique-id')} for {counted(len(arrivals), 'message')}"
+            f"the list has {counted(len(ids), 'unique-id')}, but the server's files contain "
+            f"{counted(len(arrivals), 'message')}"
         )
     return [
         replace(
@@ -179,16 +184,17 @@ def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
     with connect_blocking(
         options.compare, user=user, password=password, ca_file=options.ca_file
     ) as client:
-        there = [(message.unique_id, message.size) for message in client.list()]
-    here = [(arrival.unique_id, arrival.size()) for arrival in arrivals]
-    wrong = [n for n, (one, other) in enumerate(zip(there, here, strict=False), 1) if one != other]
-    if wrong or len(there) != len(here):
+        listed = [(message.unique_id, message.size) for message in client.list()]
+    imported = [(arrival.unique_id, arrival.size()) for arrival in arrivals]
+    pairs = enumerate(zip(listed, imported, strict=False), 1)
+    wrong = [number for number, (one, other) in pairs if one != other]
+    if wrong or len(listed) != len(imported):
         first = f"; the first difference is message {wrong[0]}" if wrong else ""
         raise PermanentFailure(
-            f"the old server lists {counted(len(there), 'message')}, its files have "
-            f"{len(here)}{first}"
+            f"the old server lists {counted(len(listed), 'message')}, but its files contain "
+            f"{len(imported)}{first}"
         )
-    common.say(f"The old server lists the same {counted(len(here), 'message')}.")
+    common.say(f"The old server lists the same {counted(len(imported), 'message')}.")
 
 
 # The files of other servers.

@@ -91,11 +91,11 @@ def _configured(options: argparse.Namespace) -> Iterator[Configuration]:
 async def _serve(config: Configuration, options: argparse.Namespace) -> None:
     """Serve in this process."""
     terminal, stop = Terminal(), _listen_to_signals()
-    stores.look_over(config)
+    stores.validate(config)
     users = stores.users(config)
     store = stores.store(config, users)
     first_user = await asyncio.to_thread(make_first_user, config, users)
-    await asyncio.to_thread(gateway.look_over, config)
+    await asyncio.to_thread(gateway.validate, config)
     async with running(config, users, store) as server:
         server.users = dict([first_user] if first_user else [])
         _listen_to_hangup(server, options, stop, lambda: terminal.is_closed() or options.ephemeral)
@@ -111,10 +111,10 @@ async def _serve(config: Configuration, options: argparse.Namespace) -> None:
 
 def _supervise(config: Configuration, options: argparse.Namespace, count: int) -> int:
     """Serve in workers; this process starts, watches and restarts them."""
-    stores.look_over(config)
+    stores.validate(config)
     stores.store(config)  # report mistakes once, not in each worker
     first_user = make_first_user(config, stores.users(config))
-    gateway.look_over(config)
+    gateway.validate(config)
     certificate, _ = certificate_files(config)
     # Created before the workers, so that any worker can resume the TLS sessions of another.
     context = tls_context(config)

@@ -59,7 +59,7 @@ from .secret import Secret, reveal
 from .sinks import AT_ONCE, Gathering, Parsing, Saving, SizeLimit
 
 T = TypeVar("T")
-_HIGH_WATER = 262_144  # octets received and not read, from which on reading stops
+_HIGH_WATER = 262_144  # octets; reading stops while this many received octets are not processed
 _NO_LIMIT = 1e6  # seconds; without a value asyncio limits handshakes itself
 
 
@@ -71,9 +71,9 @@ class Body(BaseBody):
 
     Reading it raises:
         CommandFailed: the server refuses to send it.
-        ConnectionLost: the connection ended early; the pieces so far are not the message.
+        ConnectionLost: the connection ended early; the pieces so far are not the whole message.
         MessageTooLarge: the message exceeds the ``max_size`` given to ``connect``.
-        BodySkipped: another command came before its end, or another session began.
+        BodySkipped: another command was sent before the body's end, or another session began.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class Body(BaseBody):
             max_size: Largest size to accept, in octets; by default the limit of the session.
 
         Raises:
-            MessageTooLarge: it is larger.  A message that the server announces as larger is not
-                requested, unless ``retrieve_all`` has done so already; the rest is skipped then.
+            MessageTooLarge: the message is larger.  A message that the server announces as larger
+                is not requested; if ``retrieve_all`` has already requested it, it is skipped.
         """
         self._use(max_size)
         gathering = Gathering()
@@ -134,7 +134,7 @@ class Body(BaseBody):
             max_size: Largest size to accept, in octets; by default the limit of the session.
 
         Raises:
-            MessageTooLarge: it is larger; see ``read``.
+            MessageTooLarge: the message is larger; see ``read``.
         """
         self._use(max_size)
         parsing = Parsing(self._limit, header=self._is_header)
@@ -150,7 +150,7 @@ class Body(BaseBody):
         The event loop does not wait for the disk.
 
         Raises:
-            FileExistsError: the path already exists; nothing is ever replaced.
+            FileExistsError: the path already exists; an existing file is never replaced.
         """
         saving = Saving(Path(path))
         try:
@@ -171,7 +171,7 @@ class Body(BaseBody):
 
 
 class Client:
-    """A POP3 session, logged in; made by ``connect``.  For one task at a time.
+    """A POP3 session, logged in; created by ``connect``.  For one task at a time.
 
     As an asynchronous context manager it sends QUIT when the block ends normally, and drops the
     connection, so that no message is removed, after an exception.
@@ -206,7 +206,7 @@ class Client:
     def __del__(self) -> None:
         """Warn, and drop the connection, so that the server unlocks the maildrop."""
         if self._stream is not None:
-            with suppress(RuntimeError):  # the loop is closed, and the connection with it
+            with suppress(RuntimeError):  # the loop is closed, and so is the connection
                 self._stream.loop.call_soon_threadsafe(self._stream.transport.abort)
             what = f"POP3 session with {self._remote.host} was not ended; call quit() or abort()"
             warnings.warn(what, ResourceWarning, source=self, stacklevel=1)
@@ -236,12 +236,12 @@ class Client:
         return await self._run(self._dialogue.stat())
 
     async def list(self) -> Listing:
-        """List the messages by LIST and UIDL, without downloading any.
+        """List the messages with LIST and UIDL, without downloading any.
 
         The result is a sequence, also indexed by unique-id: ``(await client.list())["AAa3"]``.
 
         Raises:
-            CommandFailed: the server refuses; also when it announces UIDL and refuses that.
+            CommandFailed: the server refuses LIST, or announces UIDL but refuses it.
         """
         return await self._run(self._dialogue.listing())
 
@@ -258,11 +258,11 @@ class Client:
         """Return the body of one message, which is requested when it is read.
 
         Args:
-            message: A message of this session, such as one of ``list``.
+            message: A message of this session, for example from ``list``.
             progress: Called with the message and the number of its octets so far.
 
         Raises:
-            StaleMessage: a message of another session.
+            StaleMessage: the message belongs to another session.
         """
         return Body(self, message, progress, self._dialogue.ask_for([message]))
 
@@ -274,8 +274,8 @@ class Client:
             lines: Number of lines of the body.
 
         Raises:
-            StaleMessage: a message of another session.
-            UnsafeArgument: fewer than 0 lines.
+            StaleMessage: the message belongs to another session.
+            UnsafeArgument: ``lines`` is negative.
         """
         if lines < 0:
             raise UnsafeArgument("TOP gives 0 lines of a body, or more")
@@ -289,20 +289,20 @@ class Client:
         delete: bool = False,
         progress: Progress | None = None,
     ) -> AsyncIterator[tuple[Message, Body]]:
-        """Retrieve many messages, pipelined where the server allows, in this order.
+        """Retrieve many messages in the given order, pipelined if the server allows it.
 
-        The rest of a body that is not read to its end is skipped.  One that the server refuses
-        raises CommandFailed when it is read.  Messages may be deleted meanwhile; any other command
-        ends the iteration, which then raises BodySkipped, and so does a new session.  An exception
-        of the iterable ``messages`` is raised after the bodies before it, and the session
+        The rest of a body that is not read to its end is skipped.  If the server refuses a message,
+        reading its body raises CommandFailed.  Messages may be deleted during the iteration.  Any
+        other command, and a new session, end the iteration, which then raises BodySkipped.  An
+        exception of the iterable ``messages`` is raised after the bodies before it, and the session
         continues.
 
         Args:
-            messages: Messages of this session, such as those of ``list``.
+            messages: Messages of this session, for example from ``list``.
             delete: Delete each message whose body was read to its end (and saved or parsed, by
                 ``save`` or ``email``) when the loop asks for the next one.  The message at which
-                the loop is left, by ``break`` or by an exception, is not deleted, nor is one that
-                was read in part or not at all.
+                the loop is left, by ``break`` or by an exception, is not deleted.  Messages that
+                were read in part or not at all are not deleted either.
             progress: Called with each message and the number of its octets so far.
         """
         return self._read_all(self._dialogue, iter(messages), progress, delete=delete)
@@ -333,15 +333,15 @@ class Client:
     def headers(
         self, messages: Iterable[Message], *, max_size: int | None = None
     ) -> AsyncIterator[tuple[Message, EmailMessage]]:
-        """Fetch and parse the headers of many messages by TOP, pipelined where the server allows.
+        """Fetch and parse the headers of many messages with TOP, pipelined if possible.
 
         Args:
-            messages: Messages of this session, such as those of ``list``.
+            messages: Messages of this session, for example from ``list``.
             max_size: Largest header to accept, in octets; by default the limit of the session.
 
         Raises:
-            CommandFailed: the server refuses one of them, or has no TOP.  If ``quirks`` hides TOP,
-                whole messages are retrieved instead.
+            CommandFailed: the server refuses a message, or does not support TOP.  If ``quirks``
+                hides TOP, whole messages are retrieved instead.
             MessageTooLarge: a header is larger than the limit.
         """
         return self._parse_all(self.raw_headers(messages), max_size)
@@ -353,10 +353,10 @@ class Client:
             yield message, await body.email(max_size)
 
     def raw_headers(self, messages: Iterable[Message]) -> AsyncIterator[tuple[Message, Body]]:
-        """Fetch the headers of many messages as octets, pipelined where the server allows.
+        """Fetch the headers of many messages as octets, pipelined if the server allows it.
 
-        A header that the server refuses raises CommandFailed when it is read.  If ``quirks`` hides
-        TOP, the octets after the blank line are the body of the message.
+        If the server refuses a message, reading its header raises CommandFailed.  If ``quirks``
+        hides TOP, the octets after the blank line are the body of the message.
         """
         return self._read_all(self._dialogue, iter(messages), is_header=True)
 
@@ -366,15 +366,15 @@ class Client:
 
     @property
     def is_pipelining_in_doubt(self) -> bool:
-        """Whether several commands were sent at once, and only the first was answered so far."""
+        """Whether several commands were sent at once, and only the first has been answered."""
         return self._dialogue.is_pipelining_in_doubt
 
     async def delete(self, *messages: Message) -> None:
         """Mark messages as deleted; they are removed when the session ends normally.
 
-        In a loop of ``retrieve_all`` the commands are sent among those of the loop.  A message that
-        the server refuses to mark is added to ``refused`` and disturbs no other: QUIT removes the
-        others, and then CommandFailed is raised.
+        In a loop of ``retrieve_all``, the commands are sent between the commands of the loop.  A
+        message that the server refuses to mark is added to ``refused`` and does not affect the
+        other messages: QUIT removes them, and then CommandFailed is raised.
 
         Raises:
             StaleMessage: a message of another session; nothing was sent.
@@ -393,8 +393,8 @@ class Client:
         """End the session (QUIT); the deleted messages are removed when this returns.
 
         Raises:
-            CommandFailed: the server could not remove all of them (``command`` is "QUIT"), or it
-                removed them but had refused to mark another one ("DELE").
+            CommandFailed: the server could not remove all messages (``command`` is "QUIT"), or it
+                removed them but had refused to mark another message ("DELE").
             ConnectionLost: the answer to QUIT was lost; ``is_known`` is False.
         """
         self._begin()
@@ -429,7 +429,7 @@ class Client:
             raise refused
 
     async def reconnect(self) -> int:
-        """Begin a new session, also after the connection was lost.
+        """Begin a new session, even if the connection was lost.
 
         Returns the number of deletions of the earlier session that were lost.  List the messages
         again afterwards: reading messages of the earlier session raises BodySkipped.
@@ -469,7 +469,7 @@ class Client:
         """End the session after a block that ended normally.
 
         Raises:
-            ConnectionLost: deletions were lost in the block, and the program has ignored that.
+            ConnectionLost: deletions were lost in the block, and the program ignored the error.
         """
         if self._stream is not None:
             await self.quit()
@@ -521,7 +521,7 @@ class Client:
         self._loss = None
 
     async def _is_silent(self) -> bool:
-        """Return whether there is no greeting for some seconds; the server may just be slow."""
+        """Return whether no greeting arrives for some seconds; the server may only be slow."""
         assert self._stream is not None
         wait = self._next_wait()
         seconds = SILENCE if wait is None else min(wait, SILENCE)
@@ -604,7 +604,7 @@ class Client:
 
     async def _next_message(self, retrieval: Retrieval, dialogue: Dialogue) -> Answer:
         answer = await self._run(dialogue.next_message(retrieval), dialogue)
-        assert answer is not None  # the procedure requested one
+        assert answer is not None  # the procedure requested an answer
         return answer
 
     async def _perform(self, procedure: Procedure[T]) -> T:
@@ -650,12 +650,12 @@ class Client:
 
 
 def _above(wait: float | None) -> float:
-    """Return a limit above our own, so that asyncio does not time out first."""
+    """Return a limit above the client's own limit, so that asyncio does not time out first."""
     return _NO_LIMIT if wait is None else wait + 1
 
 
 class _Stream(asyncio.Protocol):
-    """Receives octets, and stops reading while they are not taken."""
+    """Receives octets, and stops reading while too many are not processed."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
@@ -680,7 +680,7 @@ class _Stream(asyncio.Protocol):
         self._arrived.set()
 
     async def receive(self) -> bytes:
-        """Return some octets, or none at the end of the connection."""
+        """Return some octets; empty at the end of the connection."""
         while not self._octets:
             if self._is_closed:
                 if isinstance(self._error, OSError):
@@ -743,43 +743,43 @@ def connect(
     removes the messages that were deleted; after an exception the connection is dropped without
     QUIT and no message is removed.  Or await it and call ``quit`` yourself.
 
-    The strongest login that both sides support is used, and no weaker one after a failure.
+    The strongest login that both sides support is used.  If it fails, no weaker one is tried.
 
     Args:
         where: ``pop3s://user@host`` for TLS from the first octet, ``pop3://user@host`` for STLS, a
             host name, or a ``Service`` that ``discover`` has found.  A URL may have a password and
             a port; in user and password ":", "/", "?", "#" and "%" must be percent-encoded.
         user: User name, instead of the URL's.
-        password: Password, instead of the URL's; better from a file or a keyring than in a URL.
+        password: Password, instead of the URL's; safer from a file or a keyring than in a URL.
         token: OAuth 2 bearer token instead of a password, or a function that returns a fresh one
             for each login; it may be a coroutine function.
-        certificate: Client certificate and its key: one PEM file, or a pair of them.  Without a
+        certificate: Client certificate and its key: one PEM file, or a pair of files.  Without a
             password and a token it is used to log in (EXTERNAL).
-        mechanism: SASL mechanism, ``USER`` or ``APOP``, used instead of the strongest one that both
-            sides support.
+        mechanism: SASL mechanism, ``USER`` or ``APOP``, used instead of the strongest login that
+            both sides support.
         strength: Weakest login to accept; by default ``Strength.SECRET``.
-        tls: When TLS starts, instead of what the URL says.
+        tls: When TLS starts, instead of the URL's setting.
         port: Port, instead of the URL's; by default 995, or 110 with STLS.
         ca_file: PEM file with the certificates to trust instead of the system's.
         quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset;
-            by default what is known about servers of that host name.
+            by default the known deviations of servers with that host name.
         context: SSL context to use instead of ``ca_file`` and ``certificate``.
         sock: Connected socket to use; it then belongs to the session, which cannot be renewed.
         proxy: ``socks5://user:password@host:port`` or ``http://…`` (CONNECT); the proxy looks up
             the server's name.
-        local_addr: IP address to connect from, or a pair of it and a port.
-        server_hostname: Name that the server's certificate must have, if not that of the host.
-        fingerprint: SHA-256 of the server's certificate, in hexadecimal, in place of verifying
-            who signed it and for which name.  With ``ca_file`` or ``context`` these count as well.
+        local_addr: IP address to connect from, or a pair of an IP address and a port.
+        server_hostname: Name that the server's certificate must have, if it is not the host's name.
+        fingerprint: SHA-256 of the server's certificate, in hexadecimal.  It replaces the
+            verification of issuer and name; with ``ca_file`` or ``context``, both are verified too.
         timeout: Seconds for each wait: look-up and connection, TLS handshake, each answer.  None:
             no limit.
         deadline: Seconds for the whole session.  When it has passed, the task that has entered the
             block is interrupted wherever it waits, and any other task in a command or at its next
             one.  None: no limit.
         max_size: Size in octets of the largest message to accept; reading a larger one raises
-            MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can set another.
+            MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can change it.
         record: Called with each line of client and server, without passwords and without the
-            contents of messages.  The logger ``restante.client`` has the same at level DEBUG.
+            contents of messages.  The logger ``restante.client`` logs the same at level DEBUG.
 
     Raises:
         TLSUnavailable: no safe connection is possible; no credential was sent.
@@ -787,14 +787,14 @@ def connect(
             weaker than ``strength``.
         CannotConnect: the host is unknown, unreachable, or refuses the connection.
         ConnectionLost: the connection ended too early; ``lost_deletions`` messages were not
-            removed.  Also at the end of the block, if the block itself has ignored that.
+            removed.  Also at the end of the block, if the block has ignored the error.
         DeadlineExceeded: ``timeout`` or ``deadline`` has passed.
         CommandFailed: the server refuses the connection, or at the end of the block: QUIT failed to
             remove some messages (``command`` is "QUIT"), or it removed them but had refused to mark
-            another one ("DELE").
+            another message ("DELE").
         ConfigurationError: a file of certificates cannot be used.
         UnsafeArgument: an argument is invalid, such as a malformed URL; nothing was sent.
-        TypeError: an argument of the wrong type.
+        TypeError: an argument has the wrong type.
     """
     options: Options = {
         "user": user,
@@ -820,9 +820,9 @@ def connect(
 
 
 class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
-    """What ``connect`` returns: enter it with ``async with``, or await it, once.
+    """The result of ``connect``: enter it with ``async with``, or await it, once.
 
-    Nothing is sent before that, and the deadline counts from then on.
+    Nothing is sent before, and the deadline begins at that time.
     """
 
     def __init__(self, remote: Remote, limits: Limits, record: Record, max_size: SizeLimit) -> None:
@@ -875,5 +875,5 @@ class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
         if self._is_used:
             raise RuntimeError("a session of connect() can be begun once; call connect() again")
         self._is_used = True
-        limits = Limits(self._limits.timeout, self._limits.deadline)  # counted from now on
+        limits = Limits(self._limits.timeout, self._limits.deadline)  # the deadline begins now
         return Client(self._remote, limits, self._record, self._max_size)

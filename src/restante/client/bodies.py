@@ -39,11 +39,11 @@ class BaseBody:
         self._limit = limit
         self._progress = progress
         self._is_header = is_header
-        self._is_part = is_part  # whether it is a part, whose size no listing announces
+        self._is_part = is_part  # whether this is a part of a message, whose size is not announced
         self._octets = 0
         self._is_begun = False
         self._is_at_end = False
-        self._is_in_use = False  # whether a method that does more than read it is running
+        self._is_in_use = False  # whether a method that does more than read the body is running
 
     @property
     def is_complete(self) -> bool:
@@ -53,7 +53,7 @@ class BaseBody:
     def _begin(self) -> None:
         """
         Raises:
-            BodySkipped: it was read already.
+            BodySkipped: the body has been read already.
             MessageTooLarge: the announced size exceeds the limit; the message is not requested.
         """
         if self._is_begun:
@@ -81,7 +81,7 @@ class BaseBody:
             self._progress(self.message, self._octets)
 
     def _use(self, max_size: int | None = None) -> None:
-        """Begin a method that reads it; the method resets ``_is_in_use`` when it has succeeded.
+        """Begin a method that reads the body; the method resets ``_is_in_use`` after success.
 
         Raises:
             MessageTooLarge: see ``_begin``.

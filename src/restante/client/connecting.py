@@ -1,4 +1,4 @@
-"""Connect to a host by TCP: look up its addresses, and use the first that answers.
+"""Connect to a host over TCP: look up its addresses, and use the first that answers.
 
 Standards: RFC 8305 (happy eyeballs): address families alternate, and the next address is
 tried while earlier ones have not answered yet.  The asyncio and the blocking client do the same.
@@ -25,7 +25,7 @@ from typing import SupportsFloat, SupportsIndex
 from ..errors import UnsafeArgument
 
 DELAY = 0.25  # seconds until the next address is tried as well (RFC 8305 §5)
-MAX_ADDRESSES = 20  # addresses tried, each with an open socket; an estimate, from no RFC
+MAX_ADDRESSES = 20  # addresses to try, each with an open socket; an estimate, not from an RFC
 _UNDER_WAY = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN)
 
 Address = tuple[int, int, int, str, tuple[str | int | bytes, ...]]
@@ -87,7 +87,7 @@ async def reach(
     ``local_address`` is the IP address and the port to connect from.
 
     Raises:
-        OSError: none answers, or the host has none.
+        OSError: no address answers, or the host has no address.
     """
     addresses: list[Address] = await asyncio.wrap_future(_look_up(host, port))
     waiting = deque(interleaved(_reachable(addresses, local_address)))
@@ -142,10 +142,13 @@ def reach_blocking(
     seconds: float | None,
     local_address: tuple[str, int] | None = None,
 ) -> socket.socket:
-    """The same for a thread that may wait; ``seconds`` are for the look-up and all addresses.
+    """Connect like ``reach``, in a thread that may wait.
+
+    ``seconds`` is the time limit for the look-up and all addresses.
 
     Raises:
-        OSError: none answers, or the host has none; TimeoutError: not in this time.
+        OSError: no address answers, or the host has no address.
+        TimeoutError: no address answered in time.
     """
     until = math.inf if seconds is None else time.monotonic() + seconds
     addresses = _look_up(host, port).result(seconds)
@@ -204,7 +207,7 @@ def _begin(
 
 
 def _failure(number: int) -> OSError:
-    """Return the error with Python's class for its number, such as ConnectionRefusedError."""
+    """Return the error for an errno, in Python's class for it, such as ConnectionRefusedError."""
     return OSError(number, errno.errorcode.get(number, ""))
 
 
@@ -220,17 +223,17 @@ def _reachable(
 
 
 def interleaved(addresses: Iterable[Address]) -> list[Address]:
-    """Return the addresses with alternating families, the preferred one first (RFC 8305 §4)."""
+    """Return the addresses with alternating families, the preferred address first (RFC 8305 §4)."""
     families: dict[int, deque[Address]] = {}
     for address in addresses:
         families.setdefault(address[0], deque()).append(address)
-    found: list[Address] = []
-    while families and len(found) < MAX_ADDRESSES:
+    ordered: list[Address] = []
+    while families and len(ordered) < MAX_ADDRESSES:
         for family, left in list(families.items()):
-            found.append(left.popleft())
+            ordered.append(left.popleft())
             if not left:
                 del families[family]
-    return found[:MAX_ADDRESSES]
+    return ordered[:MAX_ADDRESSES]
 
 
 def _look_up(host: str, port: int) -> Future[list[Address]]:

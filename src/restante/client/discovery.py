@@ -43,19 +43,19 @@ class Target(NamedTuple):
 def discover_blocking(
     address: str, *, timeout: float = 10.0, resolver: Resolver | None = None
 ) -> list[Service]:
-    """Find the POP3 servers of a mail address or a domain by its SRV records (RFC 6186).
+    """Find the POP3 servers of a mail address or a domain from its SRV records (RFC 6186).
 
-    Returns them in the order in which to try them: those with TLS from the first octet before the
-    others, whatever their priorities (RFC 8314 §5.1).  An empty list means that the domain
+    Returns the servers in the order in which to try them.  Servers with TLS from the first octet
+    come first, whatever their priorities (RFC 8314 §5.1).  An empty list means that the domain
     announces no server.
 
     Args:
         address: A mail address or a domain.
         timeout: Seconds for each of two queries.
-        resolver: Resolver to ask instead of the system's.
+        resolver: Resolver to use instead of the system's resolver.
 
     Raises:
-        UnsafeArgument: neither an address nor a domain.
+        UnsafeArgument: ``address`` is neither a mail address nor a domain.
         DeadlineExceeded: the DNS did not answer in time.
         ConnectionLost: the DNS failed to answer, which does not mean that there is no server.
         ConfigurationError: dnspython, the extra ``srv``, is not installed.
@@ -77,19 +77,19 @@ def discover_blocking(
 async def discover(
     address: str, *, timeout: float = 10.0, resolver: Resolver | None = None
 ) -> list[Service]:
-    """Find the POP3 servers of a mail address or a domain by its SRV records (RFC 6186).
+    """Find the POP3 servers of a mail address or a domain from its SRV records (RFC 6186).
 
-    Returns them in the order in which to try them: those with TLS from the first octet before the
-    others, whatever their priorities (RFC 8314 §5.1).  An empty list means that the domain
+    Returns the servers in the order in which to try them.  Servers with TLS from the first octet
+    come first, whatever their priorities (RFC 8314 §5.1).  An empty list means that the domain
     announces no server.
 
     Args:
         address: A mail address or a domain.
         timeout: Seconds for each of two queries.
-        resolver: Resolver to ask instead of the system's.
+        resolver: Resolver to use instead of the system's resolver.
 
     Raises:
-        UnsafeArgument: neither an address nor a domain.
+        UnsafeArgument: ``address`` is neither a mail address nor a domain.
         DeadlineExceeded: the DNS did not answer in time.
         ConnectionLost: the DNS failed to answer, which does not mean that there is no server.
         ConfigurationError: dnspython, the extra ``srv``, is not installed.

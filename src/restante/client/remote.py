@@ -32,7 +32,7 @@ it may be a coroutine function."""
 
 
 class TLS(Enum):
-    """When TLS begins (RFC 8314 §3).  There is no "if possible"."""
+    """When TLS begins (RFC 8314 §3).  There is no opportunistic TLS."""
 
     IMPLICIT = "pop3s"
     """TLS from the first octet."""
@@ -46,8 +46,8 @@ class TLS(Enum):
 class Service:
     """A server of a mail domain, found by ``discover``; ``connect`` accepts it instead of a URL.
 
-    Its certificate must name the mail domain, or the host if that is known to belong to the domain
-    (RFC 7817 §3).
+    Its certificate must name the mail domain, or the host if the host is known to belong to the
+    domain (RFC 7817 §3).
     """
 
     host: str
@@ -76,7 +76,7 @@ class Service:
 class Options(TypedDict, total=False):
     """The keyword arguments of ``connect`` that describe the server and the login.
 
-    For functions that pass them on: ``def fetch(url: str, **options: Unpack[Options])``.  See
+    For functions that pass options on: ``def fetch(url: str, **options: Unpack[Options])``.  See
     ``connect`` for the meaning of each; None always stands for the default.
     """
 
@@ -141,7 +141,7 @@ _KINDS: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A server and the login there."""
+    """A server, and the login for it."""
 
     host: str
     port: int
@@ -162,9 +162,9 @@ class Remote:
         A mechanism may follow the user: ``pop3s://user;AUTH=PLAIN@host`` (RFC 2384 §3).
 
         Raises:
-            TypeError: an option does not exist or has the wrong type.
+            TypeError: an option is unknown or has the wrong type.
             UnsafeArgument: the URL is invalid, or password, token and certificate are all missing.
-            TLSUnavailable: TLS.NONE with another machine.
+            TLSUnavailable: TLS.NONE was requested for another machine.
         """
         _check_options(options)
         host, port, scheme, url_login = split(where)
@@ -294,8 +294,8 @@ class Remote:
     def speaks_tls(self) -> bool:
         """Return whether the port has implicit TLS.  Blocks for a few seconds at most.
 
-        The certificate is ignored, because nothing is sent and the connection ends.  False if a
-        second connection by the same route is impossible.
+        The certificate is ignored, because nothing is sent and the connection ends.  Returns
+        False if a second connection through the same route is impossible.
         """
         if not self.route.is_direct:
             return False
@@ -312,7 +312,7 @@ class Remote:
         return True
 
     def ask_token(self) -> Token | Awaitable[Token]:
-        """Return the token for the next login; empty if none is used."""
+        """Return the token for the next login; empty if the login uses no token."""
         return self.token() if callable(self.token) else self.token
 
 
@@ -358,8 +358,8 @@ def split(where: str | Service) -> tuple[str, int | None, TLS, ClientLogin]:
     """Return host, port or None, the kind of TLS, and the login in the URL.
 
     Raises:
-        UnsafeArgument: neither a URL nor a host; the error does not repeat it.
-        TypeError: not a ``str``.
+        UnsafeArgument: ``where`` is neither a URL nor a host; the error does not repeat it.
+        TypeError: ``where`` is not a ``str``.
     """
     if isinstance(where, Service):
         return where.host, where.port, where.tls, ClientLogin(where.user)

@@ -1,4 +1,4 @@
-"""The route to a server: direct, from a local address, through a proxy, or by a given socket."""
+"""The route to a server: direct, from a local address, through a proxy, or over a given socket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Route:
     """IP address and port to connect from; port 0: any."""
     proxy: Proxy | None = None
     sock: socket.socket | None = None
-    """A connected socket; None after it was used."""
+    """A connected socket; None after it has been used."""
     is_once: bool = False
     """Whether a socket was given, so that only one session is possible."""
 
@@ -38,7 +38,7 @@ class Route:
         proxy: str | None,
         local_addr: str | tuple[str, int] | None,
     ) -> Route:
-        """Make a route from the arguments of ``connect``.
+        """Return the route for the arguments of ``connect``.
 
         Raises:
             TypeError, UnsafeArgument: a proxy, a local address or a socket is invalid.
@@ -60,7 +60,7 @@ class Route:
 
     @property
     def is_local(self) -> bool:
-        """Return whether the connection stays on this machine, by address and not by name."""
+        """Whether the connection stays on this machine; decided by the address, not by the name."""
         if self.proxy is not None:
             return False
         if self.sock is None:
@@ -71,7 +71,7 @@ class Route:
 
     @property
     def is_direct(self) -> bool:
-        """Whether a second connection, to find out more, takes the same route."""
+        """Whether a second connection, for a diagnosis, would take the same route."""
         return not self.is_once and self.proxy is None
 
     def check_renewable(self) -> None:
@@ -105,10 +105,10 @@ class Route:
         return connection
 
     def connect_blocking(self, seconds: float | None) -> socket.socket:
-        """Connect in a thread that may block, for ``seconds`` at most.
+        """Connect in a thread that may block, for at most ``seconds`` seconds.
 
         Raises:
-            TimeoutError: it took longer.
+            TimeoutError: the connection took longer.
             OSError, CannotConnect, UnsafeArgument: see ``connect``.
         """
         if self.is_once:
@@ -177,7 +177,7 @@ def _check_address(address: tuple[str, int]) -> None:
     """
     kinds = [type(each) for each in address] if isinstance(address, tuple) else []
     if kinds != [str, int]:
-        raise TypeError("local_addr must be an IP address, or a pair of it and a port")
+        raise TypeError("local_addr must be an IP address, or a pair of an IP address and a port")
     try:
         ip_address(address[0])
     except ValueError as error:

@@ -14,17 +14,17 @@ from typing import SupportsIndex
 
 from ..errors import MessageTooLarge, UnsafeArgument
 
-AT_ONCE = 1_048_576  # octets written by one call in a thread, since each call costs some 0.1 ms
+AT_ONCE = 1_048_576  # octets written by one call in a thread, since each call takes about 0.1 ms
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would change line ends
 
 
 class Saving:
     """A new file that gets its name only when it is complete and durable.
 
-    After an exception in the block no file is left.
+    After an exception in the block, no file remains.
 
     Raises:
-        FileExistsError: the path exists; nothing is ever replaced.
+        FileExistsError: the path exists; an existing file is never replaced.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class Saving:
 
     def __enter__(self) -> Saving:
         if os.path.lexists(self._path):
-            raise FileExistsError(f"{self._path} is there already")
+            raise FileExistsError(f"{self._path} exists already")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY
         self._file = open(os.open(self._temporary, flags, 0o600), "wb")
         return self
@@ -100,7 +100,7 @@ class SizeLimit:
 
 
 class Gathering:
-    """The octets of one message in memory, whose size the caller limits."""
+    """Collects the octets of one message in memory; the caller limits the size."""
 
     def __init__(self) -> None:
         self._octets = bytearray()
@@ -120,7 +120,7 @@ class Parsing(Gathering):
         self._limit = limit
         self._is_header = header
         self._last = b"\r\n"  # the octets before the first piece; an empty header is a blank line
-        self._is_over = False
+        self._has_header_ended = False
 
     def write(self, octets: bytes) -> None:
         """
@@ -131,16 +131,16 @@ class Parsing(Gathering):
         self._limit.check(len(self._octets))
 
     def _before_blank_line(self, octets: bytes) -> bytes:
-        if self._is_over:
+        if self._has_header_ended:
             return b""
         text = self._last + octets
         end = text.find(b"\r\n\r\n")
-        self._is_over = end >= 0
+        self._has_header_ended = end >= 0
         begun, self._last = len(self._last), text[-3:]
-        return text[begun : end + 4] if self._is_over else octets
+        return text[begun : end + 4] if self._has_header_ended else octets
 
     def close(self) -> EmailMessage:
-        """Return the parsed message; takes seconds if it is large, so not for an event loop."""
+        """Return the parsed message; blocks for seconds if the message is large."""
         from .. import mime  # with ``email``, which takes longer than the rest of the client
 
         return mime.parse(self.octets(), header_only=self._is_header)

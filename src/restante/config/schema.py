@@ -347,9 +347,9 @@ class Auth(Section):
     )
     mechanisms: tuple[str, ...] = option(
         MECHANISMS,
-        f"SASL mechanisms for the AUTH command, out of {', '.join(sasl.MECHANISMS)}. A mechanism "
-        "is offered only if the back ends can check it. APOP enables the APOP command if "
-        "passwd-file is the only back end, for users whose password is stored as PLAIN.",
+        f"SASL mechanisms for the AUTH command. Possible values: {', '.join(sasl.MECHANISMS)}. "
+        "A mechanism is offered only if the back ends can check it. APOP enables the APOP command "
+        "if passwd-file is the only back end, for users whose password is stored as PLAIN.",
         many(one_of(*ALL_MECHANISMS)),
     )
     folder_separator: str = option(
@@ -372,8 +372,8 @@ class Auth(Section):
     )
     trusted: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
-        "Networks whose failed logins do not increase delays, such as that of a webmail server, "
-        "whose address many users share.",
+        "Networks from which failed logins do not increase delays. List a webmail server here, "
+        "because many users share its address.",
         many(network),
         example=["192.168.1.25/32"],
     )
@@ -384,7 +384,7 @@ class Auth(Section):
 
 
 class LMTP(Section):
-    """Receive mail from a mail server by LMTP (RFC 2033)."""
+    """Receive mail from a mail server over LMTP (RFC 2033)."""
 
     listen: tuple[str, ...] = option(
         [],
@@ -396,7 +396,7 @@ class LMTP(Section):
 
 
 class SMTP(Section):
-    """Receive mail by SMTP without a mail server, for local recipients only."""
+    """Receive mail over SMTP without a mail server, for local recipients only."""
 
     listen: tuple[str, ...] = option(
         [], "Addresses to listen on. If the list is empty, SMTP is disabled.", many(address(""))
@@ -407,7 +407,7 @@ class SMTP(Section):
 
 
 class Intake(Section):
-    """Receive mail by LMTP and SMTP."""
+    """Receive mail over LMTP and SMTP."""
 
     lmtp: LMTP = field(default_factory=LMTP)
     smtp: SMTP = field(default_factory=SMTP)
@@ -546,7 +546,7 @@ class Account(Section):
     quirks: tuple[str, ...] = option(
         ["auto"],
         'Workarounds for the server. "auto" uses the workarounds that are known for its host name. '
-        "The guide to non-compliant servers explains the other words.",
+        "The guide to non-compliant servers explains the other values.",
         quirks,
         example=["no-capa", "add:UIDL"],
     )

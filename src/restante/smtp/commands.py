@@ -40,9 +40,10 @@ def _greet(session: Session, argument: str, *, is_extended: bool) -> None:
 
 
 def starttls(session: Session, argument: str) -> Event:
-    """The handshake begins right after the reply (RFC 3207 §4).
+    """Accepts STARTTLS.  The handshake begins immediately after the reply (RFC 3207 §4).
 
-    Octets that came with the command would be read as if TLS protected them (CVE-2011-0411).
+    Octets that arrived after the command are refused, because they would be read as if TLS
+    protected them (CVE-2011-0411).
     """
     if argument:
         raise Refusal(501, "5.5.4", "STARTTLS does not accept an argument")
@@ -91,13 +92,13 @@ def rcpt(session: Session, argument: str) -> Event:
     policy = session.policy
     is_postmaster = path.address.casefold() == "postmaster"  # RFC 5321 §4.5.1
     if not (policy.is_lmtp or is_postmaster or path.domain in policy.domains):
-        raise Refusal(550, "5.7.1", "this server relays no mail")
+        raise Refusal(550, "5.7.1", "relaying is not allowed")
     return session.resolve(path.address)
 
 
 def _check_utf8(address: str, *, is_utf8: bool, status: str) -> None:
     if not (is_utf8 or address.isascii()):
-        raise Refusal(553, status, "an address beyond ASCII needs SMTPUTF8")
+        raise Refusal(553, status, "a non-ASCII address requires SMTPUTF8")
 
 
 def _after(argument: str, prefix: str, usage: str) -> str:
@@ -108,7 +109,7 @@ def _after(argument: str, prefix: str, usage: str) -> str:
 
 
 def data(session: Session, argument: str) -> Event:
-    """The message follows (RFC 5321 §4.1.1.4)."""
+    """Begins to receive the message (RFC 5321 §4.1.1.4)."""
     if argument:
         raise Refusal(501, "5.5.4", "DATA does not accept an argument")
     if not session.recipients:
@@ -125,12 +126,12 @@ def rset(session: Session, argument: str) -> Reply:
 
 
 def noop(_: Session, __: str) -> Reply:
-    """Does nothing but answer; an argument is ignored (RFC 5321 §4.1.1.9)."""
+    """Has no effect except the reply; an argument is ignored (RFC 5321 §4.1.1.9)."""
     return _OK
 
 
 def vrfy(_: Session, __: str) -> Reply:
-    """Reveals no user (RFC 5321 §3.5.3, §7.3)."""
+    """Does not reveal whether a user exists (RFC 5321 §3.5.3, §7.3)."""
     return Reply(252, "2.5.0", "cannot verify users, but will accept messages for them")
 
 

@@ -2,7 +2,7 @@
 
 Standards: RFC 5321 §4.1.1.4, §4.5.2, §6.3.
 Security: only CRLF.CRLF ends a message (SMTP smuggling, CVE-2023-51764).  The work for new octets
-depends on their number alone, not on what came before them.
+depends only on their number, not on earlier octets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Incoming:
     def __init__(self, limit: int, *, refuses_bare: bool) -> None:
         """
         Args:
-            limit: octets of the largest message that is accepted.
+            limit: maximum size of the message, in octets.
             refuses_bare: refuse a message with a bare CR or LF.  SMTP does (RFC 5321 §2.3.8); LMTP
                 does not, because a refusal at the last hop loses the mail.
         """
@@ -44,11 +44,11 @@ class Incoming:
 
     @property
     def rest(self) -> bytes:
-        """Octets after the end of the message: the next commands."""
+        """The octets after the end of the message, which are the next commands."""
         return self._data.rest
 
     def feed(self, octets: bytes) -> bytes:
-        """Return the content to store; empty once the message is bound to be refused."""
+        """Return the content to store; empty as soon as the message must be refused."""
         content = self._data.feed(octets)
         self.octets += len(content)
         self._hops.feed(content)
@@ -70,7 +70,7 @@ class Incoming:
 
 
 class _BareCheck:
-    """Finds CR and LF outside CRLF.  ``Unstuffer`` never returns a CR without the next octet."""
+    """Detects a CR or LF outside CRLF.  ``Unstuffer`` never returns a CR without the next octet."""
 
     def __init__(self) -> None:
         self.has_bare = False
@@ -82,7 +82,7 @@ class _BareCheck:
 class _HopCount:
     """Counts the Received fields of a header, with any line ends.
 
-    Of an incomplete line it keeps the beginning, which holds the name of the field.
+    It stores the beginning of an incomplete line, which contains the name of the field.
     """
 
     def __init__(self) -> None:

@@ -20,8 +20,8 @@ from ..errors import (
     UnsafeArgument,
 )
 
-# Octets, CRLF included: 512 (RFC 5321 §4.5.3.1.4) and what extensions add.  Paths have no other
-# limit, as RFC 5321 §4.5.3.1 prefers: users may have longer names than its 256 octets.
+# Octets, including CRLF: 512 (RFC 5321 §4.5.3.1.4) and the octets that extensions add.  Paths have
+# no other limit, as RFC 5321 §4.5.3.1 prefers: users may have longer names than its 256 octets.
 MAX_LINE = 1024
 
 # Beyond ASCII only with SMTPUTF8; lone surrogates are octets that were not UTF-8.  The classes name
@@ -36,7 +36,7 @@ _LITERAL = r"\[[A-Za-z0-9:.-]+\]"
 _ADDRESS = re.compile(rf"(?:{_LOCAL}|{_QUOTED})(?:@(?:{_DOMAIN}|{_LITERAL}))?")
 # The alternatives share no first character, so matching takes linear time.
 _PATH = re.compile(r'<((?:"(?:[^"\\]|\\.)*"|[^"<>])*)>(?: +(.*))?')
-_BARE_PATH = re.compile(r"([^\s<>]+)(?: +(.*))?")  # without brackets, as old devices write it
+_BARE_PATH = re.compile(r"([^\s<>]+)(?: +(.*))?")  # without brackets, as old devices send it
 _SOURCE_ROUTE = re.compile(r"@[^:\"]*:")  # accepted and ignored (RFC 5321 §4.1.1.3, appendix C)
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^= ]+))?")
 _HELLO = re.compile(rf"{_DOMAIN}|{_LITERAL}")
@@ -63,7 +63,7 @@ class Command(NamedTuple):
         """Parse a line; octets that are not UTF-8 become lone surrogates.
 
         Raises:
-            BadCommand: a bare CR.
+            BadCommand: the line contains a bare CR.
         """
         if b"\r" in line:
             raise BadCommand("bare CR in a command")
@@ -83,7 +83,7 @@ class Reply(NamedTuple):
     """Further lines: the extensions in the reply to EHLO."""
 
     def encode(self) -> bytes:
-        """The whole reply, CRLF included."""
+        """Return the whole reply, including CRLF."""
         *lines, last = f"{self.status} {self.text}".lstrip(), *self.more
         lines = [f"{self.code}-{line}\r\n" for line in lines]
         return f"{''.join(lines)}{self.code} {last}\r\n".encode("ascii", "replace")
@@ -108,7 +108,7 @@ class Path(NamedTuple):
             status: the enhanced status code of a malformed address, 5.1.7 or 5.1.3.
 
         Raises:
-            Refusal: malformed.
+            Refusal: the text is malformed.
         """
         match = _PATH.fullmatch(text) or _BARE_PATH.fullmatch(text)
         if match is None:
@@ -120,7 +120,7 @@ class Path(NamedTuple):
 
     @property
     def domain(self) -> str:
-        """In lower case; empty for a name without one."""
+        """The domain in lower case; empty for a name without a domain."""
         # "@" may occur inside a quoted local part, never after one.
         return self.address.rpartition("@")[2].casefold() if "@" in self.address else ""
 

@@ -30,8 +30,9 @@ from .state import BeginData, Close, Content, Deliver, Event, Recipient, Resolve
 from .verbs import Verb
 
 _LAST_WORD = 421  # RFC 5321 §3.8: the server closes the connection
-# Octets beyond twice the limit that are read before the connection is closed.  Reading on lets an
-# honest client see the refusal at the end of its message; the bound stops an endless one.
+# Octets beyond twice the limit that are read before the connection is closed.  If the server reads
+# on, an honest client receives the refusal at the end of its message; the bound stops an endless
+# message.
 _EXCESS = 2**20
 
 
@@ -41,21 +42,22 @@ class Policy:
 
     hostname: str
     max_message: int
-    """Maximum size of one message in octets, before our trace fields."""
+    """Maximum size of one message in octets, without the trace fields that are added."""
     is_lmtp: bool = False
     domains: frozenset[str] = frozenset()
     """SMTP only: the domains whose recipients are accepted, in lower case."""
     recipients: int = 100
-    """Maximum for one message; the client sends it again for the others (RFC 5321 §4.5.3.1.8
-    requires at least 100)."""
+    """Maximum number of recipients of one message; the client sends the message again for the
+    others (RFC 5321 §4.5.3.1.8 requires at least 100)."""
     recipient_commands: int = 1000
-    """RCPT commands without a message delivered; the session ends at the limit."""
+    """Maximum number of RCPT commands without a delivered message; then the session ends."""
     bad_commands: int = 20
-    """The session ends at the limit; Postfix: smtpd_hard_error_limit."""
+    """Maximum number of bad commands; then the session ends (Postfix: smtpd_hard_error_limit)."""
     unknown_recipients: int = 100
-    """The session ends at the limit, so that names cannot be guessed by the thousand."""
+    """Maximum number of unknown recipients; then the session ends.  This limits guessing."""
     commands: int = 100
-    """Commands other than RCPT without a message delivered; Postfix: smtpd_junk_command_limit."""
+    """Maximum number of commands other than RCPT without a delivered message (Postfix:
+    smtpd_junk_command_limit)."""
 
 
 class Session:
@@ -99,15 +101,15 @@ class Session:
         self.is_secure = is_secure
         self.may_start_tls = may_start_tls and not is_secure
         self.hello = ""
-        """What the client calls itself."""
+        """The client's name for itself."""
         self.is_extended = False
-        """Whether it sent EHLO or LHLO."""
+        """Whether the client sent EHLO or LHLO."""
         self.is_utf8 = False
         """Whether this transaction may use UTF-8 in addresses and header (RFC 6531 §3.4)."""
         self.reverse_path = ""
         self.recipients: list[Recipient] = []
         self.messages = 0
-        """Delivered to at least one recipient."""
+        """Number of messages that were delivered to at least one recipient."""
         self._verbs = verbs
         self._lines = LineBuffer(MAX_LINE)
         self._pending: deque[Event] = deque()
@@ -121,7 +123,7 @@ class Session:
     # Called by the driver.
 
     def greeting(self) -> Reply:
-        """The first line of the server."""
+        """Return the greeting."""
         kind = "LMTP" if self.policy.is_lmtp else "ESMTP"
         return Reply(220, "", f"{self.policy.hostname} {kind} restante ready")
 
@@ -138,7 +140,7 @@ class Session:
         """Take one command or a piece of the message.
 
         Returns:
-            What to say or to do now; None: feed more, or answer the last event first.
+            The next event; None: feed more octets, or answer the last event first.
         """
         if self._awaiting or self.state is State.CLOSED:
             return None
@@ -167,12 +169,12 @@ class Session:
         return Reply(250, "2.1.5", "OK")
 
     def refused(self, error: RestanteError) -> Reply:
-        """Answers Resolve: the recipient is unknown, or the look-up failed for now."""
+        """Answers Resolve: the recipient is unknown, or the look-up failed temporarily."""
         self._awaiting = False
         return self._refuse(error)
 
     def cannot_keep(self) -> None:
-        """Content could not be kept; the message is read to its end and then refused."""
+        """Report that content could not be stored; the message is read to its end, then refused."""
         if self._incoming is not None and self._incoming.failure is None:
             self._incoming.failure = TemporaryFailure("no room for the message")
 
@@ -181,8 +183,8 @@ class Session:
 
         Returns:
             LMTP: this recipient's reply (RFC 2033 §4.2).  SMTP: None until the last recipient, then
-            the one reply for all, which reports a failure if there was one: then the client tries
-            again, and the caller must remember which recipients already have the message.
+            one reply for all, which reports any failure.  The client then tries again, so the
+            caller must remember which recipients already have the message.
         """
         reply = Reply(250, "2.0.0", "stored") if error is None else failure(error)
         self._outcomes.append(reply)
@@ -205,7 +207,7 @@ class Session:
 
     @property
     def protocol(self) -> str:
-        """For the ``with`` clause of Received (RFC 3848, RFC 6531 §4.3)."""
+        """The protocol in the ``with`` clause of Received (RFC 3848, RFC 6531 §4.3)."""
         tls = "S" if self.is_secure else ""
         if self.policy.is_lmtp:
             return f"{'UTF8LMTP' if self.is_utf8 else 'LMTP'}{tls}"
@@ -260,7 +262,7 @@ class Session:
     def _count(self, keyword: str) -> None:
         """
         Raises:
-            Refusal: the last reply; the session ends.
+            Refusal: the limit is exceeded; this is the last reply, and the session ends.
         """
         if keyword == "RCPT":
             self._recipient_commands += 1
@@ -276,7 +278,7 @@ class Session:
         return Refusal(_LAST_WORD, "4.7.0", f"{reason}, closing the connection")
 
     def _refuse(self, error: RestanteError) -> Reply:
-        """One reply, and no state changes; too many of them end the session."""
+        """Return the reply to an error, and change no state; too many errors end the session."""
         reply = failure(error)
         if isinstance(error, BareLineFeed | NulOctet):
             self._closing = str(error)
@@ -324,7 +326,7 @@ class Session:
         self.messages += 1
         self._commands = self._recipient_commands = self._bad_commands = 0
         if self.policy.is_lmtp:
-            self._unknown = 0  # an LMTP client is our own mail server, not a stranger who guesses
+            self._unknown = 0  # an LMTP client is the site's own mail server, not a guesser
 
     def _close(self, reason: str) -> Close:
         self.state = State.CLOSED
@@ -332,5 +334,5 @@ class Session:
 
 
 def _urgency(reply: Reply) -> int:
-    """Of several outcomes the lowest decides: try again, give up, done."""
+    """Return the rank of an outcome; the lowest decides: try again, give up, done."""
     return {4: 0, 5: 1}.get(reply.code // 100, 2)

@@ -11,7 +11,7 @@ from .grammar import Reply
 
 class State(Enum):
     CONNECTED = auto()
-    """No EHLO, HELO or LHLO yet, or not again since TLS began."""
+    """The client has not sent EHLO, HELO or LHLO, or not again since TLS began."""
     READY = auto()
     MAIL = auto()
     """A transaction has begun: the reverse-path is known, recipients may follow."""
@@ -23,13 +23,13 @@ class Recipient(NamedTuple):
     """An accepted recipient."""
 
     address: str
-    """As the client gave it."""
+    """The address that the client sent."""
     maildrop: str
 
 
 @dataclass(frozen=True, slots=True)
 class Resolve:
-    """Find the recipient's maildrop; answer ``resolved`` or ``refused``."""
+    """Look up the recipient's maildrop; answer ``resolved`` or ``refused``."""
 
     address: str
 
@@ -56,9 +56,9 @@ class Deliver:
     reverse_path: str
     recipients: tuple[Recipient, ...]
     hello: str
-    """What the client calls itself; a domain or an address literal."""
+    """The client's name for itself; a domain or an address literal."""
     protocol: str
-    """For the ``with`` clause of Received (RFC 3848, RFC 6531 §4.3)."""
+    """The protocol in the ``with`` clause of Received (RFC 3848, RFC 6531 §4.3)."""
 
 
 @dataclass(frozen=True, slots=True)

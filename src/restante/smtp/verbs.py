@@ -15,4 +15,4 @@ class Verb(NamedTuple):
     """Takes the session and the argument."""
     states: tuple[State, ...]
     is_lmtp: bool | None = None
-    """Of LMTP only (True), of SMTP only (False), or of both (None)."""
+    """Whether the command exists only in LMTP (True), only in SMTP (False) or in both (None)."""

@@ -1,10 +1,10 @@
-"""Unique-ids that do not follow from the name of a file; they are kept for ever.
+"""Unique-ids that cannot be derived from a file name; they are kept for ever.
 
 There are two kinds.  Ids of mail imported from another server are stored by unique part, in the
 order of that server's listing.  Ids for files that claim the same unique-id are stored by unique
 part and inode number.
 
-These ids cannot be derived from anything else, so their file is replaced durably.  If the file is
+These ids are stored only in the file ``ADOPTED``, so the file is replaced durably.  If the file is
 damaged, the maildrop is not opened, because clients would download all mail again.
 """
 
@@ -38,7 +38,7 @@ def read(maildrop: int) -> dict[Identity, str]:
     return unpack(_listed(maildrop))
 
 
-def mention(maildrop: int, words: Iterable[str]) -> bool:
+def contains(maildrop: int, names: Iterable[str]) -> bool:
     """Return whether the file contains one of these unique-ids or unique parts.
 
     The file is not decoded.
@@ -48,7 +48,7 @@ def mention(maildrop: int, words: Iterable[str]) -> bool:
     """
     listed = _listed(maildrop)
     return any(
-        b" %b%b" % (os.fsencode(each), end) in listed for each in words for end in (b" ", b"\0")
+        b" %b%b" % (os.fsencode(each), end) in listed for each in names for end in (b" ", b"\0")
     )
 
 

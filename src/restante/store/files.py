@@ -51,10 +51,10 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _as_ours(error) from error
+        raise _as_temporary_failure(error) from error
 
 
-def _as_ours(error: OSError) -> TemporaryFailure:
+def _as_temporary_failure(error: OSError) -> TemporaryFailure:
     return TemporaryFailure(f"mail storage: {error.strerror or 'error'}")
 
 
@@ -63,7 +63,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     try:
         return await threads.in_thread(call, *args, **kwargs)
     except OSError as error:
-        raise _as_ours(error) from error
+        raise _as_temporary_failure(error) from error
 
 
 # -- Directories
@@ -152,7 +152,7 @@ def _open_base(base: str) -> int:
     try:
         return os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:  # not given as the cause, because a disk may be mounted later
-        raise TemporaryFailure("mail storage: not there; is it mounted?") from None
+        raise TemporaryFailure("mail storage: not found; is it mounted?") from None
 
 
 @contextmanager
@@ -346,12 +346,12 @@ def session_lock(maildrop: int) -> Opened:
     during a session (``rm restante.*``, a restore), the next session locks another file.  So
     ``cur/`` is locked as well, because it is never replaced.
 
-    The value for the block is the start time of the session in nanoseconds, by the clock of the
-    file system.  On a read-only file system the value is an earlier time.
+    The value for the block is the start time of the session in nanoseconds, on the file
+    system's clock.  On a read-only file system the value is an earlier time.
 
     Raises:
-        MaildropInUse: another session holds the lock; contains the age of that session.  The call
-            does not wait.
+        MaildropInUse: another session holds the lock.  The exception contains the age of that
+            session.  The call does not wait.
     """
     try:
         lock = os.open(LOCK, os.O_RDWR | _FLAGS, dir_fd=maildrop)
@@ -509,16 +509,16 @@ def append(name: str, octets: bytes, parent: int, *, durably: bool) -> None:
 
 
 def append_bounded(
-    name: str, old: str, lines: bytes, parent: int, *, most: int, durably: bool
+    name: str, old: str, lines: bytes, parent: int, *, max_octets: int, durably: bool
 ) -> None:
     """Append complete lines to a file.  A missing file is created.
 
-    A file of ``most`` octets or more is first renamed to ``old``, which replaces the previous old
+    A file of ``max_octets`` or more is first renamed to ``old``, which replaces the previous old
     file.  With ``durably``, the lines are durable on return.  The name of a new file is always
     durable.
     """
     octets, is_whole = size_and_end(name, parent, b"\n")
-    if octets >= most:
+    if octets >= max_octets:
         rename(name, old, parent)
         octets = 0
     # A line that a crash has torn is ended first; otherwise the first new line would be lost.
@@ -527,19 +527,19 @@ def append_bounded(
         sync(".", parent=parent)
 
 
-def append_line(name: str, line: bytes, parent: int, *, most: int) -> bool:
+def append_line(name: str, line: bytes, parent: int, *, max_octets: int) -> bool:
     """Append a line, not durably, and return True.
 
-    If the file is empty, has ``most`` octets or more, or does not end with a complete line, nothing
+    If the file is empty, has ``max_octets`` or more, or does not end with a complete line, nothing
     is appended and False is returned.
     """
     file = os.open(name, os.O_RDWR | os.O_APPEND | _FLAGS, dir_fd=parent)
     try:
         size = os.fstat(file).st_size
-        is_one = 0 < size < most and os.pread(file, 1, size - 1) == b"\n"
-        if is_one:
+        may_append = 0 < size < max_octets and os.pread(file, 1, size - 1) == b"\n"
+        if may_append:
             write(file, line)
-        return is_one
+        return may_append
     finally:
         os.close(file)
 
@@ -601,8 +601,8 @@ def close(descriptor: int) -> None:
     os.close(descriptor)
 
 
-def read_cached(name: str, parent: int, most: int) -> bytes | None:
-    """Return the first octets of a file that are in the page cache, at most ``most``.
+def read_cached(name: str, parent: int, max_octets: int) -> bytes | None:
+    """Return the first octets of a file that are in the page cache, at most ``max_octets``.
 
     Returns None if the system does not support such reads.
 
@@ -613,7 +613,7 @@ def read_cached(name: str, parent: int, most: int) -> bytes | None:
         return None
     file = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=parent)
     try:
-        buffer = bytearray(most)
+        buffer = bytearray(max_octets)
         del buffer[os.preadv(file, [buffer], 0, _NOWAIT) :]
         return bytes(buffer)
     finally:
@@ -629,9 +629,9 @@ def read(name: str, parent: int, offset: int = 0) -> bytes:
         return octets + b"".join(iter(partial(os.read, file, PIECE), b""))
 
 
-def beginning(file: int, most: int) -> bytes:
-    """Return at most ``most`` octets from the beginning of an open file."""
-    return os.pread(file, most, 0)
+def beginning(file: int, max_octets: int) -> bytes:
+    """Return at most ``max_octets`` from the beginning of an open file."""
+    return os.pread(file, max_octets, 0)
 
 
 def survey(file: int) -> Survey:
@@ -675,7 +675,7 @@ async def read_piece(file: int, offset: int) -> bytes:
     try:
         octets = _read_cached(file, offset)
     except OSError as error:
-        raise _as_ours(error) from error
+        raise _as_temporary_failure(error) from error
     return await in_thread(os.pread, file, PIECE, offset) if octets is None else octets
 
 

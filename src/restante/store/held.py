@@ -389,7 +389,7 @@ def _record_purged(maildrop: int, names: Iterable[str]) -> None:
         octets = "".join(lines).encode("ascii")
         try:
             files.append_bounded(
-                PURGED, _PURGED_BEFORE, octets, maildrop, most=_PURGED_FULL, durably=True
+                PURGED, _PURGED_BEFORE, octets, maildrop, max_octets=_PURGED_FULL, durably=True
             )
         except OSError as error:
             _note("purge not recorded", reason=error.strerror)

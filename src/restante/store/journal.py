@@ -47,7 +47,7 @@ def record_at_once(maildrop: int, session: SessionRecord) -> bool:
     if session.removed:
         return False
     try:
-        return files.append_line(JOURNAL, _line(session), maildrop, most=_FULL)
+        return files.append_line(JOURNAL, _line(session), maildrop, max_octets=_FULL)
     except OSError:
         return False  # ``record`` gets the same error and logs it
 
@@ -59,7 +59,7 @@ def append(maildrop: int, session: SessionRecord) -> None:
         OSError: the line was not written, or is not durable.
     """
     durably = bool(session.removed)
-    files.append_bounded(JOURNAL, OLD, _line(session), maildrop, most=_FULL, durably=durably)
+    files.append_bounded(JOURNAL, OLD, _line(session), maildrop, max_octets=_FULL, durably=durably)
 
 
 def read(maildrop: int) -> Iterator[SessionRecord]:

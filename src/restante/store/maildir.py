@@ -78,7 +78,7 @@ from .held import (
 from .index import Form, Index, forget, load, save, stamps
 from .names import File, Identity, fields, fresh_unique, unique_id_of, unique_part
 from .paths import Template
-from .refresh import correct, index_of_now
+from .refresh import correct, current_index
 from .rules import Rules, lasting
 from .verification import Finding, verify
 
@@ -260,7 +260,7 @@ class MaildirStore:
         index, is_fresh = await in_thread(best)
         if index is not None and is_fresh:
             return index
-        return await index_of_now(maildrop, began, index)
+        return await current_index(maildrop, began, index)
 
     def _remember(self, key: str, index: Index) -> None:
         if (old := self._indexes.pop(key, None)) is not None:
@@ -476,7 +476,7 @@ class MaildirStore:
                 self._indexes.pop(user if folder == INBOX else f"{user}/{folder}", None)
                 await in_thread(forget, maildrop)
                 await in_thread(finish_update, maildrop, removed_at)
-                index = await index_of_now(maildrop, began, None, measure_all=True)
+                index = await current_index(maildrop, began, None, measure_all=True)
                 messages += len(index)
         return messages
 

@@ -69,12 +69,12 @@ _UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO}
 _log = logging.getLogger(__name__)
 
 
-async def index_of_now(
+async def current_index(
     maildrop: int, began: int, known: Index | None, *, measure_all: bool = False
 ) -> Index:
     """Return an index of the current content, and write it to disk.
 
-    ``began``: when the session's lock was taken, by the clock of the file system.  ``known``: the
+    ``began``: when the session's lock was taken, on the file system's clock.  ``known``: the
     newest index that is valid.  ``measure_all``: read every message, even if its name contains
     its size.
 
@@ -109,6 +109,7 @@ class _Snapshot(NamedTuple):
     """All messages, in the order of the listing; only the new messages if ``change`` is given."""
     stamps: Stamps
     placed: int = 0
+    """Number of messages whose order comes from another server; they are listed first."""
     change: IndexChange | None = None
     """The other parts of a small change.  None if ``messages`` contains all messages."""
 
@@ -209,8 +210,8 @@ def _small_change(
     """
     if known.is_guessed or len(difference.new) > _MANY:
         return None
-    is_believed = bool(difference.new) and are_names_believed(maildrop)
-    added = [_message(unique_id_of(file.name), file, is_believed) for file in difference.new]
+    is_trusted = bool(difference.new) and are_names_trusted(maildrop)
+    added = [_message(unique_id_of(file.name), file, is_trusted) for file in difference.new]
     ids = {message.unique_id for message in added}
     if len(ids) < len(added) or known.has(ids) or _may_be_adopted(maildrop, added):
         return None
@@ -221,8 +222,8 @@ def _small_change(
 
 def _may_be_adopted(maildrop: int, messages: Iterable[Row]) -> bool:
     """Return whether an adopted id may belong to one of these messages."""
-    words = {part for each in messages for part in (unique_part(each.file.name), each.unique_id)}
-    return bool(words) and adopted.mention(maildrop, words)
+    names = {part for each in messages for part in (unique_part(each.file.name), each.unique_id)}
+    return bool(names) and adopted.contains(maildrop, names)
 
 
 # -- All messages
@@ -248,10 +249,10 @@ def _all(
         settled,
         lambda file: (not is_known(file), _arrived(maildrop, file)),
     )
-    if quarrels := contested(by_id, settled):
+    if conflicts := contested(by_id, settled):
         if not seen.is_exact:
             return None
-        settled.update(quarrels)
+        settled.update(conflicts)
         try:
             adopted.write(maildrop, settled)
         except OSError as error:
@@ -262,11 +263,11 @@ def _all(
                 raise
         now = UNKNOWN
     placed = {unique_id for (_, inode), unique_id in settled.items() if not inode}
-    is_believed = are_names_believed(maildrop)
+    is_trusted = are_names_trusted(maildrop)
     messages = [
         Row(unique_id, file, *known.measured(positions[file.inode]))
         if is_known(file)
-        else _message(unique_id, file, is_believed)
+        else _message(unique_id, file, is_trusted)
         for unique_id, file in by_id.items()
     ]
     return _Snapshot(messages, now, len(placed & by_id.keys()))
@@ -301,10 +302,10 @@ def _arrived(maildrop: int, file: File) -> float:
 # -- Sizes
 
 
-def _message(unique_id: str, file: File, is_believed: bool) -> Row:
+def _message(unique_id: str, file: File, is_trusted: bool) -> Row:
     """Return a row with the size and form that the file name contains; -1 for an unknown size."""
     size, dotted = field("W", file.name), field("D", file.name)
-    if size is None or not is_believed:
+    if size is None or not is_trusted:
         return Row(unique_id, file, -1)
     if dotted is None or field("S", file.name) != size:
         return Row(unique_id, file, size)
@@ -315,7 +316,7 @@ def _is_measured(message: Row) -> bool:
     return message.size >= 0 and message.form is not Form.GUESSED
 
 
-def are_names_believed(maildrop: int) -> bool:
+def are_names_trusted(maildrop: int) -> bool:
     return not files.exists(MEASURE_SIZES, maildrop)
 
 
@@ -345,24 +346,24 @@ def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
 
 def _distrust_names(maildrop: int) -> None:
     """Stop trusting the sizes in file names, durably if the disk allows it."""
-    if are_names_believed(maildrop):
+    if are_names_trusted(maildrop):
         _log.warning("wrong sizes in names", extra={"fields": {"file": MEASURE_SIZES}})
         with suppress(OSError):
             files.touch(MEASURE_SIZES, maildrop)
             files.sync(".", parent=maildrop)
 
 
-def _measure(maildrop: int, rows: list[Row], places: Sequence[int]) -> None:
+def _measure(maildrop: int, rows: list[Row], positions: Sequence[int]) -> None:
     """Measure these rows; a message that is gone gets a size of -1."""
     missing: dict[Identity, int] = {}
-    for at in places:
+    for at in positions:
         try:
             rows[at] = measured(maildrop, rows[at])
         except FileNotFoundError:
             missing[rows[at].file.identity] = at
     if missing:
         _measure_moved(maildrop, rows, missing)
-    if any(_is_wrong_in_name(rows[at]) for at in places):
+    if any(_is_wrong_in_name(rows[at]) for at in positions):
         _distrust_names(maildrop)
 
 

@@ -18,7 +18,7 @@ from .coded import PREFIX_LENGTH, encoding_of
 from .held import VICTIMS, is_unfinished, name_before
 from .index import INDEX, Form, Index, Row, is_damaged, load, stamps
 from .names import File, Identity, contested, field, identify
-from .refresh import are_names_believed, measured
+from .refresh import are_names_trusted, measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _message(maildrop: int, announced: Row) -> Finding | None:
         return Finding("coded", announced.unique_id, f"cannot be read by clients: {how}")
     size: int | None = announced.size
     if announced.size < 0:
-        size = field("W", announced.file.name) if are_names_believed(maildrop) else None
+        size = field("W", announced.file.name) if are_names_trusted(maildrop) else None
     if actual.form is Form.GUESSED:
         return Finding("unreadable", announced.unique_id, "cannot be read now")
     if size not in (None, actual.size):
