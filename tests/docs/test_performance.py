@@ -209,3 +209,9 @@ def test_every_benchmark_of_the_page_is_run(bench: Any) -> None:
     runs = set(re.findall(r'\("(bench_\w+)\.py"', source))
     assert runs == set(bench.SECTIONS)
     assert all((BENCH / f"{name}.py").exists() for name in runs)
+
+
+def test_pages_are_written_from_the_results(bench: Any) -> None:
+    docs, results = HOUSE / "docs", bench.read()
+    assert (docs / "performance.md").read_text() == bench.performance(results)
+    assert (docs / "howto" / "sizing.md").read_text() == bench.sizing.page(results)
