@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 HOUSE = Path(__file__).parent.parent.parent
 BUILT = HOUSE / "build" / "docs"
-SOURCES = sorted((HOUSE / "docs").rglob("*.md"))
+SOURCES = sorted(set((HOUSE / "docs").rglob("*.md")) - set((HOUSE / "docs" / "man").iterdir()))
 PAGES = [str(page.relative_to(HOUSE / "docs").with_suffix("")) for page in SOURCES]
 SCREENS = {"telephone": (390, 844), "desk": (1280, 800)}
 # Without sandbox: the tests may run as root, and the pages are our own.
