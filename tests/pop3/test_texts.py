@@ -176,6 +176,13 @@ def test_the_answer_to_stls_is_translated() -> None:
     assert core.send(b"STLS\r\n").decode() == "+OK TLS-Aushandlung beginnen\r\n"
 
 
+def test_the_answers_to_several_dele_are_translated() -> None:
+    core = Core([b"a\r\n", b"b\r\n"])
+    core.send(b"USER mrose\r\nPASS tan staaf\r\nLANG de\r\n")
+    said = core.send(b"DELE 1\r\nDELE 2\r\n").decode()
+    assert said == "+OK als gelöscht markiert\r\n" * 2
+
+
 @pytest.mark.parametrize("wanted", [b"fr", b"d", b"dee", b"x-klingon", b"", b"de en", b"*-de"])
 @pytest.mark.rfc("P-150")
 def test_unsupported_language_keeps_the_current_one(wanted: bytes) -> None:

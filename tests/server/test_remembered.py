@@ -42,7 +42,7 @@ PASSWORD = b"tan staaf"
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes that cost nothing, and no writer of last uses that a login may have to wait for."""
-    monkeypatch.setattr(LastUse, "note", lambda *_: None)
+    monkeypatch.setattr(LastUse, "record", lambda *_: None)
     monkeypatch.setattr(passwords, "make_hash", lambda password: f"hash of {password}")
     monkeypatch.setattr(passwords, "matches", lambda password, phc: phc == f"hash of {password}")
     monkeypatch.setattr(passwords, "is_current", lambda phc: True)
