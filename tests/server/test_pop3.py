@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from hashlib import md5
 from pathlib import Path
 from threading import get_ident
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -30,7 +30,7 @@ from restante.errors import (
 from restante.maildrop import Entry, Maildrop, SessionRecord, Store
 from restante.passdb import Digest, Terms
 from restante.pop3.session import Policy
-from restante.server.connection import Timeouts
+from restante.server.connection import BaseService, Timeouts
 from restante.server.login import time_stamp
 from restante.server.pop3 import Connection
 from restante.store.maildir import MaildirStore
@@ -631,6 +631,43 @@ def test_stop_does_not_wait_for_missing_close_notify(
             quiet.writer.transport.pause_reading()  # type: ignore[attr-defined]
             async with asyncio.timeout(20):
                 await server.service.drain(60)
+
+    run(main())
+
+
+@pytest.mark.parametrize("when", ["as_the_last_one_ends", "after_the_grace"])
+def test_stop_ends_a_connection_whose_handshake_was_still_running(
+    when: str, run: Run[None]
+) -> None:
+    """Closing the listener cancels handshakes, but one may have finished in the same moment."""
+
+    service = BaseService()
+
+    class Stub:
+        def drain(self) -> None:
+            """Its client is busy."""
+
+        abort_if_taken = drain
+
+        def abort(self, _: str, *, is_forced: bool) -> None:
+            assert is_forced
+            asyncio.get_running_loop().call_soon(service.discard, cast(Any, self))
+            if when == "after_the_grace" and self is first:
+                asyncio.get_running_loop().call_soon(service.add, late)
+
+    first, late = cast(Any, Stub()), cast(Any, Stub())
+
+    def replace() -> None:
+        service.discard(first)
+        service.add(late)
+
+    async def main() -> None:
+        service.add(first)
+        if when == "as_the_last_one_ends":
+            asyncio.get_running_loop().call_soon(replace)
+        async with asyncio.timeout(20):
+            await service.drain(0.1)
+        assert not service.connections
 
     run(main())
 

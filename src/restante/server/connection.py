@@ -107,6 +107,10 @@ class BaseService:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def add(self, connection: BaseConnection[Any]) -> None:
+        self.connections.add(connection)
+        self._quiet.clear()
+
     def discard(self, connection: BaseConnection[Any]) -> bool:
         """Remove a connection that has ended.  Returns whether the connection was known."""
         known = connection in self.connections
@@ -120,7 +124,6 @@ class BaseService:
 
         This does not make any session enter UPDATE.  A session in UPDATE finishes it.
         """
-        self._quiet.clear()
         for connection in list(self.connections):
             connection.drain()
         if not self.connections:
@@ -134,9 +137,12 @@ class BaseService:
                     for connection in list(self.connections):
                         connection.abort_if_taken()
         except TimeoutError:
-            for connection in list(self.connections):
-                connection.abort("stopped", is_forced=True)
-            await self._quiet.wait()
+            while self.connections:  # another one may have been accepted before the drain
+                for connection in list(self.connections):
+                    connection.abort("stopped", is_forced=True)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_TLS_END):
+                        await self._quiet.wait()
 
 
 class BaseConnection(asyncio.Protocol, Generic[E]):
@@ -244,7 +250,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         ssl_object = transport.get_extra_info("ssl_object")
         greeting = self._open_session(ssl_object)
         self._adopt(transport)
-        self._service.connections.add(self)
+        self._service.add(self)
         self._slot.make_evictable(self._evict)
         try:
             refuse_foreign(ssl_object)
