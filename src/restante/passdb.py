@@ -227,10 +227,8 @@ class UserAccount:
             return "network"
         if self.needs_tls and not is_secure:
             return "needs-tls"
-        names = {
-            mechanism,
-            mechanism.removesuffix("-PLUS"),
-        }  # -PLUS is stronger, so it is allowed as well
+        # -PLUS is stronger, so it is allowed as well.
+        names = {mechanism, mechanism.removesuffix("-PLUS")}
         if self.mechanisms and mechanism and not names & set(self.mechanisms):
             return "mechanism"
         return None

@@ -172,9 +172,8 @@ class Ldap:
                 directory.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, ldap.OPT_X_TLS_DEMAND)
                 if self._search.ca_file:
                     directory.set_option(ldap.OPT_X_TLS_CACERTFILE, self._search.ca_file)
-                directory.set_option(
-                    ldap.OPT_X_TLS_NEWCTX, 0
-                )  # must be last: it applies the others
+                # Must be last: it applies the others.
+                directory.set_option(ldap.OPT_X_TLS_NEWCTX, 0)
                 _limit(directory, end)
                 if url.startswith("ldap:") and not _stays_here(url):
                     directory.start_tls_s()

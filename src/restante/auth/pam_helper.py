@@ -28,11 +28,8 @@ from typing import Any, NoReturn
 
 DISALLOW_NULL_AUTHTOK = 0x0001  # the same in Linux-PAM and OpenPAM
 _PARTS = 3  # of a request
-_IGNORED = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-)  # the server ends this process by closing the socket
+# The server ends this process by closing the socket.
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:

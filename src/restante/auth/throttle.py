@@ -127,9 +127,8 @@ class Throttle:
         self._known_networks = Weights(places, 30 * _DAY, clock=clock, secret=self._secret)
         self._wrong = Weights(places, _DAY, clock=clock)
         self._right = Weights(places, 30 * _DAY, clock=clock)
-        self._tried = Weights(
-            places, _DAY, clock=clock
-        )  # (user, password) pairs that failed, and users for each password
+        # (user, password) pairs that failed, and users for each password.
+        self._tried = Weights(places, _DAY, clock=clock)
         self._clock = clock
         self._recent: dict[tuple[str, str, str], float] = {}  # when this worker recorded logins
 

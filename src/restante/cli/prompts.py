@@ -106,9 +106,8 @@ def registered(config: Configuration, provider: str) -> dict[str, Any] | None:
     for name, account in config.account.items():
         for known in (account.oauth, account.to_oauth):
             secret = known.client_secret
-            is_written = (
-                secret and secret.kind == "text"
-            )  # secrets in the configuration are not copied
+            # Secrets in the configuration are not copied.
+            is_written = secret and secret.kind == "text"
             if known.provider == provider and known.client_id and not is_written:
                 common.say(f"Using the app of account {name}.")
                 value = list(secret.value) if secret.kind == "command" else secret.value

@@ -161,9 +161,8 @@ async def _work(
 ) -> None:
     """Serve in one worker."""
     stop = _listen_to_signals()
-    asyncio.get_running_loop().add_reader(
-        pipes.supervisor_pipe, stop.set
-    )  # the supervisor has ended
+    # Readable when the supervisor has ended.
+    asyncio.get_running_loop().add_reader(pipes.supervisor_pipe, stop.set)
     users = stores.users(config)
     store = stores.store(config, users)
     async with running(config, users, store, shared) as server:

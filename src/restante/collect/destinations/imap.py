@@ -49,10 +49,11 @@ _IDLE = 30.0  # seconds after which an idle connection is tested before it is us
 _MAX_HEADER = 2**20  # octets of a message that are searched for its date
 # Response codes (RFC 3501, 5530, 7889).  The server never accepts this message:
 _NEVER = ("[TOOBIG]", "[CANNOT]", "[PARSE]", "[BADCHARSET]")
+# The server refuses this user's messages:
 _REFUSED = (
     *("[AUTHENTICATIONFAILED]", "[AUTHORIZATIONFAILED]", "[EXPIRED]"),
     *("[PRIVACYREQUIRED]", "[CONTACTADMIN]", "[NOPERM]"),
-)  # the server refuses this user's messages
+)
 # The server accepts no message now:
 _LATER = ("[OVERQUOTA]", "[UNAVAILABLE]", "[INUSE]", "[LIMIT]", "[SERVERBUG]")
 
