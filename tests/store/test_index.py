@@ -705,6 +705,29 @@ def test_wire_ready_file_is_recognised(
     run(story())
 
 
+@pytest.mark.parametrize("lines", [None, 0, 9999])
+def test_a_small_message_is_read_once(
+    maildir: MaildirStore, place: Path, lines: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TOP with more lines than the message has is the usual way to read without a mark."""
+    put(place, "cur/1.a:2,S", b"a: b\n\nc\n")
+    read, names = files.read_cached, list[str]()
+
+    def watched_read(name: str, parent: int, most: int) -> bytes | None:
+        names.append(name)
+        return read(name, parent, most)
+
+    monkeypatch.setattr(files, "read_cached", watched_read)
+
+    async def story() -> None:
+        async with maildir.open("ann") as maildrop:
+            assert isinstance(maildrop, RawReading)
+            assert len(maildrop.cached_texts(maildrop.listing, 100, lines)) == 1
+
+    run(story())
+    assert names == ["1.a:2,S"]
+
+
 def test_file_of_another_size_is_not_ready(maildir: MaildirStore, place: Path) -> None:
     run(deliver(maildir, "ann", b"a\r\n"))
     (name,) = names(place / "new")

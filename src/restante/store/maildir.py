@@ -699,7 +699,9 @@ class _OpenMaildir:
     ) -> list[bytes]:
         texts: list[bytes] = []
         for entry in entries:
-            text = None if lines is None else self._cached_top(entry, lines)
+            text = None
+            if lines is not None and entry.size >= _BEGINNING:
+                text = self._cached_top(entry, lines)
             if text is None and entry.size <= most:
                 text = self._cached_text(entry)
                 if text is not None and lines is not None:
@@ -712,7 +714,7 @@ class _OpenMaildir:
 
     def _cached_top(self, entry: Entry, lines: int) -> bytes | None:
         """Return the response to TOP if the cached beginning of the message is enough for it."""
-        octets, _ = self._cached_octets(entry, min(entry.size + 1, _BEGINNING))
+        octets, _ = self._cached_octets(entry, _BEGINNING)
         if octets is None:
             return None
         top = Top(lines)
