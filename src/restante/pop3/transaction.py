@@ -109,18 +109,18 @@ class Transaction:
             NoSuchMessage: the first message does not exist or is already marked.
             ReadOnly: this login may not delete messages.
         """
-        marked = 0
-        for entry, number in zip(self.entries(numbers), numbers, strict=False):
-            if self._is_read_only:
-                raise ReadOnly
-            self._marks = self._marks or set()
-            if number in self._marks:  # twice in this run
+        entries = self.entries(numbers)
+        if self._is_read_only:
+            raise ReadOnly
+        marks = self._marks = self._marks or set()
+        before = len(marks)
+        for number, entry in zip(numbers, entries, strict=False):
+            if number in marks:  # twice in this run
                 break
-            self._marks.add(number)
+            marks.add(number)
             self.count -= 1
             self.octets -= entry.size
-            marked += 1
-        return marked
+        return len(marks) - before
 
     def unmark_all(self) -> None:
         """Remove all marks."""
