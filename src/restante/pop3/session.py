@@ -342,9 +342,7 @@ class Session:
 
     def head(self, text: str) -> bytes:
         """Return a first line, +OK, in the client's language."""
-        if self.language != "en":
-            text = translated(text, self.language)
-        return f"+OK {text}\r\n".encode()
+        return self._translate(Response(text)).head()
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
