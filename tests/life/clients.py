@@ -189,7 +189,21 @@ class Smtp(_Lines):
             raise Refused(line.decode())
 
     def begin(self, recipients: Sequence[str]) -> None:
-        """Begin a transaction, up to the point where the message can be sent."""
+        """Begin a transaction, up to the point where the message can be sent.
+
+        After many refused messages the server closes the connection (421), at any command; then
+        the transaction begins on a new one.
+        """
+        try:
+            self._begin(recipients)
+        except Refused as error:
+            if not str(error).startswith("421"):
+                raise
+            self.drop()
+            self._connect()
+            self._begin(recipients)
+
+    def _begin(self, recipients: Sequence[str]) -> None:
         self._ask(b"MAIL FROM:<bob@example.net>")
         for each in recipients:
             self._ask(b"RCPT TO:<%s>" % each.encode())
@@ -202,15 +216,7 @@ class Smtp(_Lines):
 
     def deliver(self, recipients: Sequence[str], text: bytes) -> list[bool]:
         """Send a message; returns for each reply whether it was positive."""
-        try:
-            self.begin(recipients)
-        except Refused as error:
-            # After many refused messages the server closes the connection (421).
-            if not str(error).startswith("421"):
-                raise
-            self.drop()
-            self._connect()
-            self.begin(recipients)
+        self.begin(recipients)
         self.send_message(text)
         taken = []
         for _ in recipients if self._is_lmtp else recipients[:1]:
