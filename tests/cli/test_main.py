@@ -165,6 +165,15 @@ def test_global_options_may_precede_or_follow_the_verb(
     assert restante(*arguments).json == {"schema": "restante/user-list/1", "users": []}
 
 
+@pytest.mark.parametrize("option", ["-c", "-vc", "--config", "--conf"])
+def test_file_with_the_name_of_a_verb_is_no_verb(
+    option: str, restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    Path("deliver").touch()
+    assert restante(option, "deliver", "--json", "user", "list").json["users"] == []
+
+
 def test_the_configuration_may_be_named_after_the_verb(restante: Restante, home: Path) -> None:
     file = home / "x.toml"
     file.write_text("[log]\nlevl = 'info'")

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,7 +49,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if (verb := _verb(arguments)) == "help":  # `restante help user add`: `restante user add --help`
         at = list(arguments).index(verb)
         arguments = [*arguments[:at], *arguments[at + 1 :], "--help"]
-    parser = make_parser()
+    parser = make_parser(verb)
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
         parser.print_help(sys.stderr)
@@ -118,10 +119,25 @@ def _explain(error: BaseException, options: argparse.Namespace) -> int:
 class _Formatter(argparse.HelpFormatter):
     """Fills descriptions, and keeps the lines of examples and of the list of verbs."""
 
+    def __init__(self, prog: str) -> None:
+        # Without a width, argparse imports shutil, which takes 2 ms.
+        super().__init__(prog, width=_columns() - 2)
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if "\n" in text:
             return text
         return super()._fill_text(text, width, indent)
+
+
+@cache  # argparse makes a formatter for each option
+def _columns() -> int:
+    """Return the width of the terminal, as ``shutil.get_terminal_size`` does."""
+    if (columns := os.environ.get("COLUMNS", "")).isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size().columns or 80
+    except OSError:  # standard output is not a terminal
+        return 80
 
 
 class _Parser(argparse.ArgumentParser):
@@ -192,17 +208,18 @@ def _verb(arguments: Sequence[str]) -> str:
     """Return the first word that is neither an option nor the value of one."""
     words = iter(arguments)
     for word in words:
-        if word in ("-c", "--config"):
+        if word in ("-c", "-vc") or (len(word) > 2 and "--config".startswith(word)):
             next(words, "")
         elif not word.startswith("-"):
             return word
     return ""
 
 
-def make_parser(*, is_complete: bool = False) -> argparse.ArgumentParser:
+def make_parser(verb: str = "", *, is_complete: bool = False) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
-    ``is_complete`` imports the modules of all verbs, for callers that inspect the parsers.
+    If ``verb`` is known, the parser has only this verb.  ``is_complete`` imports the modules of all
+    verbs, for callers that inspect the parsers.
     """
     parser = _Parser(
         prog="restante",
@@ -220,12 +237,12 @@ def make_parser(*, is_complete: bool = False) -> argparse.ArgumentParser:
         help=argparse.SUPPRESS,
         prog="restante",
     )
-    for summaries in _GROUPS.values():
-        for name, summary in summaries.items():
-            verb = verbs.add_parser(name, help=summary)
-            verb.module = ".import_" if name == "import" else f".{name}"
-            if is_complete:
-                verb.load()
+    known = {name: text for group in _GROUPS.values() for name, text in group.items()}
+    for name in [verb] if verb in known else known:
+        added = verbs.add_parser(name, help=known[name])
+        added.module = ".import_" if name == "import" else f".{name}"
+        if is_complete:
+            added.load()
     return parser
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -96,6 +94,8 @@ def print_fields(rows: Sequence[tuple[str, str]]) -> None:
 
 def columns() -> int:
     """Return the line width for prose: longer lines than 100 columns are hard to read."""
+    import shutil  # takes 2 ms, with all compression libraries
+
     return min(shutil.get_terminal_size().columns, 100)
 
 
@@ -147,6 +147,8 @@ def halves(fingerprint: str) -> tuple[str, str]:
 
 def print_json(verb: str, **values: Any) -> None:
     """Print one JSON object.  Its member ``schema`` names the format, which each verb has."""
+    import json  # takes 2 ms
+
     print(json.dumps({"schema": f"restante/{verb}/1", **values}), flush=True)
 
 

@@ -7,7 +7,9 @@ KeyboardInterrupt is raised only while a command runs, because the command may h
 
 from __future__ import annotations
 
-import signal
+import sys
+
+from .. import __version__
 
 TYPE_CHECKING = False  # importing typing takes longer than all of this
 if TYPE_CHECKING:
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (sysexits.h).  None: what the shell passed."""
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        print(f"restante {__version__}")  # a parser would take longer than Python's own start
+        return 0
+    import signal
+
     if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from .command import run
