@@ -4,16 +4,16 @@ It has the same names, arguments and results, the same ``error_proto``, and the 
 override (``_getline`` and similar ones), so a program only has to change its import.  It differs
 where mail or passwords were at risk:
 
-- TLS is verified unless a ``context`` says otherwise;
+- certificates are verified unless a ``context`` disables this;
 - a multi-line response ends only at CRLF.CRLF, so a dot between bare LFs does not end a message,
   and ``b"\\r\\n".join(lines)`` is the message, octet for octet;
-- lines of mail may be of any length;
+- lines of mail can be of any length;
 - control characters in arguments are refused with ``ValueError``, before anything is sent;
-- unexpected octets end the session, before TLS and between responses;
+- unexpected octets before TLS or between responses end the session;
 - ``apop`` accepts only a time stamp in the form of a Message-ID (RFC 1939 §7, CVE-2007-1558);
-- ``set_debuglevel`` shows no password, and no exception repeats one that the server repeats.
+- ``set_debuglevel`` prints no password, and exceptions contain none that the server repeats.
 
-For new programs ``connect_blocking`` is the better interface: it streams and pipelines.
+For new programs, ``connect_blocking`` is the better interface: it streams and pipelines.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ POP3_PORT = 110
 POP3_SSL_PORT = 995
 CR, LF, CRLF = b"\r", b"\n", b"\r\n"
 HAVE_SSL = True
-_MAXLINE = 65_536  # octets of a first line; RFC 1939 §3 allows 512, but servers send more
+_MAXLINE = 65_536  # octets in the first line of a response; RFC 1939 §3 allows 512
 _BUFFER = 65_536  # octets read at once
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
-# The standard library's own, because subclasses hand it to ``socket.create_connection``.
+# The standard library's own default, because subclasses pass it to ``socket.create_connection``.
 _DEFAULT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 LongResponse = tuple[bytes, list[bytes], int]
@@ -56,13 +56,13 @@ StrOrBytesPath = str | bytes | PathLike[str] | PathLike[bytes]
 class POP3:
     """A session; the constructor connects and reads the greeting.
 
-    All methods return the response as received, except ``stat``, ``capa`` and those that return a
-    list.
+    All methods return the response as received, except ``stat``, ``capa`` and the methods that
+    return a list.
 
     Raises:
         error_proto: the response was -ERR or invalid, or the connection has ended.
         OSError: the connection failed; TimeoutError if the server was silent for too long.
-        UnsafeArgument (a ValueError): a control character in an argument; nothing was sent.
+        UnsafeArgument (a ValueError): an argument contains a control character; nothing was sent.
     """
 
     encoding = "UTF-8"
@@ -101,10 +101,10 @@ class POP3:
     def __put_line(self, line: bytes) -> None:
         """
         Raises:
-            error_proto: also if unexpected octets were received, because it is unknown to which
-                command they belong.
+            error_proto: the connection is closed, or unexpected octets were received, which belong
+                to no command.
         """
-        if self.sock is None:  # closed, although its type does not allow None
+        if self.sock is None:  # after ``close``, although the type does not allow None
             raise error_proto("-ERR connection closed")
         if _unread(self.file):
             raise error_proto("-ERR the server sent data without a command")
@@ -115,14 +115,14 @@ class POP3:
     def __put_command(self, line: str) -> None:
         octets = line.encode(self.encoding)
         if _CONTROL.search(octets):
-            raise UnsafeArgument("control character in an argument; nothing was sent")
+            raise UnsafeArgument("an argument contains a control character; nothing was sent")
         self._putline(octets)
 
     def __get_line(self) -> tuple[bytes, int]:
         """Return a line without its end, and its number of octets including the end.
 
-        A first line may end with a bare LF, as some servers send it, since it contains no mail.  A
-        line of a message ends only with CRLF, and may have any length.
+        The first line of a response may end with a bare LF, because some servers send it and the
+        line contains no mail.  A line of a message ends only with CRLF, and can have any length.
         """
         line = self.file.readline(-1 if self.__is_text else _MAXLINE + 1)
         if self.__is_text and line.endswith(LF) and not line.endswith(CRLF):
@@ -237,11 +237,11 @@ class POP3:
         if "STLS" not in self.capa():
             raise error_proto("-ERR STLS not supported by server")
         response = self.__short("STLS")
-        # Octets received with the response would count as received inside TLS (CVE-2021-22947
-        # and others); those in the file's buffer are discarded with it.
+        # Otherwise these octets would be taken for octets received inside TLS (CVE-2021-22947 and
+        # others), or discarded with the file's buffer.
         if _unread(self.file):
             self.close()
-            raise error_proto("-ERR octets came before the TLS handshake")
+            raise error_proto("-ERR the server sent data before the TLS handshake")
         context = self.default_context() if context is None else context
         self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
         self.file = _file(self.sock)
@@ -259,11 +259,10 @@ class POP3:
         return int(found[1]), int(found[2])
 
     def list(self, which: object = None) -> LongResponse:
-        """Return response, lines (``number octets``) and octets.
+        """Return the response, the lines (``number octets``) and their octets.
 
         For one message, return only the response, ``+OK number octets``; the stub of the standard
         library does not declare this difference.
-
         """
         if which is None:
             return self.__long("LIST")
@@ -274,14 +273,14 @@ class POP3:
     @overload
     def uidl(self, which: object) -> bytes: ...
     def uidl(self, which: object = None) -> bytes | LongResponse:
-        """Return response, lines (``number unique-id``) and octets.
+        """Return the response, the lines (``number unique-id``) and their octets.
 
         For one message, return only the response, ``+OK number unique-id``.
         """
         return self.__long("UIDL") if which is None else self.__short(f"UIDL {which}")
 
     def retr(self, which: object) -> LongResponse:
-        """Return response, lines, and the number of octets including line ends."""
+        """Return the response, the lines, and the number of octets including line ends."""
         return self.__long(f"RETR {which}")
 
     def top(self, which: object, howmuch: int) -> LongResponse:
@@ -298,7 +297,7 @@ class POP3:
     def rset(self) -> bytes:
         return self.__short("RSET")
 
-    # The end.
+    # UPDATE.
 
     def quit(self) -> bytes:
         """Remove the messages marked as deleted, and end the connection."""
@@ -393,11 +392,11 @@ class _Counted(io.RawIOBase):
 
 
 def _file(connection: socket.socket) -> io.BufferedReader:
-    """Like ``makefile("rb")``, but the number of buffered octets can be determined."""
+    """Return ``makefile("rb")``, but with a buffer whose number of octets can be determined."""
     return io.BufferedReader(_Counted(connection.makefile("rb", buffering=0)), _BUFFER)
 
 
 def _unread(file: BinaryIO) -> int:
-    """Return the number of octets received but not yet read; 0 for files that are not ours."""
+    """Return the number of octets received but not yet read; 0 for other files."""
     raw = getattr(file, "raw", None)
     return raw.tell() - file.tell() if isinstance(raw, _Counted) else 0

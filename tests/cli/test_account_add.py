@@ -106,12 +106,12 @@ def test_server_is_derived_from_the_address(
 def test_provider_is_found_by_mx_records(
     hosts: list[str], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discovery, "exchangers", lambda _: hosts)
+    monkeypatch.setattr(discovery, "mail_exchangers", lambda _: hosts)
     assert _locate("ann@contoso.example", None).url == url
 
 
 def announced(monkeypatch: pytest.MonkeyPatch, *found: Service) -> None:
-    monkeypatch.setattr(discovery, "exchangers", lambda _: ["mx.notgoogle.com"])
+    monkeypatch.setattr(discovery, "mail_exchangers", lambda _: ["mx.notgoogle.com"])
     monkeypatch.setattr(discovery, "discover_blocking", lambda _: list(found))
 
 
@@ -175,7 +175,7 @@ def test_failed_dns_query_is_not_an_empty_answer(
     def silent(_: str) -> list[str]:
         raise ConnectionLost("the DNS gives no answer")
 
-    monkeypatch.setattr(discovery, "exchangers", silent)
+    monkeypatch.setattr(discovery, "mail_exchangers", silent)
     done = restante("account", "add", "ann@example.org", "--to", "maildir:Mail")
     assert done.code not in (0, 64)
     assert "--host HOST" in done.err

@@ -263,7 +263,7 @@ def test_an_untrusted_certificate_gets_no_password(shell: Shell, server: dict[st
     done = shell.run(*words, give=b"wrong\n")
     assert done.returncode == 77
     assert b"is not trusted" in done.stderr
-    assert b"; ca_file (--ca-file) trusts it, if it is the right one" in done.stderr
+    assert b"; if it is the right one, trust it with ca_file (--ca-file)" in done.stderr
 
 
 CONFIGURATION = """
@@ -351,7 +351,7 @@ quirks = ["hide:PIPELINING"]
         )
         control.chmod(0o600)
         done = shell.run("-c", str(control), "collect", "isp")
-    assert (done.returncode, done.stderr) == (os.EX_TEMPFAIL, b"isp: the deadline is over\n")
+    assert (done.returncode, done.stderr) == (os.EX_TEMPFAIL, b"isp: the deadline has passed\n")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from restante.client import connecting
-from restante.client.connecting import MAX_ADDRESSES, Limits, interleaved, reach, reach_blocking
+from restante.client.connecting import MAX_ADDRESSES, Limits, interleave, reach, reach_blocking
 from restante.errors import ClientError, ConnectionLost, UnsafeArgument
 
 from ..support import until
@@ -122,7 +122,7 @@ def test_the_deadline_ends_it_too(
     kind: str, dead: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolving(monkeypatch, entry(*dead), entry(*dead))
-    reported = "DeadlineExceeded: the deadline is over"
+    reported = "DeadlineExceeded: the deadline has passed"
     assert asyncio.run(outcome(kind, 1, timeout=60, deadline=0.1)) == reported
 
 
@@ -131,7 +131,7 @@ def test_the_deadline_ends_it_too(
     ("limits", "reported"),
     [
         ({"timeout": 0.05}, "DeadlineExceeded: mail.invalid does not answer"),
-        ({"deadline": 0.05}, "DeadlineExceeded: the deadline is over"),
+        ({"deadline": 0.05}, "DeadlineExceeded: the deadline has passed"),
     ],
 )
 def test_a_look_up_that_hangs_is_left(
@@ -237,9 +237,9 @@ def test_families_take_turns() -> None:
     sixes = [entry(f"::{at}", 1, V6) for at in range(3)]
     fours = [entry(f"127.0.0.{at}", 1) for at in range(2)]
     expected = [sixes[0], fours[0], sixes[1], fours[1], sixes[2]]
-    assert interleaved([*sixes, *fours]) == expected
-    assert interleaved([*fours, *sixes])[0] == fours[0]
-    assert interleaved([]) == []
+    assert interleave([*sixes, *fours]) == expected
+    assert interleave([*fours, *sixes])[0] == fours[0]
+    assert interleave([]) == []
 
 
 @kinds
@@ -297,9 +297,9 @@ def test_the_next_wait_is_the_shorter_one(monkeypatch: pytest.MonkeyPatch) -> No
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     limits = Limits(10, 25, now)
-    assert (limits.next_wait(), limits.is_over) == (10, False)
+    assert (limits.next_wait(), limits.is_deadline_over) == (10, False)
     now = 120.0
-    assert (limits.next_wait(), limits.is_over) == (5, False)
+    assert (limits.next_wait(), limits.is_deadline_over) == (5, False)
     now = 125.0
-    assert (limits.next_wait(), limits.is_over) == (0, True)
+    assert (limits.next_wait(), limits.is_deadline_over) == (0, True)
     assert (Limits(None, 30, 100.0).next_wait(), Limits(None, None).next_wait()) == (5, None)

@@ -21,7 +21,7 @@ from cryptography import x509
 from restante import tls
 from restante.client.asynchronous import connect
 from restante.client.blocking import connect_blocking
-from restante.client.discovery import Target, discover, discover_blocking, order
+from restante.client.discovery import Target, discover, discover_blocking, order_by_priority
 from restante.client.remote import TLS, Service
 from restante.errors import (
     ConfigurationError,
@@ -134,10 +134,16 @@ def test_weights_are_chances() -> None:
     """RFC 2782: three times the weight is chosen three times as often; 0 is rare but possible."""
     heavy, light, never = Target(1, 30, 1, "a"), Target(1, 10, 1, "b"), Target(1, 0, 1, "c")
     chance = random.Random(7)
-    first = [order([light, never, heavy, Target(0, 0, 1, ".")], chance)[0] for _ in range(4000)]
+    first = [
+        order_by_priority([light, never, heavy, Target(0, 0, 1, ".")], chance)[0]
+        for _ in range(4000)
+    ]
     assert 2800 < first.count(heavy) < 3200
     assert first.count(never) < 10
-    assert order([Target(2, 99, 1, "z"), never], chance) == [never, Target(2, 99, 1, "z")]
+    assert order_by_priority([Target(2, 99, 1, "z"), never], chance) == [
+        never,
+        Target(2, 99, 1, "z"),
+    ]
 
 
 # The name in the certificate.
@@ -187,9 +193,9 @@ def test_the_certificate_is_for_the_mail_domain(
                 async with connect(service, password="tan staaf", ca_file=pair[0]) as client:
                     await client.stat()
                 return
-            with pytest.raises(TLSUnavailable, match="is not for"):
+            with pytest.raises(TLSUnavailable, match="is not valid for"):
                 await asyncio.to_thread(blocking, service)
-            with pytest.raises(TLSUnavailable, match="is not for"):
+            with pytest.raises(TLSUnavailable, match="is not valid for"):
                 async with connect(service, password="tan staaf", ca_file=pair[0]):
                     pass
 

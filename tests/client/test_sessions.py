@@ -727,8 +727,8 @@ def test_save_and_email_leave_the_event_loop_alone(
 
     for name in ("open", "fsync", "link", "close", "unlink"):
         noted(os, name)
-    noted(sinks.Saving, "write")
-    noted(sinks.Parsing, "close")
+    noted(sinks.FileSink, "write")
+    noted(sinks.ParserSink, "close")
 
     async def main() -> None:
         async with connect(server.url("ann"), ca_file=server.ca_file) as client:
@@ -750,7 +750,7 @@ def test_a_cancelled_save_leaves_no_trace_of_half_a_message(
 ) -> None:
     """A running thread is awaited before its file is removed."""
     with_mail(server, 1)
-    original = getattr(sinks.Saving, step)
+    original = getattr(sinks.FileSink, step)
     begun, may_end = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
@@ -758,7 +758,7 @@ def test_a_cancelled_save_leaves_no_trace_of_half_a_message(
         may_end.wait(10)
         return original(*arguments)
 
-    monkeypatch.setattr(sinks.Saving, step, slow)
+    monkeypatch.setattr(sinks.FileSink, step, slow)
 
     async def main() -> None:
         async with connect(server.url("ann"), ca_file=server.ca_file) as client:

@@ -255,7 +255,7 @@ def test_all_operations_blocking(
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), TLSUnavailable, "no TLS with host: "),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), TLSUnavailable, "TLS with host failed: "),
         (TimeoutError(), DeadlineExceeded, "host does not answer"),
         (ConnectionRefusedError(111, "by asyncio"), CannotConnect, "host: Connection refused"),
         (OSError("no number"), CannotConnect, "host: no number"),
@@ -281,7 +281,7 @@ def test_tls_on_a_port_that_was_taken_for_a_clear_one(
 ) -> None:
     async def main() -> None:
         async with our_server(server_tls) as (_, server, store):
-            words = f"write pop3s://localhost:{server.port}"
+            words = f"use pop3s://localhost:{server.port}"
             with pytest.raises(TLSUnavailable, match=words):
                 await session(f"pop3://localhost:{server.port}", context=client_tls)
             assert len(await sizes(store)) == len(MESSAGES)
@@ -293,7 +293,7 @@ def test_tls_on_a_port_that_was_taken_for_a_clear_one(
 def test_a_clear_port_that_was_taken_for_tls(session: Session, client_tls: ssl.SSLContext) -> None:
     async def main() -> None:
         async with scripted(polite) as (port, _):
-            with pytest.raises(TLSUnavailable, match=r"write pop3:// \(STLS\)"):
+            with pytest.raises(TLSUnavailable, match=r"use pop3:// \(STLS\)"):
                 await session(f"pop3s://localhost:{port}", context=client_tls)
 
     asyncio.run(main())

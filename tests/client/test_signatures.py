@@ -122,7 +122,7 @@ class Port(IntEnum):
 def test_seconds_may_be_any_number(seconds: Any) -> None:
     limits = Limits(seconds, seconds)
     assert (limits.timeout, limits.deadline) == (5.0, 5.0)
-    assert limits.what_is_over == "the server was silent for 5 s"
+    assert limits.timeout_reason == "the server was silent for 5 s"
 
 
 def test_a_port_may_be_any_whole_number() -> None:

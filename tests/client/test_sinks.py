@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from restante.client.sinks import Saving
+from restante.client.sinks import FileSink
 
 
 def test_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,13 +22,13 @@ def test_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.Monk
         synced.append((what, target.exists()))
 
     monkeypatch.setattr(os, "fsync", noted)
-    with Saving(target) as file:
+    with FileSink(target) as file:
         file.write(b"Subject: x\r\n")
     assert synced == [("12 octets", False), ("directory", True)]
 
 
 def test_incomplete_message_leaves_no_trace(tmp_path: Path) -> None:
-    file = Saving(tmp_path / "message").__enter__()
+    file = FileSink(tmp_path / "message").__enter__()
     file.write(b"Subject: x\r\n")
     file.__exit__(ConnectionResetError, ConnectionResetError(), None)
     assert list(tmp_path.iterdir()) == []

@@ -47,7 +47,7 @@ def test_it_can_be_forced() -> None:
     for chosen, found in ((mine, mine), ("ovh", PRESETS["ovh"]), ("none", Quirks())):
         remote = Remote.parse("pop.gmail.com", user="ann", password="x", quirks=chosen)
         assert remote.quirks == found
-    with pytest.raises(UnsafeArgument, match="no such quirks"):
+    with pytest.raises(UnsafeArgument, match="unknown quirks"):
         Remote.parse("pop.gmail.com", user="ann", password="x", quirks="gmial")
 
 

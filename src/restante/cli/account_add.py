@@ -361,7 +361,7 @@ def _by_exchanger(domain: str) -> Mail | None:
     from ..client import discovery
 
     try:
-        return providers.by_exchanger(discovery.exchangers(domain))
+        return providers.by_exchanger(discovery.mail_exchangers(domain))
     except (ConfigurationError, ConnectionLost):
         common.say("To skip the DNS lookup, name your provider's POP3 server with --host HOST.")
         raise

@@ -1,1 +1,1 @@
-"""The client: POP3 over sockets, with asyncio and without."""
+"""The POP3 client over sockets, in an asyncio and a blocking version."""

@@ -1,7 +1,7 @@
-"""A POP3 client for asyncio: sockets around ``pop3.dialogue``.
+"""A POP3 client for asyncio, which adds sockets to ``pop3.dialogue``.
 
-Security: certificates are verified; an own Protocol instead of streams, so that no octet from
-before TLS can be read after it.
+Security: certificates are verified.  The client uses its own asyncio Protocol instead of streams,
+so that no octet that arrived before the TLS handshake can be read after it.
 """
 
 from __future__ import annotations
@@ -52,25 +52,25 @@ from .remote import (
     Service,
     StrPath,
     TokenSource,
-    binding,
+    channel_binding,
     explain,
 )
 from .secret import Secret, reveal
-from .sinks import AT_ONCE, Gathering, Parsing, Saving, SizeLimit
+from .sinks import WRITE_SIZE, FileSink, MemorySink, ParserSink, SizeLimit
 
 T = TypeVar("T")
-_HIGH_WATER = 262_144  # octets; reading stops while this many received octets are not processed
-_NO_LIMIT = 1e6  # seconds; without a value asyncio limits handshakes itself
+_HIGH_WATER = 262_144  # octets; reading stops while more received octets are unprocessed
+_NO_LIMIT = 1e6  # seconds; if no value is given, asyncio uses its own limit for handshakes
 
 
 class Body(BaseBody):
-    """A message, or its beginning, as CRLF text in pieces; it can be read once.
+    """The text of a message, or its first lines, with CRLF line ends; it can be read only once.
 
-    ``async for piece in body`` reads it in pieces of any size, ``read`` into memory; ``email``
-    parses it, and ``save`` writes it to a file.
+    ``async for piece in body`` yields pieces of any size, ``read`` returns all octets, ``email``
+    parses the message, and ``save`` writes it to a file.
 
-    Reading it raises:
-        CommandFailed: the server refuses to send it.
+    Reading the body raises:
+        CommandFailed: the server refuses to send the message.
         ConnectionLost: the connection ended early; the pieces so far are not the whole message.
         MessageTooLarge: the message exceeds the ``max_size`` given to ``connect``.
         BodySkipped: another command was sent before the body's end, or another session began.
@@ -115,20 +115,20 @@ class Body(BaseBody):
             max_size: Largest size to accept, in octets; by default the limit of the session.
 
         Raises:
-            MessageTooLarge: the message is larger.  A message that the server announces as larger
-                is not requested; if ``retrieve_all`` has already requested it, it is skipped.
+            MessageTooLarge: the message is larger.  If its announced size is larger, the message is
+                not requested, or is skipped if ``retrieve_all`` has already requested it.
         """
         self._use(max_size)
-        gathering = Gathering()
+        sink = MemorySink()
         async for piece in self:
-            gathering.write(piece)
+            sink.write(piece)
         self._is_in_use = False
-        return gathering.octets()
+        return sink.octets()
 
     async def email(self, max_size: int | None = None) -> EmailMessage:
         """Read and parse the whole message.
 
-        Malformed parts become text or octets, with a defect.
+        Malformed parts become text or octets, and are reported in ``defects``.
 
         Args:
             max_size: Largest size to accept, in octets; by default the limit of the session.
@@ -137,44 +137,45 @@ class Body(BaseBody):
             MessageTooLarge: the message is larger; see ``read``.
         """
         self._use(max_size)
-        parsing = Parsing(self._limit, header=self._is_header)
+        sink = ParserSink(self._limit, header=self._is_header)
         async for piece in self:
-            parsing.write(piece)
-        email = await in_thread(parsing.close)
+            sink.write(piece)
+        email = await in_thread(sink.close)
         self._is_in_use = False
         return email
 
     async def save(self, path: str | PathLike[str]) -> None:
-        """Save the message to a new file, which is complete and durable on return, or absent.
+        """Save the message to a new file.
 
-        The event loop does not wait for the disk.
+        When this method returns, the file is complete and durable; after an exception, no partial
+        file remains.  The event loop does not wait for the disk.
 
         Raises:
             FileExistsError: the path already exists; an existing file is never replaced.
         """
-        saving = Saving(Path(path))
+        file = FileSink(Path(path))
         try:
-            await in_thread(saving.__enter__)
+            await in_thread(file.__enter__)
             self._use()
-            waiting = bytearray()
+            buffer = bytearray()
             async for piece in self:
-                waiting += piece
-                if len(waiting) >= AT_ONCE:
-                    await in_thread(saving.write, bytes(waiting))
-                    waiting.clear()
-            await in_thread(saving.write, bytes(waiting))
+                buffer += piece
+                if len(buffer) >= WRITE_SIZE:
+                    await in_thread(file.write, bytes(buffer))
+                    buffer.clear()
+            await in_thread(file.write, bytes(buffer))
         except BaseException as error:
-            await in_thread(saving.__exit__, type(error), error, None)
+            await in_thread(file.__exit__, type(error), error, None)
             raise
-        await in_thread(saving.__exit__, None, None, None)
+        await in_thread(file.__exit__, None, None, None)
         self._is_in_use = False
 
 
 class Client:
-    """A POP3 session, logged in; created by ``connect``.  For one task at a time.
+    """A POP3 session after login, created by ``connect``.  Only one task can use it at a time.
 
-    As an asynchronous context manager it sends QUIT when the block ends normally, and drops the
-    connection, so that no message is removed, after an exception.
+    As an asynchronous context manager, it sends QUIT when the block ends normally.  After an
+    exception it drops the connection, so that no message is removed.
     """
 
     _stream: _Stream | None = None  # None: no session is open
@@ -208,8 +209,8 @@ class Client:
         if self._stream is not None:
             with suppress(RuntimeError):  # the loop is closed, and so is the connection
                 self._stream.loop.call_soon_threadsafe(self._stream.transport.abort)
-            what = f"POP3 session with {self._remote.host} was not ended; call quit() or abort()"
-            warnings.warn(what, ResourceWarning, source=self, stacklevel=1)
+            warning = f"POP3 session with {self._remote.host} was not ended; call quit() or abort()"
+            warnings.warn(warning, ResourceWarning, source=self, stacklevel=1)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -238,7 +239,8 @@ class Client:
     async def list(self) -> Listing:
         """List the messages with LIST and UIDL, without downloading any.
 
-        The result is a sequence, also indexed by unique-id: ``(await client.list())["AAa3"]``.
+        The result is a sequence that can also be indexed by unique-id:
+        ``(await client.list())["AAa3"]``.
 
         Raises:
             CommandFailed: the server refuses LIST, or announces UIDL but refuses it.
@@ -255,11 +257,11 @@ class Client:
             yield message
 
     def retrieve(self, message: Message, *, progress: Progress | None = None) -> Body:
-        """Return the body of one message, which is requested when it is read.
+        """Return the body of one message; the message is requested when the body is read.
 
         Args:
             message: A message of this session, for example from ``list``.
-            progress: Called with the message and the number of its octets so far.
+            progress: Called with the message and the number of octets received so far.
 
         Raises:
             StaleMessage: the message belongs to another session.
@@ -278,9 +280,9 @@ class Client:
             UnsafeArgument: ``lines`` is negative.
         """
         if lines < 0:
-            raise UnsafeArgument("TOP gives 0 lines of a body, or more")
-        asking = self._dialogue.ask_for([message], f"TOP {lines:d}")
-        return Body(self, message, None, asking, is_part=True)
+            raise UnsafeArgument("the number of lines for TOP must be at least 0")
+        request = self._dialogue.ask_for([message], f"TOP {lines:d}")
+        return Body(self, message, None, request, is_part=True)
 
     def retrieve_all(
         self,
@@ -291,19 +293,19 @@ class Client:
     ) -> AsyncIterator[tuple[Message, Body]]:
         """Retrieve many messages in the given order, pipelined if the server allows it.
 
-        The rest of a body that is not read to its end is skipped.  If the server refuses a message,
-        reading its body raises CommandFailed.  Messages may be deleted during the iteration.  Any
-        other command, and a new session, end the iteration, which then raises BodySkipped.  An
-        exception of the iterable ``messages`` is raised after the bodies before it, and the session
-        continues.
+        If a body is not read to its end, the rest of it is skipped.  If the server refuses a
+        message, reading its body raises CommandFailed.  Messages can be deleted during the
+        iteration.  Any other command, or a new session, makes the iteration raise BodySkipped.  If
+        the iterable ``messages`` raises an exception, it is raised after the bodies of the earlier
+        messages, and the session continues.
 
         Args:
             messages: Messages of this session, for example from ``list``.
-            delete: Delete each message whose body was read to its end (and saved or parsed, by
-                ``save`` or ``email``) when the loop asks for the next one.  The message at which
-                the loop is left, by ``break`` or by an exception, is not deleted.  Messages that
-                were read in part or not at all are not deleted either.
-            progress: Called with each message and the number of its octets so far.
+            delete: Delete each message when the loop requests the next one, provided that its body
+                was read to the end, and that ``save`` or ``email`` succeeded if it was called.  If
+                ``break`` or an exception ends the loop, the current message is not deleted.
+                Messages that were read only in part or not at all are not deleted either.
+            progress: Called with each message and the number of its octets received so far.
         """
         return self._read_all(self._dialogue, iter(messages), progress, delete=delete)
 
@@ -318,10 +320,10 @@ class Client:
     ) -> AsyncIterator[tuple[Message, Body]]:
         self._check_session(dialogue)
         if is_header:
-            asking = dialogue.ask_for_headers(messages)
+            request = dialogue.ask_for_headers(messages)
         else:
-            asking = dialogue.ask_for(messages, deletes=delete)
-        retrieval = await self._run(asking, dialogue)
+            request = dialogue.ask_for(messages, deletes=delete)
+        retrieval = await self._run(request, dialogue)
         done: Message | None = None  # the message that may be deleted next
         while answer := await self._run(dialogue.next_message(retrieval, done), dialogue):
             body = Body(self, answer.message, progress, answer, is_header=is_header)
@@ -347,9 +349,9 @@ class Client:
         return self._parse_all(self.raw_headers(messages), max_size)
 
     async def _parse_all(
-        self, found: AsyncIterator[tuple[Message, Body]], max_size: int | None
+        self, bodies: AsyncIterator[tuple[Message, Body]], max_size: int | None
     ) -> AsyncIterator[tuple[Message, EmailMessage]]:
-        async for message, body in found:
+        async for message, body in bodies:
             yield message, await body.email(max_size)
 
     def raw_headers(self, messages: Iterable[Message]) -> AsyncIterator[tuple[Message, Body]]:
@@ -361,23 +363,23 @@ class Client:
         return self._read_all(self._dialogue, iter(messages), is_header=True)
 
     def stop_pipelining(self) -> None:
-        """Send one command at a time from now on, whatever the server announces."""
+        """Send one command at a time from now on, even if the server announces PIPELINING."""
         self._dialogue.stop_pipelining()
 
     @property
     def is_pipelining_in_doubt(self) -> bool:
-        """Whether several commands were sent at once, and only the first has been answered."""
+        """Whether several commands were sent together, and only the first has been answered."""
         return self._dialogue.is_pipelining_in_doubt
 
     async def delete(self, *messages: Message) -> None:
         """Mark messages as deleted; they are removed when the session ends normally.
 
-        In a loop of ``retrieve_all``, the commands are sent between the commands of the loop.  A
+        In a loop over ``retrieve_all``, DELE commands are sent between the commands of the loop.  A
         message that the server refuses to mark is added to ``refused`` and does not affect the
         other messages: QUIT removes them, and then CommandFailed is raised.
 
         Raises:
-            StaleMessage: a message of another session; nothing was sent.
+            StaleMessage: a message belongs to another session; nothing was sent.
         """
         await self._run(self._dialogue.delete(messages))
 
@@ -390,14 +392,14 @@ class Client:
         await self._run(self._dialogue.noop())
 
     async def quit(self) -> None:
-        """End the session (QUIT); the deleted messages are removed when this returns.
+        """End the session (QUIT); the deleted messages have been removed when this returns.
 
         Raises:
             CommandFailed: the server could not remove all messages (``command`` is "QUIT"), or it
                 removed them but had refused to mark another message ("DELE").
-            ConnectionLost: the answer to QUIT was lost; ``is_known`` is False.
+            ConnectionLost: the response to QUIT was lost; ``is_known`` is False.
         """
-        self._begin()
+        self._acquire()
         try:
             await self._perform(self._dialogue.quit())
         except ConnectionLost as error:
@@ -413,7 +415,7 @@ class Client:
         List the messages again afterwards.
 
         Raises:
-            UnsafeArgument: the session was begun with ``sock``; nothing was sent.
+            UnsafeArgument: ``sock`` was given, which allows only one session; nothing was sent.
             CommandFailed: the server refused a deletion; see ``quit``.
         """
         self._remote.route.check_renewable()
@@ -423,29 +425,29 @@ class Client:
         except CommandFailed as error:
             if error.command != "DELE":
                 raise
-            refused = error  # the other messages are removed
+            refused = error  # the other messages have been removed
         await self.reconnect()
         if refused is not None:
             raise refused
 
     async def reconnect(self) -> int:
-        """Begin a new session, even if the connection was lost.
+        """Drop the connection, unless it was already lost, and begin a new session.
 
         Returns the number of deletions of the earlier session that were lost.  List the messages
-        again afterwards: reading messages of the earlier session raises BodySkipped.
+        again afterwards: reading a body of the earlier session raises BodySkipped.
 
         Raises:
-            UnsafeArgument: the session was begun with ``sock``; nothing was sent.
+            UnsafeArgument: ``sock`` was given, which allows only one session; nothing was sent.
         """
         self._remote.route.check_renewable()
-        self._begin()
+        self._acquire()
         before = self._dialogue
         try:
             self.abort()
             self._dialogue = Dialogue(before.record, self._remote.quirks)
             await self._open()
         except BaseException as error:
-            self._dialogue, self._loss = before, error  # its dialogue counts the lost deletions
+            self._dialogue, self._loss = before, error  # this dialogue counts the lost deletions
             raise
         finally:
             self._is_busy = False
@@ -459,7 +461,7 @@ class Client:
 
     async def _enter(self) -> None:
         """Open the first session."""
-        self._begin()
+        self._acquire()
         try:
             await self._open()
         finally:
@@ -469,12 +471,12 @@ class Client:
         """End the session after a block that ended normally.
 
         Raises:
-            ConnectionLost: deletions were lost in the block, and the program ignored the error.
+            ConnectionLost: deletions were lost inside the block, and the program caught the error.
         """
         if self._stream is not None:
             await self.quit()
         elif self._loss is not None and self._dialogue.deletions:
-            raise self._dialogue.lost("the connection was lost in the block") from self._loss
+            raise self._dialogue.lost("the connection was lost inside the block") from self._loss
 
     async def _open(self) -> None:
         """Connect, start TLS, and log in."""
@@ -496,21 +498,21 @@ class Client:
                     sock=connection,
                     ssl=self._context if is_implicit else None,
                     server_hostname=remote.server_name if is_implicit else None,
-                    ssl_handshake_timeout=_above(wait) if is_implicit else None,
+                    ssl_handshake_timeout=_asyncio_limit(wait) if is_implicit else None,
                 )
         except CannotConnect:  # a proxy refused
             raise
         except OSError as error:
-            raise self._explained(error) from error
+            raise self._explain(error) from error
         try:
             if is_implicit:
                 self._check_certificate()
-            elif await self._is_silent() and await asyncio.to_thread(remote.speaks_tls):
-                raise remote.mixed_up()
+            elif await self._is_silent() and await asyncio.to_thread(remote.has_implicit_tls):
+                raise remote.implicit_tls_error()
             await self._perform(dialogue.greeting())
             if remote.tls is TLS.STARTTLS:
                 await self._perform(dialogue.start_tls())
-                await self._shake_hands()
+                await self._start_tls()
                 self._check_certificate()
             await self._perform(dialogue.ask_capabilities())
             await self._perform(dialogue.log_in(login, self._binding))
@@ -521,7 +523,7 @@ class Client:
         self._loss = None
 
     async def _is_silent(self) -> bool:
-        """Return whether no greeting arrives for some seconds; the server may only be slow."""
+        """Return whether no greeting arrives for ``SILENCE`` seconds; the server may be slow."""
         assert self._stream is not None
         wait = self._next_wait()
         seconds = SILENCE if wait is None else min(wait, SILENCE)
@@ -535,25 +537,27 @@ class Client:
 
     def _binding(self) -> bytes:
         assert self._stream is not None
-        return binding(self._stream.transport.get_extra_info("ssl_object"))
+        return channel_binding(self._stream.transport.get_extra_info("ssl_object"))
 
-    async def _shake_hands(self) -> None:
+    async def _start_tls(self) -> None:
         assert self._stream is not None
         wait = self._next_wait()
         try:
             async with asyncio.timeout(wait):
-                await self._stream.start_tls(self._context, self._remote.server_name, _above(wait))
+                await self._stream.start_tls(
+                    self._context, self._remote.server_name, _asyncio_limit(wait)
+                )
         except OSError as error:
-            raise self._explained(error) from error
+            raise self._explain(error) from error
 
-    def _explained(self, error: OSError) -> Exception:
-        if isinstance(error, TimeoutError) and self._limits.is_over:
-            return self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
+    def _explain(self, error: OSError) -> Exception:
+        if isinstance(error, TimeoutError) and self._limits.is_deadline_over:
+            return self._dialogue.lost(self._limits.timeout_reason, DeadlineExceeded)
         return explain(error, self._remote.host, self._remote.tls)
 
     @asynccontextmanager
     async def _before_deadline(self) -> AsyncIterator[None]:
-        """Interrupt this task when the deadline passes.
+        """Interrupt the current task when the deadline passes.
 
         Raises:
             DeadlineExceeded: the deadline has passed.
@@ -564,37 +568,37 @@ class Client:
         except TimeoutError as error:
             if isinstance(error, DeadlineExceeded) or not total.expired():
                 raise
-            raise self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded) from error
+            raise self._dialogue.lost(self._limits.timeout_reason, DeadlineExceeded) from error
 
     def _next_wait(self) -> float | None:
         """
         Raises:
             DeadlineExceeded: the deadline has passed.
         """
-        if self._limits.is_over:
-            raise self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
+        if self._limits.is_deadline_over:
+            raise self._dialogue.lost(self._limits.timeout_reason, DeadlineExceeded)
         return self._limits.next_wait()
 
-    def _begin(self) -> None:
+    def _acquire(self) -> None:
         """
         Raises:
             RuntimeError: another task is using this session; nothing was sent.
         """
         if self._is_busy:
-            raise RuntimeError("two tasks use one POP3 session")
+            raise RuntimeError("two tasks used one POP3 session at the same time")
         self._is_busy = True
 
     def _check_session(self, dialogue: Dialogue) -> None:
         """
         Raises:
-            BodySkipped: it belongs to an earlier session, whose numbers mean other messages.
+            BodySkipped: ``dialogue`` is that of an earlier session.
         """
         if dialogue is not self._dialogue:
             raise BodySkipped("a new session has begun; list the messages again")
 
     async def _run(self, procedure: Procedure[T], dialogue: Dialogue | None = None) -> T:
-        """Run a procedure; ``dialogue`` is its session, if that may be an earlier one."""
-        self._begin()
+        """Run a procedure; if ``dialogue`` is given, it must be that of the current session."""
+        self._acquire()
         try:
             if dialogue is not None:
                 self._check_session(dialogue)
@@ -612,15 +616,15 @@ class Client:
         if stream is None:
             raise self._dialogue.lost("the connection is closed")
         try:
-            wanted = next(procedure)
+            outgoing = next(procedure)
             while True:
                 octets = b""
-                if wanted is None:
+                if outgoing is None:
                     octets = await self._receive(stream)
                 else:
-                    self._dialogue.record.sent(wanted)
-                    stream.transport.write(wanted)
-                wanted = procedure.send(octets)
+                    self._dialogue.record.sent(outgoing)
+                    stream.transport.write(outgoing)
+                outgoing = procedure.send(octets)
         except StopIteration as end:
             result = cast(T, end.value)
         except (BodySkipped, CommandFailed, UnsafeArgument):
@@ -628,7 +632,7 @@ class Client:
         except BaseException as error:
             self._loss = error
             logs.lost(self._remote.host, error)
-            self.abort()  # a response may be read in part, so later octets cannot be trusted
+            self.abort()  # a response may have been read only in part
             raise
         self._dialogue.record.check()
         return result
@@ -639,23 +643,23 @@ class Client:
             async with asyncio.timeout(wait):
                 octets = await stream.receive()
         except TimeoutError as error:
-            text = self._limits.what_is_over
-            raise self._dialogue.lost(text, DeadlineExceeded) from error
+            reason = self._limits.timeout_reason
+            raise self._dialogue.lost(reason, DeadlineExceeded) from error
         except OSError as error:
             raise self._dialogue.lost(str(error)) from error
         if not octets:
-            gone = "the server closed the connection" if self._stream is stream else "aborted"
-            raise self._dialogue.lost(gone)
+            reason = "the server closed the connection" if self._stream is stream else "aborted"
+            raise self._dialogue.lost(reason)
         return octets
 
 
-def _above(wait: float | None) -> float:
+def _asyncio_limit(wait: float | None) -> float:
     """Return a limit above the client's own limit, so that asyncio does not time out first."""
     return _NO_LIMIT if wait is None else wait + 1
 
 
 class _Stream(asyncio.Protocol):
-    """Receives octets, and stops reading while too many are not processed."""
+    """Receives octets, and pauses reading while too many are unprocessed."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
@@ -680,7 +684,7 @@ class _Stream(asyncio.Protocol):
         self._arrived.set()
 
     async def receive(self) -> bytes:
-        """Return some octets; empty at the end of the connection."""
+        """Wait for octets and return them; empty when the connection has ended."""
         while not self._octets:
             if self._is_closed:
                 if isinstance(self._error, OSError):
@@ -695,7 +699,7 @@ class _Stream(asyncio.Protocol):
         return octets
 
     async def is_silent(self, seconds: float) -> bool:
-        """Return whether nothing arrives within this time, although the connection is open."""
+        """Return whether nothing arrives within ``seconds``, although the connection is open."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._arrived.wait()
@@ -704,12 +708,12 @@ class _Stream(asyncio.Protocol):
     async def start_tls(self, context: ssl.SSLContext, host: str, timeout: float) -> None:
         self.transport.pause_reading()
         if self._octets:
-            raise ConnectionResetError("octets came before the TLS handshake")
+            raise ConnectionResetError("the server sent data before the TLS handshake")
         transport = await asyncio.get_running_loop().start_tls(
             self.transport, self, context, server_hostname=host, ssl_handshake_timeout=timeout
         )
         if transport is None:
-            raise ConnectionResetError("connection lost in the TLS handshake")
+            raise ConnectionResetError("connection lost during the TLS handshake")
         self.transport = transport
 
 
@@ -741,58 +745,62 @@ def connect(
 
     Enter the result with ``async with``: when the block ends normally, QUIT is sent and the server
     removes the messages that were deleted; after an exception the connection is dropped without
-    QUIT and no message is removed.  Or await it and call ``quit`` yourself.
+    QUIT and no message is removed.  Alternatively, await the result and call ``quit``.
 
-    The strongest login that both sides support is used.  If it fails, no weaker one is tried.
+    The strongest login that both sides support is used.  If it fails, no weaker login is tried.
 
     Args:
         where: ``pop3s://user@host`` for TLS from the first octet, ``pop3://user@host`` for STLS, a
-            host name, or a ``Service`` that ``discover`` has found.  A URL may have a password and
-            a port; in user and password ":", "/", "?", "#" and "%" must be percent-encoded.
-        user: User name, instead of the URL's.
-        password: Password, instead of the URL's; safer from a file or a keyring than in a URL.
-        token: OAuth 2 bearer token instead of a password, or a function that returns a fresh one
-            for each login; it may be a coroutine function.
-        certificate: Client certificate and its key: one PEM file, or a pair of files.  Without a
-            password and a token it is used to log in (EXTERNAL).
-        mechanism: SASL mechanism, ``USER`` or ``APOP``, used instead of the strongest login that
-            both sides support.
+            host name, or a ``Service`` returned by ``discover``.  A URL can contain a password
+            and a port; in user name and password, ":", "/", "?", "#" and "%" must be
+            percent-encoded.
+        user: User name; overrides the URL's.
+        password: Password; overrides the URL's.  A password from a file or a keyring is safer than
+            one in a URL.
+        token: OAuth 2 bearer token to use instead of a password, or a function that returns a
+            fresh token for each login; it may be a coroutine function.
+        certificate: Client certificate and its key: one PEM file, or a pair of files.  If neither
+            a password nor a token is given, it is used to log in (EXTERNAL).
+        mechanism: Login to use instead of the strongest one that both sides support: the name of a
+            SASL mechanism, ``USER`` or ``APOP``.
         strength: Weakest login to accept; by default ``Strength.SECRET``.
-        tls: When TLS starts, instead of the URL's setting.
-        port: Port, instead of the URL's; by default 995, or 110 with STLS.
+        tls: When TLS begins; overrides the URL's scheme.
+        port: Port; overrides the URL's.  By default 995, or 110 with STLS.
         ca_file: PEM file with the certificates to trust instead of the system's.
-        quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset;
-            by default the known deviations of servers with that host name.
+        quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset.
+            By default, the known deviations of servers with this host name.
         context: SSL context to use instead of ``ca_file`` and ``certificate``.
-        sock: Connected socket to use; it then belongs to the session, which cannot be renewed.
+        sock: Connected socket to use instead of a new connection.  The client closes it at the end
+            of the session; ``commit`` and ``reconnect`` are then impossible.
         proxy: ``socks5://user:password@host:port`` or ``http://…`` (CONNECT); the proxy looks up
             the server's name.
         local_addr: IP address to connect from, or a pair of an IP address and a port.
-        server_hostname: Name that the server's certificate must have, if it is not the host's name.
+        server_hostname: Name that the server's certificate must contain; by default the host name.
         fingerprint: SHA-256 of the server's certificate, in hexadecimal.  It replaces the
             verification of issuer and name; with ``ca_file`` or ``context``, both are verified too.
-        timeout: Seconds for each wait: look-up and connection, TLS handshake, each answer.  None:
-            no limit.
-        deadline: Seconds for the whole session.  When it has passed, the task that has entered the
-            block is interrupted wherever it waits, and any other task in a command or at its next
-            one.  None: no limit.
+        timeout: Limit in seconds for each wait: for look-up and connection, for the TLS handshake,
+            and for each response.  None: no limit.
+        deadline: Limit in seconds for the whole session.  When it has passed, the task that has
+            entered the block is interrupted wherever it waits; other tasks are interrupted in the
+            command that they are executing, or at their next command.  None: no limit.
         max_size: Size in octets of the largest message to accept; reading a larger one raises
-            MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can change it.
-        record: Called with each line of client and server, without passwords and without the
-            contents of messages.  The logger ``restante.client`` logs the same at level DEBUG.
+            MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can override it.
+        record: Called with each line that client or server sends, without passwords and without
+            the contents of messages.  The logger ``restante.client`` logs the same lines at level
+            DEBUG.
 
     Raises:
         TLSUnavailable: no safe connection is possible; no credential was sent.
-        LoginFailed: the login was refused (``code`` is "AUTH" if the credentials were), or would be
-            weaker than ``strength``.
+        LoginFailed: the server refused the login (``code`` is "AUTH" if the credentials are wrong),
+            or the login would be weaker than ``strength``.
         CannotConnect: the host is unknown, unreachable, or refuses the connection.
         ConnectionLost: the connection ended too early; ``lost_deletions`` messages were not
-            removed.  Also at the end of the block, if the block has ignored the error.
+            removed.  Raised at the end of the block as well if the block has caught the error.
         DeadlineExceeded: ``timeout`` or ``deadline`` has passed.
-        CommandFailed: the server refuses the connection, or at the end of the block: QUIT failed to
-            remove some messages (``command`` is "QUIT"), or it removed them but had refused to mark
-            another message ("DELE").
-        ConfigurationError: a file of certificates cannot be used.
+        CommandFailed: the server refuses the connection.  At the end of the block: the server could
+            not remove all messages (``command`` is "QUIT"), or it removed them but had refused to
+            mark another message ("DELE").
+        ConfigurationError: a certificate file cannot be used.
         UnsafeArgument: an argument is invalid, such as a malformed URL; nothing was sent.
         TypeError: an argument has the wrong type.
     """
@@ -820,9 +828,9 @@ def connect(
 
 
 class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
-    """The result of ``connect``: enter it with ``async with``, or await it, once.
+    """The result of ``connect``; enter it with ``async with`` or await it, but only once.
 
-    Nothing is sent before, and the deadline begins at that time.
+    Before that, nothing is sent and the deadline does not begin.
     """
 
     def __init__(self, remote: Remote, limits: Limits, record: Record, max_size: SizeLimit) -> None:
@@ -834,10 +842,10 @@ class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
         self._block: AbstractAsyncContextManager[Client] | None = None
 
     def __await__(self) -> Generator[Any, None, Client]:
-        return self._opened().__await__()
+        return self._open_client().__await__()
 
     async def __aenter__(self) -> Client:
-        self._block = self._entered()
+        self._block = self._open_block()
         return await self._block.__aenter__()
 
     async def __aexit__(
@@ -853,14 +861,14 @@ class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
         if not getattr(self, "_is_used", True):
             warnings.warn("connect() was neither entered nor awaited", RuntimeWarning, stacklevel=1)
 
-    async def _opened(self) -> Client:
+    async def _open_client(self) -> Client:
         client = self._client()
         async with client._before_deadline():
             await client._enter()
         return client
 
     @asynccontextmanager
-    async def _entered(self) -> AsyncIterator[Client]:
+    async def _open_block(self) -> AsyncIterator[Client]:
         client = self._client()
         async with client._before_deadline():
             await client._enter()
@@ -870,10 +878,12 @@ class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
     def _client(self) -> Client:
         """
         Raises:
-            RuntimeError: it was used before.
+            RuntimeError: this object has been used before.
         """
         if self._is_used:
-            raise RuntimeError("a session of connect() can be begun once; call connect() again")
+            raise RuntimeError(
+                "the result of connect() can be used only once; call connect() again"
+            )
         self._is_used = True
         limits = Limits(self._limits.timeout, self._limits.deadline)  # the deadline begins now
         return Client(self._remote, limits, self._record, self._max_size)

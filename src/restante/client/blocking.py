@@ -1,6 +1,7 @@
-"""A POP3 client for code without asyncio: one socket around ``pop3.dialogue``.
+"""A POP3 client for code without asyncio, which adds a socket to ``pop3.dialogue``.
 
-It has the same names as ``client.asynchronous``, and is used with plain ``with`` and ``for``.
+Its methods have the same names as those in ``client.asynchronous``; it is used with plain ``with``
+and ``for``.
 """
 
 from __future__ import annotations
@@ -43,24 +44,24 @@ from .remote import (
     Service,
     StrPath,
     TokenSource,
-    binding,
+    channel_binding,
     explain,
 )
 from .secret import Secret, reveal
-from .sinks import Gathering, Parsing, Saving, SizeLimit
+from .sinks import FileSink, MemorySink, ParserSink, SizeLimit
 
 T = TypeVar("T")
-_PIECE = 65_536  # octets read at once
+_READ_SIZE = 65_536  # octets read at once
 
 
 class BlockingBody(BaseBody):
-    """A message, or its beginning, as CRLF text in pieces; it can be read once.
+    """The text of a message, or its first lines, with CRLF line ends; it can be read only once.
 
-    ``for piece in body`` reads it in pieces of any size, ``read`` into memory, ``email`` parses
-    it, and ``save`` writes it to a file.
+    ``for piece in body`` yields pieces of any size, ``read`` returns all octets, ``email`` parses
+    the message, and ``save`` writes it to a file.
 
-    Reading it raises:
-        CommandFailed: the server refuses to send it.
+    Reading the body raises:
+        CommandFailed: the server refuses to send the message.
         ConnectionLost: the connection ended early; the pieces so far are not the whole message.
         MessageTooLarge: the message exceeds the ``max_size`` given to ``connect_blocking``.
         BodySkipped: another command was sent before the body's end, or another session began.
@@ -105,20 +106,20 @@ class BlockingBody(BaseBody):
             max_size: Largest size to accept, in octets; by default the limit of the session.
 
         Raises:
-            MessageTooLarge: the message is larger.  A message that the server announces as larger
-                is not requested; if ``retrieve_all`` has already requested it, it is skipped.
+            MessageTooLarge: the message is larger.  If its announced size is larger, the message is
+                not requested, or is skipped if ``retrieve_all`` has already requested it.
         """
         self._use(max_size)
-        gathering = Gathering()
+        sink = MemorySink()
         for piece in self:
-            gathering.write(piece)
+            sink.write(piece)
         self._is_in_use = False
-        return gathering.octets()
+        return sink.octets()
 
     def email(self, max_size: int | None = None) -> EmailMessage:
         """Read and parse the whole message.
 
-        Malformed parts become text or octets, with a defect.
+        Malformed parts become text or octets, and are reported in ``defects``.
 
         Args:
             max_size: Largest size to accept, in octets; by default the limit of the session.
@@ -127,20 +128,23 @@ class BlockingBody(BaseBody):
             MessageTooLarge: the message is larger; see ``read``.
         """
         self._use(max_size)
-        parsing = Parsing(self._limit, header=self._is_header)
+        sink = ParserSink(self._limit, header=self._is_header)
         for piece in self:
-            parsing.write(piece)
-        email = parsing.close()
+            sink.write(piece)
+        email = sink.close()
         self._is_in_use = False
         return email
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Save the message to a new file, which is complete and durable on return, or absent.
+        """Save the message to a new file.
+
+        When this method returns, the file is complete and durable; after an exception, no partial
+        file remains.
 
         Raises:
             FileExistsError: the path already exists; an existing file is never replaced.
         """
-        with Saving(Path(path)) as file:
+        with FileSink(Path(path)) as file:
             self._use()
             for piece in self:
                 file.write(piece)
@@ -148,11 +152,11 @@ class BlockingBody(BaseBody):
 
 
 class BlockingClient:
-    """A POP3 session, logged in; created by ``connect_blocking``.  For one thread at a time.
+    """A POP3 session after login, created by ``connect_blocking``.
 
-    As a context manager it sends QUIT when the block ends normally, and drops the connection, so
-    that no message is removed, after an exception.  Only ``abort`` may be called while another
-    thread is using it.
+    As a context manager, it sends QUIT when the block ends normally.  After an exception it drops
+    the connection, so that no message is removed.  Only one thread can use it at a time, but
+    ``abort`` can be called from another thread.
     """
 
     _socket: socket.socket | None = None  # None: no session is open
@@ -185,8 +189,8 @@ class BlockingClient:
         """Warn, and drop the connection, so that the server unlocks the maildrop."""
         if self._socket is not None:
             self._drop()
-            what = f"POP3 session with {self._remote.host} was not ended; call quit() or abort()"
-            warnings.warn(what, ResourceWarning, source=self, stacklevel=1)
+            warning = f"POP3 session with {self._remote.host} was not ended; call quit() or abort()"
+            warnings.warn(warning, ResourceWarning, source=self, stacklevel=1)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -215,7 +219,7 @@ class BlockingClient:
     def list(self) -> Listing:
         """List the messages with LIST and UIDL, without downloading any.
 
-        The result is a sequence, also indexed by unique-id: ``client.list()["AAa3"]``.
+        The result is a sequence that can also be indexed by unique-id: ``client.list()["AAa3"]``.
 
         Raises:
             CommandFailed: the server refuses LIST, or announces UIDL but refuses it.
@@ -228,11 +232,11 @@ class BlockingClient:
         return (message for message in self.list())
 
     def retrieve(self, message: Message, *, progress: Progress | None = None) -> BlockingBody:
-        """Return the body of one message, which is requested when it is read.
+        """Return the body of one message; the message is requested when the body is read.
 
         Args:
             message: A message of this session, for example from ``list``.
-            progress: Called with the message and the number of its octets so far.
+            progress: Called with the message and the number of octets received so far.
 
         Raises:
             StaleMessage: the message belongs to another session.
@@ -251,9 +255,9 @@ class BlockingClient:
             UnsafeArgument: ``lines`` is negative.
         """
         if lines < 0:
-            raise UnsafeArgument("TOP gives 0 lines of a body, or more")
-        asking = self._dialogue.ask_for([message], f"TOP {lines:d}")
-        return BlockingBody(self, message, None, asking, is_part=True)
+            raise UnsafeArgument("the number of lines for TOP must be at least 0")
+        request = self._dialogue.ask_for([message], f"TOP {lines:d}")
+        return BlockingBody(self, message, None, request, is_part=True)
 
     def retrieve_all(
         self,
@@ -264,19 +268,19 @@ class BlockingClient:
     ) -> Iterator[tuple[Message, BlockingBody]]:
         """Retrieve many messages in the given order, pipelined if the server allows it.
 
-        The rest of a body that is not read to its end is skipped.  If the server refuses a message,
-        reading its body raises CommandFailed.  Messages may be deleted during the iteration.  Any
-        other command, and a new session, end the iteration, which then raises BodySkipped.  An
-        exception of the iterable ``messages`` is raised after the bodies before it, and the session
-        continues.
+        If a body is not read to its end, the rest of it is skipped.  If the server refuses a
+        message, reading its body raises CommandFailed.  Messages can be deleted during the
+        iteration.  Any other command, or a new session, makes the iteration raise BodySkipped.  If
+        the iterable ``messages`` raises an exception, it is raised after the bodies of the earlier
+        messages, and the session continues.
 
         Args:
             messages: Messages of this session, for example from ``list``.
-            delete: Delete each message whose body was read to its end (and saved or parsed, by
-                ``save`` or ``email``) when the loop asks for the next one.  The message at which
-                the loop is left, by ``break`` or by an exception, is not deleted.  Messages that
-                were read in part or not at all are not deleted either.
-            progress: Called with each message and the number of its octets so far.
+            delete: Delete each message when the loop requests the next one, provided that its body
+                was read to the end, and that ``save`` or ``email`` succeeded if it was called.  If
+                ``break`` or an exception ends the loop, the current message is not deleted.
+                Messages that were read only in part or not at all are not deleted either.
+            progress: Called with each message and the number of its octets received so far.
         """
         return self._read_all(self._dialogue, iter(messages), progress, delete=delete)
 
@@ -291,10 +295,10 @@ class BlockingClient:
     ) -> Iterator[tuple[Message, BlockingBody]]:
         self._check_session(dialogue)
         if is_header:
-            asking = dialogue.ask_for_headers(messages)
+            request = dialogue.ask_for_headers(messages)
         else:
-            asking = dialogue.ask_for(messages, deletes=delete)
-        retrieval = self._run(asking, dialogue)
+            request = dialogue.ask_for(messages, deletes=delete)
+        retrieval = self._run(request, dialogue)
         done: Message | None = None  # the message that may be deleted next
         while answer := self._run(dialogue.next_message(retrieval, done), dialogue):
             body = BlockingBody(self, answer.message, progress, answer, is_header=is_header)
@@ -317,8 +321,8 @@ class BlockingClient:
                 hides TOP, whole messages are retrieved instead.
             MessageTooLarge: a header is larger than the limit.
         """
-        found = self.raw_headers(messages)
-        return ((message, body.email(max_size)) for message, body in found)
+        bodies = self.raw_headers(messages)
+        return ((message, body.email(max_size)) for message, body in bodies)
 
     def raw_headers(self, messages: Iterable[Message]) -> Iterator[tuple[Message, BlockingBody]]:
         """Fetch the headers of many messages as octets, pipelined if the server allows it.
@@ -329,23 +333,23 @@ class BlockingClient:
         return self._read_all(self._dialogue, iter(messages), is_header=True)
 
     def stop_pipelining(self) -> None:
-        """Send one command at a time from now on, whatever the server announces."""
+        """Send one command at a time from now on, even if the server announces PIPELINING."""
         self._dialogue.stop_pipelining()
 
     @property
     def is_pipelining_in_doubt(self) -> bool:
-        """Whether several commands were sent at once, and only the first has been answered."""
+        """Whether several commands were sent together, and only the first has been answered."""
         return self._dialogue.is_pipelining_in_doubt
 
     def delete(self, *messages: Message) -> None:
         """Mark messages as deleted; they are removed when the session ends normally.
 
-        In a loop of ``retrieve_all``, the commands are sent between the commands of the loop.  A
+        In a loop over ``retrieve_all``, DELE commands are sent between the commands of the loop.  A
         message that the server refuses to mark is added to ``refused`` and does not affect the
         other messages: QUIT removes them, and then CommandFailed is raised.
 
         Raises:
-            StaleMessage: a message of another session; nothing was sent.
+            StaleMessage: a message belongs to another session; nothing was sent.
         """
         self._run(self._dialogue.delete(messages))
 
@@ -358,14 +362,14 @@ class BlockingClient:
         self._run(self._dialogue.noop())
 
     def quit(self) -> None:
-        """End the session (QUIT); the deleted messages are removed when this returns.
+        """End the session (QUIT); the deleted messages have been removed when this returns.
 
         Raises:
             CommandFailed: the server could not remove all messages (``command`` is "QUIT"), or it
                 removed them but had refused to mark another message ("DELE").
-            ConnectionLost: the answer to QUIT was lost; ``is_known`` is False.
+            ConnectionLost: the response to QUIT was lost; ``is_known`` is False.
         """
-        with self._alone():
+        with self._exclusive():
             try:
                 self._perform(self._dialogue.quit())
             except ConnectionLost as error:
@@ -380,7 +384,7 @@ class BlockingClient:
         List the messages again afterwards.
 
         Raises:
-            UnsafeArgument: the session was begun with ``sock``; nothing was sent.
+            UnsafeArgument: ``sock`` was given, which allows only one session; nothing was sent.
             CommandFailed: the server refused a deletion; see ``quit``.
         """
         self._remote.route.check_renewable()
@@ -390,44 +394,47 @@ class BlockingClient:
         except CommandFailed as error:
             if error.command != "DELE":
                 raise
-            refused = error  # the other messages are removed
+            refused = error  # the other messages have been removed
         self.reconnect()
         if refused is not None:
             raise refused
 
     def reconnect(self) -> int:
-        """Begin a new session, even if the connection was lost.
+        """Drop the connection, unless it was already lost, and begin a new session.
 
         Returns the number of deletions of the earlier session that were lost.  List the messages
-        again afterwards: reading messages of the earlier session raises BodySkipped.
+        again afterwards: reading a body of the earlier session raises BodySkipped.
 
         Raises:
-            UnsafeArgument: the session was begun with ``sock``; nothing was sent.
+            UnsafeArgument: ``sock`` was given, which allows only one session; nothing was sent.
         """
         self._remote.route.check_renewable()
-        with self._alone():
+        with self._exclusive():
             before = self._dialogue
             try:
                 self._drop()
                 self._dialogue = Dialogue(before.record, self._remote.quirks)
                 self._open()
             except BaseException as error:
-                self._dialogue, self._loss = before, error  # its dialogue counts the lost deletions
+                self._dialogue, self._loss = (
+                    before,
+                    error,
+                )  # this dialogue counts the lost deletions
                 raise
             return before.deletions
 
     def abort(self) -> None:
         """Drop the connection without QUIT, so that no message is removed.
 
-        In a thread that is using the session, ConnectionLost is raised.
+        If another thread is using the session, ConnectionLost is raised in that thread.
         """
         if self._busy.acquire(blocking=False):
             self._drop()
             self._busy.release()
         elif (connection := self._socket) is not None:
-            # Only the thread that uses the socket may close it; otherwise it could read from a
-            # different connection with the same descriptor.  ``SSLSocket.shutdown`` would make it
-            # continue without TLS.
+            # Only the thread that uses the socket may close it; otherwise that thread could read
+            # from a different connection with the same descriptor.  ``SSLSocket.shutdown`` would
+            # make it continue without TLS.
             with suppress(OSError):
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
@@ -438,19 +445,19 @@ class BlockingClient:
 
     def _enter(self) -> None:
         """Open the first session."""
-        with self._alone():
+        with self._exclusive():
             self._open()
 
     def _leave(self) -> None:
         """End the session after a block that ended normally.
 
         Raises:
-            ConnectionLost: deletions were lost in the block, and the program ignored the error.
+            ConnectionLost: deletions were lost inside the block, and the program caught the error.
         """
         if self._socket is not None:
             self.quit()
         elif self._loss is not None and self._dialogue.deletions:
-            raise self._dialogue.lost("the connection was lost in the block") from self._loss
+            raise self._dialogue.lost("the connection was lost inside the block") from self._loss
 
     def _open(self) -> None:
         """Connect, start TLS, and log in."""
@@ -459,7 +466,9 @@ class BlockingClient:
         if not isinstance(token, str | Secret):
             if inspect.iscoroutine(token):
                 token.close()
-            raise UnsafeArgument("a token is text, or a function that gives it")
+            raise UnsafeArgument(
+                "token must be a string or a Secret, or a function that returns one"
+            )
         login = replace(remote.login, token=reveal(token))
         wait = self._next_wait()
         try:
@@ -468,18 +477,18 @@ class BlockingClient:
         except CannotConnect:  # a proxy refused
             raise
         except OSError as error:
-            raise self._explained(error) from error
+            raise self._explain(error) from error
         try:
-            with suppress(OSError):  # a given socket may be of another family
+            with suppress(OSError):  # the given socket may not be a TCP socket
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if remote.tls is TLS.IMPLICIT:
-                self._shake_hands()
-            elif self._is_silent() and remote.speaks_tls():
-                raise remote.mixed_up()
+                self._start_tls()
+            elif self._is_silent() and remote.has_implicit_tls():
+                raise remote.implicit_tls_error()
             self._perform(dialogue.greeting())
             if remote.tls is TLS.STARTTLS:
                 self._perform(dialogue.start_tls())
-                self._shake_hands()
+                self._start_tls()
             self._perform(dialogue.ask_capabilities())
             self._perform(dialogue.log_in(login, self._binding))
             self._perform(dialogue.ask_capabilities())
@@ -489,10 +498,10 @@ class BlockingClient:
         self._loss = None
 
     def _binding(self) -> bytes:
-        return binding(self._socket if isinstance(self._socket, ssl.SSLSocket) else None)
+        return channel_binding(self._socket if isinstance(self._socket, ssl.SSLSocket) else None)
 
     def _is_silent(self) -> bool:
-        """Return whether there is no greeting for some seconds; the server may just be slow."""
+        """Return whether no greeting arrives for ``SILENCE`` seconds; the server may be slow."""
         assert self._socket is not None
         wait = self._next_wait()
         self._socket.settimeout(SILENCE if wait is None else min(wait, SILENCE))
@@ -504,24 +513,24 @@ class BlockingClient:
             pass  # reading the greeting reports it again
         return False
 
-    def _shake_hands(self) -> None:
-        """Do the TLS handshake; octets received before it make it fail."""
+    def _start_tls(self) -> None:
+        """Do the TLS handshake; it fails if the server has sent octets before it."""
         assert self._socket is not None
         wait = self._next_wait()
         try:
             self._socket.settimeout(wait)
-            inside = self._context.wrap_socket(
+            secured = self._context.wrap_socket(
                 self._socket, server_hostname=self._remote.server_name
             )
         except OSError as error:
-            raise self._explained(error) from error
-        self._socket = inside
-        self._remote.check_certificate(inside)
-        logs.secured(self._remote.host, inside)
+            raise self._explain(error) from error
+        self._socket = secured
+        self._remote.check_certificate(secured)
+        logs.secured(self._remote.host, secured)
 
-    def _explained(self, error: OSError) -> Exception:
-        if isinstance(error, TimeoutError) and self._limits.is_over:
-            return self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
+    def _explain(self, error: OSError) -> Exception:
+        if isinstance(error, TimeoutError) and self._limits.is_deadline_over:
+            return self._dialogue.lost(self._limits.timeout_reason, DeadlineExceeded)
         return explain(error, self._remote.host, self._remote.tls)
 
     def _next_wait(self) -> float | None:
@@ -529,18 +538,18 @@ class BlockingClient:
         Raises:
             DeadlineExceeded: the deadline has passed.
         """
-        if self._limits.is_over:
-            raise self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
+        if self._limits.is_deadline_over:
+            raise self._dialogue.lost(self._limits.timeout_reason, DeadlineExceeded)
         return self._limits.next_wait()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         """
         Raises:
             RuntimeError: another thread is using this session; nothing was sent.
         """
         if not self._busy.acquire(blocking=False):
-            raise RuntimeError("two threads use one POP3 session")
+            raise RuntimeError("two threads used one POP3 session at the same time")
         try:
             yield
         finally:
@@ -549,30 +558,30 @@ class BlockingClient:
     def _check_session(self, dialogue: Dialogue) -> None:
         """
         Raises:
-            BodySkipped: it belongs to an earlier session, whose numbers mean other messages.
+            BodySkipped: ``dialogue`` is that of an earlier session.
         """
         if dialogue is not self._dialogue:
             raise BodySkipped("a new session has begun; list the messages again")
 
     def _run(self, procedure: Procedure[T], dialogue: Dialogue | None = None) -> T:
-        """Run a procedure; ``dialogue`` is its session, if that may be an earlier one."""
-        with self._alone():
+        """Run a procedure; if ``dialogue`` is given, it must be that of the current session."""
+        with self._exclusive():
             if dialogue is not None:
                 self._check_session(dialogue)
             return self._perform(procedure)
 
     def _next_message(self, retrieval: Retrieval, dialogue: Dialogue) -> Answer:
         answer = self._run(dialogue.next_message(retrieval), dialogue)
-        assert answer is not None  # the procedure requested one
+        assert answer is not None  # the procedure requested an answer
         return answer
 
     def _perform(self, procedure: Procedure[T]) -> T:
         if self._socket is None:
             raise self._dialogue.lost("the connection is closed")
         try:
-            wanted = next(procedure)
+            outgoing = next(procedure)
             while True:
-                wanted = procedure.send(self._exchange(self._socket, wanted))
+                outgoing = procedure.send(self._exchange(self._socket, outgoing))
         except StopIteration as end:
             result = cast(T, end.value)
         except (BodySkipped, CommandFailed, UnsafeArgument):
@@ -580,23 +589,23 @@ class BlockingClient:
         except BaseException as error:
             self._loss = error
             logs.lost(self._remote.host, error)
-            self._drop()  # a response may be read in part, so later octets cannot be trusted
+            self._drop()  # a response may have been read only in part
             raise
         self._dialogue.record.check()
         return result
 
-    def _exchange(self, connection: socket.socket, wanted: bytes | None) -> bytes:
+    def _exchange(self, connection: socket.socket, outgoing: bytes | None) -> bytes:
         wait = self._next_wait()
         try:
             connection.settimeout(wait)
-            if wanted is not None:
-                self._dialogue.record.sent(wanted)
-                connection.sendall(wanted)
+            if outgoing is not None:
+                self._dialogue.record.sent(outgoing)
+                connection.sendall(outgoing)
                 return b""
-            octets = connection.recv(_PIECE)
+            octets = connection.recv(_READ_SIZE)
         except TimeoutError as error:
-            text = self._limits.what_is_over
-            raise self._dialogue.lost(text, DeadlineExceeded) from error
+            reason = self._limits.timeout_reason
+            raise self._dialogue.lost(reason, DeadlineExceeded) from error
         except OSError as error:
             raise self._dialogue.lost(str(error)) from error
         if not octets:
@@ -632,58 +641,62 @@ def connect_blocking(
 
     Use the result in a ``with`` block: when the block ends normally, QUIT is sent and the server
     removes the messages that were deleted; after an exception the connection is dropped without
-    QUIT and no message is removed.  Or call ``quit`` yourself.
+    QUIT and no message is removed.  Alternatively, call ``quit``.
 
-    The strongest login that both sides support is used.  If it fails, no weaker one is tried.
+    The strongest login that both sides support is used.  If it fails, no weaker login is tried.
 
     Args:
         where: ``pop3s://user@host`` for TLS from the first octet, ``pop3://user@host`` for STLS, a
-            host name, or a ``Service`` that ``discover_blocking`` has found.  A URL may have a
-            password and a port; in user and password ":", "/", "?", "#" and "%" must be
+            host name, or a ``Service`` returned by ``discover_blocking``.  A URL can contain
+            a password and a port; in user name and password, ":", "/", "?", "#" and "%" must be
             percent-encoded.
-        user: User name, instead of the URL's.
-        password: Password, instead of the URL's; safer from a file or a keyring than in a URL.
-        token: OAuth 2 bearer token instead of a password, or a function that returns a fresh one
-            for each login.
-        certificate: Client certificate and its key: one PEM file, or a pair of files.  Without a
-            password and a token it is used to log in (EXTERNAL).
-        mechanism: SASL mechanism, ``USER`` or ``APOP``, used instead of the strongest login that
-            both sides support.
+        user: User name; overrides the URL's.
+        password: Password; overrides the URL's.  A password from a file or a keyring is safer than
+            one in a URL.
+        token: OAuth 2 bearer token to use instead of a password, or a function that returns a
+            fresh token for each login.
+        certificate: Client certificate and its key: one PEM file, or a pair of files.  If neither
+            a password nor a token is given, it is used to log in (EXTERNAL).
+        mechanism: Login to use instead of the strongest one that both sides support: the name of a
+            SASL mechanism, ``USER`` or ``APOP``.
         strength: Weakest login to accept; by default ``Strength.SECRET``.
-        tls: When TLS starts, instead of the URL's setting.
-        port: Port, instead of the URL's; by default 995, or 110 with STLS.
+        tls: When TLS begins; overrides the URL's scheme.
+        port: Port; overrides the URL's.  By default 995, or 110 with STLS.
         ca_file: PEM file with the certificates to trust instead of the system's.
-        quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset;
-            by default the known deviations of servers with that host name.
+        quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset.
+            By default, the known deviations of servers with this host name.
         context: SSL context to use instead of ``ca_file`` and ``certificate``.
-        sock: Connected socket to use; it then belongs to the session, which cannot be renewed.
+        sock: Connected socket to use instead of a new connection.  The client closes it at the end
+            of the session; ``commit`` and ``reconnect`` are then impossible.
         proxy: ``socks5://user:password@host:port`` or ``http://…`` (CONNECT); the proxy looks up
             the server's name.
         local_addr: IP address to connect from, or a pair of an IP address and a port.
-        server_hostname: Name that the server's certificate must have, if it is not the host's name.
+        server_hostname: Name that the server's certificate must contain; by default the host name.
         fingerprint: SHA-256 of the server's certificate, in hexadecimal.  It replaces the
             verification of issuer and name; with ``ca_file`` or ``context``, both are verified too.
-        timeout: Seconds for each wait: look-up and connection, TLS handshake, each answer.  None:
-            no limit.
-        deadline: Seconds for the whole session, counted from this call.  When it has passed, the
-            command that waits ends, or the next one; nothing else is interrupted.  None: no limit.
+        timeout: Limit in seconds for each wait: for look-up and connection, for the TLS handshake,
+            and for each response.  None: no limit.
+        deadline: Limit in seconds for the whole session, counted from this call.  When it has
+            passed, the current command or the next one raises DeadlineExceeded; nothing else is
+            interrupted.  None: no limit.
         max_size: Size in octets of the largest message to accept; reading a larger one raises
-            MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can change it.
-        record: Called with each line of client and server, without passwords and without the
-            contents of messages.  The logger ``restante.client`` logs the same at level DEBUG.
+            MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can override it.
+        record: Called with each line that client or server sends, without passwords and without
+            the contents of messages.  The logger ``restante.client`` logs the same lines at level
+            DEBUG.
 
     Raises:
         TLSUnavailable: no safe connection is possible; no credential was sent.
-        LoginFailed: the login was refused (``code`` is "AUTH" if the credentials were), or would be
-            weaker than ``strength``.
+        LoginFailed: the server refused the login (``code`` is "AUTH" if the credentials are wrong),
+            or the login would be weaker than ``strength``.
         CannotConnect: the host is unknown, unreachable, or refuses the connection.
         ConnectionLost: the connection ended too early; ``lost_deletions`` messages were not
-            removed.  Also at the end of the block, if the block has ignored the error.
+            removed.  Raised at the end of the block as well if the block has caught the error.
         DeadlineExceeded: ``timeout`` or ``deadline`` has passed.
-        CommandFailed: the server refuses the connection, or at the end of the block: QUIT failed to
-            remove some messages (``command`` is "QUIT"), or it removed them but had refused to mark
-            another message ("DELE").
-        ConfigurationError: a file of certificates cannot be used.
+        CommandFailed: the server refuses the connection.  At the end of the block: the server could
+            not remove all messages (``command`` is "QUIT"), or it removed them but had refused to
+            mark another message ("DELE").
+        ConfigurationError: a certificate file cannot be used.
         UnsafeArgument: an argument is invalid, such as a malformed URL; nothing was sent.
         TypeError: an argument has the wrong type.
     """

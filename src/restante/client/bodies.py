@@ -1,5 +1,5 @@
-"""The parts of a message body that both clients share: its size limit, and whether it was read
-completely.
+"""The base class of message bodies in both clients: the size limit, and whether a body was read
+to its end.
 
 ``Client.retrieve_all(…, delete=True)`` relies on ``BaseBody.is_complete``: a message is deleted
 only if it was read to its end, and saved or parsed if ``save`` or ``email`` was called.
@@ -39,11 +39,13 @@ class BaseBody:
         self._limit = limit
         self._progress = progress
         self._is_header = is_header
-        self._is_part = is_part  # whether this is a part of a message, whose size is not announced
+        self._is_part = (
+            is_part  # whether only part of the message was requested, whose size is not announced
+        )
         self._octets = 0
         self._is_begun = False
         self._is_at_end = False
-        self._is_in_use = False  # whether a method that does more than read the body is running
+        self._is_in_use = False  # whether ``read``, ``email`` or ``save`` is running or has failed
 
     @property
     def is_complete(self) -> bool:
@@ -57,7 +59,7 @@ class BaseBody:
             MessageTooLarge: the announced size exceeds the limit; the message is not requested.
         """
         if self._is_begun:
-            raise BodySkipped("a body can be read once")
+            raise BodySkipped("a body can be read only once")
         self._check_announced(self._limit)
         self._is_begun = True
 
@@ -75,13 +77,13 @@ class BaseBody:
             MessageTooLarge: the received octets exceed the limit.
         """
         self._octets += len(piece)
-        if not self._is_header:  # for a header, the sink counts its octets
+        if not self._is_header:  # the sink counts the octets of a header
             self._limit.check(self._octets)
         if self._progress is not None:
             self._progress(self.message, self._octets)
 
     def _use(self, max_size: int | None = None) -> None:
-        """Begin a method that reads the body; the method resets ``_is_in_use`` after success.
+        """Prepare a method that reads the body; the method resets ``_is_in_use`` after success.
 
         Raises:
             MessageTooLarge: see ``_begin``.

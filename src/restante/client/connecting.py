@@ -1,9 +1,10 @@
-"""Connect to a host over TCP: look up its addresses, and use the first that answers.
+"""Connect to a host over TCP: look up its addresses, and use the first one that answers.
 
 Standards: RFC 8305 (happy eyeballs): address families alternate, and the next address is
-tried while earlier ones have not answered yet.  The asyncio and the blocking client do the same.
-Limits: at most ``MAX_ADDRESSES`` of a host are tried.  A look-up that hangs occupies a thread, but
-neither the client nor the end of the program waits for it.
+tried while earlier ones have not answered yet.  The asyncio and the blocking client use the
+same algorithm.
+Limits: at most ``MAX_ADDRESSES`` addresses of a host are tried.  A look-up that hangs occupies a
+thread, but neither the client nor the exit of the program waits for it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..errors import UnsafeArgument
 
 DELAY = 0.25  # seconds until the next address is tried as well (RFC 8305 §5)
 MAX_ADDRESSES = 20  # addresses to try, each with an open socket; an estimate, not from an RFC
-_UNDER_WAY = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN)
+_IN_PROGRESS = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN)
 
 Address = tuple[int, int, int, str, tuple[str | int | bytes, ...]]
 """An address as returned by ``socket.getaddrinfo``."""
@@ -37,10 +38,10 @@ class Limits:
     """Time limits of a client, in seconds; None: no limit."""
 
     timeout: float | None
-    """Limit for each wait."""
+    """Limit for each wait for the server."""
     deadline: float | None
     """Limit for all waits together, counted from the creation of this object."""
-    _began: float = field(default_factory=time.monotonic)
+    _started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         """
@@ -58,23 +59,23 @@ class Limits:
             object.__setattr__(self, name, value)
 
     @property
-    def is_over(self) -> bool:
+    def is_deadline_over(self) -> bool:
         """Whether the deadline has passed."""
-        return self.deadline is not None and time.monotonic() - self._began >= self.deadline
+        return self.deadline is not None and time.monotonic() - self._started >= self.deadline
 
     @property
-    def what_is_over(self) -> str:
-        """Return the text of an exception about a wait that has ended."""
-        if self.is_over:
-            return "the deadline is over"
+    def timeout_reason(self) -> str:
+        """The text of the exception after a wait has exceeded its time limit."""
+        if self.is_deadline_over:
+            return "the deadline has passed"
         return f"the server was silent for {self.timeout:g} s"
 
     def next_wait(self) -> float | None:
         """Return the seconds for the next wait; 0 if the deadline has passed."""
         if self.deadline is None:
             return self.timeout
-        left = max(self._began + self.deadline - time.monotonic(), 0.0)
-        return left if self.timeout is None else min(self.timeout, left)
+        remaining = max(self._started + self.deadline - time.monotonic(), 0.0)
+        return remaining if self.timeout is None else min(self.timeout, remaining)
 
 
 async def reach(
@@ -82,15 +83,14 @@ async def reach(
 ) -> socket.socket:
     """Return a connection to the first of the host's addresses that answers.
 
-    The caller limits the time.
-
-    ``local_address`` is the IP address and the port to connect from.
+    ``local_address`` is the IP address and the port to connect from.  There is no time limit; the
+    caller has to set one.
 
     Raises:
         OSError: no address answers, or the host has no address.
     """
     addresses: list[Address] = await asyncio.wrap_future(_look_up(host, port))
-    waiting = deque(interleaved(_reachable(addresses, local_address)))
+    waiting = deque(interleave(_same_family(addresses, local_address)))
     attempts: list[asyncio.Task[socket.socket]] = []
     pending: set[asyncio.Task[socket.socket]] = set()
     winner: socket.socket | None = None
@@ -98,7 +98,7 @@ async def reach(
     try:
         while winner is None and (waiting or pending):
             if waiting:
-                attempts.append(asyncio.create_task(_connected(waiting.popleft(), local_address)))
+                attempts.append(asyncio.create_task(_connect(waiting.popleft(), local_address)))
                 pending.add(attempts[-1])
             done, pending = await asyncio.wait(
                 pending,
@@ -122,14 +122,14 @@ async def reach(
     return winner
 
 
-async def _connected(address: Address, local_address: tuple[str, int] | None) -> socket.socket:
-    family, kind, protocol, _, where = address
-    connection = socket.socket(family, kind, protocol)
+async def _connect(address: Address, local_address: tuple[str, int] | None) -> socket.socket:
+    family, socket_type, protocol, _, socket_address = address
+    connection = socket.socket(family, socket_type, protocol)
     try:
         connection.setblocking(False)
         if local_address is not None:
             connection.bind(local_address)
-        await asyncio.get_running_loop().sock_connect(connection, where)
+        await asyncio.get_running_loop().sock_connect(connection, socket_address)
     except BaseException:
         connection.close()
         raise
@@ -142,7 +142,7 @@ def reach_blocking(
     seconds: float | None,
     local_address: tuple[str, int] | None = None,
 ) -> socket.socket:
-    """Connect like ``reach``, in a thread that may wait.
+    """Connect like ``reach``, but block the calling thread.
 
     ``seconds`` is the time limit for the look-up and all addresses.
 
@@ -150,29 +150,29 @@ def reach_blocking(
         OSError: no address answers, or the host has no address.
         TimeoutError: no address answered in time.
     """
-    until = math.inf if seconds is None else time.monotonic() + seconds
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
     addresses = _look_up(host, port).result(seconds)
-    waiting = deque(interleaved(_reachable(addresses, local_address)))
+    waiting = deque(interleave(_same_family(addresses, local_address)))
     error: OSError = OSError(f"{host} has no address")
     with selectors.DefaultSelector() as selector:
         try:
             while waiting or selector.get_map():
                 if waiting:
                     error = _begin(waiting.popleft(), selector, local_address) or error
-                left = min(until - time.monotonic(), DELAY if waiting else math.inf)
-                if until <= time.monotonic():
+                wait = min(deadline - time.monotonic(), DELAY if waiting else math.inf)
+                if deadline <= time.monotonic():
                     raise TimeoutError
                 if not selector.get_map():
                     continue
-                for key, _ in selector.select(None if left == math.inf else left):
+                for key, _ in selector.select(None if wait == math.inf else wait):
                     connection = key.fileobj
                     assert isinstance(connection, socket.socket)
                     selector.unregister(connection)
-                    failed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                    if not failed:
+                    error_number = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    if not error_number:
                         return connection
                     connection.close()
-                    error = _failure(failed)
+                    error = _failure(error_number)
         finally:
             for key in list(selector.get_map().values()):
                 assert isinstance(key.fileobj, socket.socket)
@@ -185,10 +185,10 @@ def _begin(
     selector: selectors.BaseSelector,
     local_address: tuple[str, int] | None,
 ) -> OSError | None:
-    """Begin to connect; return the error if that is impossible, else None."""
-    family, kind, protocol, _, where = address
+    """Begin to connect; return the error if this fails immediately, otherwise None."""
+    family, socket_type, protocol, _, socket_address = address
     try:
-        connection = socket.socket(family, kind, protocol)
+        connection = socket.socket(family, socket_type, protocol)
     except OSError as error:  # for example, the machine has no IPv6
         return error
     connection.setblocking(False)
@@ -198,23 +198,23 @@ def _begin(
         except OSError as error:
             connection.close()
             return error
-    failed = connection.connect_ex(where)
-    if failed not in _UNDER_WAY:
+    error_number = connection.connect_ex(socket_address)
+    if error_number not in _IN_PROGRESS:
         connection.close()
-        return _failure(failed)
+        return _failure(error_number)
     selector.register(connection, selectors.EVENT_WRITE)
     return None
 
 
 def _failure(number: int) -> OSError:
-    """Return the error for an errno, in Python's class for it, such as ConnectionRefusedError."""
+    """Return the exception for an errno, such as ConnectionRefusedError."""
     return OSError(number, errno.errorcode.get(number, ""))
 
 
-def _reachable(
+def _same_family(
     addresses: Iterable[Address], local_address: tuple[str, int] | None
 ) -> Iterable[Address]:
-    """Return the addresses in the family of the local address."""
+    """Return the addresses of the same family as the local address; all without one."""
     if local_address is None:
         return addresses
     is_ipv6 = ":" in local_address[0]
@@ -222,30 +222,33 @@ def _reachable(
     return [each for each in addresses if each[0] == family]
 
 
-def interleaved(addresses: Iterable[Address]) -> list[Address]:
+def interleave(addresses: Iterable[Address]) -> list[Address]:
     """Return the addresses with alternating families, the preferred address first (RFC 8305 §4)."""
     families: dict[int, deque[Address]] = {}
     for address in addresses:
         families.setdefault(address[0], deque()).append(address)
     ordered: list[Address] = []
     while families and len(ordered) < MAX_ADDRESSES:
-        for family, left in list(families.items()):
-            ordered.append(left.popleft())
-            if not left:
+        for family, remaining in list(families.items()):
+            ordered.append(remaining.popleft())
+            if not remaining:
                 del families[family]
     return ordered[:MAX_ADDRESSES]
 
 
 def _look_up(host: str, port: int) -> Future[list[Address]]:
-    """Call ``getaddrinfo``, which cannot be interrupted, in a thread that may outlive the wait."""
+    """Call ``getaddrinfo`` in a thread, because it cannot be interrupted.
+
+    The thread may run longer than the caller waits.
+    """
     future: Future[list[Address]] = Future()
-    future.set_running_or_notify_cancel()  # so that a cancelled caller does not cancel it
+    future.set_running_or_notify_cancel()  # so that cancelling the caller does not cancel this
 
     def work() -> None:
         try:
             future.set_result(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
         except UnicodeError:
-            future.set_exception(socket.gaierror(socket.EAI_NONAME, "not the name of a host"))
+            future.set_exception(socket.gaierror(socket.EAI_NONAME, "invalid host name"))
         except BaseException as error:
             future.set_exception(error)
 

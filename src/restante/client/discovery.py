@@ -1,10 +1,10 @@
-"""Find the POP3 server of an address with SRV records (RFC 6186) and the library ``dnspython``.
+"""Find the POP3 server for a mail address by SRV records (RFC 6186), with the library dnspython.
 
 Security: an attacker who can forge DNS responses chooses the server, so its certificate must name
 the mail domain (RFC 7817 §3).  A certificate for the host's own name is accepted only if the host
 is in the mail domain or the user has confirmed it (RFC 8314 §5.1).
-Limits: DNSSEC is not checked.  Query when an account is set up, and store the result; unsigned
-records must not decide about each connection (RFC 8314 §5.1).
+Limits: DNSSEC is not validated.  Run a discovery only when an account is set up, and store the
+result; unsigned records must not determine the server of each connection (RFC 8314 §5.1).
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ def discover_blocking(
 
     Args:
         address: A mail address or a domain.
-        timeout: Seconds for each of two queries.
+        timeout: Limit in seconds for each of the two queries.
         resolver: Resolver to use instead of the system's resolver.
 
     Raises:
         UnsafeArgument: ``address`` is neither a mail address nor a domain.
-        DeadlineExceeded: the DNS did not answer in time.
-        ConnectionLost: the DNS failed to answer, which does not mean that there is no server.
-        ConfigurationError: dnspython, the extra ``srv``, is not installed.
+        DeadlineExceeded: the DNS server did not answer in time.
+        ConnectionLost: the DNS query failed, which does not mean that there is no POP3 server.
+        ConfigurationError: dnspython is not installed (use the extra ``srv``).
     """
     user = address if "@" in address else ""
     try:
         domain = address.rpartition("@")[2].rstrip(".").lower().encode("idna").decode()
     except UnicodeError as error:
-        raise UnsafeArgument("an address is user@example.org") from error
+        raise UnsafeArgument("an address must have the form user@example.org") from error
     if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", domain):
-        raise UnsafeArgument("an address is user@example.org")
+        raise UnsafeArgument("an address must have the form user@example.org")
     return [
         Service(target.host, target.port, tls, domain, user)
         for label, tls in _LABELS
-        for target in order(_targets(f"{label}.{domain}.", timeout, resolver))
+        for target in order_by_priority(_targets(f"{label}.{domain}.", timeout, resolver))
     ]
 
 
@@ -85,19 +85,19 @@ async def discover(
 
     Args:
         address: A mail address or a domain.
-        timeout: Seconds for each of two queries.
+        timeout: Limit in seconds for each of the two queries.
         resolver: Resolver to use instead of the system's resolver.
 
     Raises:
         UnsafeArgument: ``address`` is neither a mail address nor a domain.
-        DeadlineExceeded: the DNS did not answer in time.
-        ConnectionLost: the DNS failed to answer, which does not mean that there is no server.
-        ConfigurationError: dnspython, the extra ``srv``, is not installed.
+        DeadlineExceeded: the DNS server did not answer in time.
+        ConnectionLost: the DNS query failed, which does not mean that there is no POP3 server.
+        ConfigurationError: dnspython is not installed (use the extra ``srv``).
     """
     return await asyncio.to_thread(discover_blocking, address, timeout=timeout, resolver=resolver)
 
 
-def exchangers(
+def mail_exchangers(
     domain: str, *, timeout: float = 10.0, resolver: Resolver | None = None
 ) -> list[str]:
     """Return the mail exchangers of a domain (MX records), the preferred one first; blocking.
@@ -105,48 +105,51 @@ def exchangers(
     Raises:
         DeadlineExceeded, ConnectionLost, ConfigurationError: see ``discover_blocking``.
     """
-    found = [(each.preference, each.exchange) for each in _ask(domain, "MX", timeout, resolver)]
-    return [host.to_text(True).lower() for _, host in sorted(found)]
+    records = _query(domain, "MX", timeout, resolver)
+    exchangers = sorted((each.preference, each.exchange) for each in records)
+    return [host.to_text(True).lower() for _, host in exchangers]
 
 
 def _targets(name: str, timeout: float, resolver: Resolver | None) -> list[Target]:
     return [
         Target(each.priority, each.weight, each.port, each.target.to_text(True).lower())
-        for each in _ask(name, "SRV", timeout, resolver)
+        for each in _query(name, "SRV", timeout, resolver)
     ]
 
 
-def _ask(name: str, kind: str, timeout: float, resolver: Resolver | None) -> Sequence[Any]:
+def _query(name: str, rdtype: str, timeout: float, resolver: Resolver | None) -> Sequence[Any]:
     try:
         from dns import exception
         from dns import resolver as library
     except ImportError as error:
-        what = "discovery by SRV needs dnspython: pip install 'restante[srv]'"
-        raise ConfigurationError(what) from error
+        advice = "SRV discovery requires dnspython: pip install 'restante[srv]'"
+        raise ConfigurationError(advice) from error
     try:
         resolver = resolver or library.Resolver()
-        found = resolver.resolve(name, kind, lifetime=timeout)
+        records = resolver.resolve(name, rdtype, lifetime=timeout)
     except (library.NXDOMAIN, library.NoAnswer):
         return []
     except exception.Timeout as error:
-        raise DeadlineExceeded(f"the DNS does not answer for {name}") from error
+        raise DeadlineExceeded(f"the DNS query for {name} timed out") from error
     except exception.DNSException as error:
-        raise ConnectionLost(f"the DNS gives no answer for {name}") from error
-    return list(found)
+        raise ConnectionLost(f"the DNS query for {name} failed") from error
+    return list(records)
 
 
-def order(found: Iterable[Target], chance: random.Random | None = None) -> Sequence[Target]:
-    """Return the targets by priority, and among equals at random by weight (RFC 2782).
+def order_by_priority(
+    targets: Iterable[Target], rng: random.Random | None = None
+) -> Sequence[Target]:
+    """Return the targets by priority; equal priorities in random order by weight (RFC 2782).
 
     A target "." means that the domain has no such service.
     """
-    chance = chance or random.SystemRandom()
-    left = sorted(each for each in found if each.host not in ("", ".", "@"))
+    rng = rng or random.SystemRandom()
+    remaining = sorted(each for each in targets if each.host not in ("", ".", "@"))
     ordered: list[Target] = []
-    while left:
-        equals = [each for each in left if each.priority == left[0].priority]
-        # Each weight is increased by 1, so that a target of weight 0 is chosen, but rarely.
-        chosen = chance.choices(equals, [each.weight * 1000 + 1 for each in equals])[0]
-        left.remove(chosen)
+    while remaining:
+        equals = [each for each in remaining if each.priority == remaining[0].priority]
+        # Weights are scaled and increased by 1, so that a target of weight 0 has a small chance.
+        chosen = rng.choices(equals, [each.weight * 1000 + 1 for each in equals])[0]
+        remaining.remove(chosen)
         ordered.append(chosen)
     return ordered

@@ -16,7 +16,7 @@ _logger = logging.getLogger("restante.client")
 
 
 def recording(host: str, write: Callable[[str], None] | None) -> Record:
-    """Return a record of a session for ``write`` and, if it is enabled now, for the log.
+    """Return a record that passes each line to ``write`` and, if DEBUG is enabled now, to the log.
 
     Raises:
         TypeError: ``write`` is not callable.

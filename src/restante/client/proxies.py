@@ -3,8 +3,8 @@
 Standards: RFC 1928 and RFC 1929 (SOCKS 5 with user name and password), RFC 9110 §9.3.6 (CONNECT).
 Security: exactly the octets of the proxy's response are read, because the server's greeting
 follows.  The proxy always looks up the server's name, so that the name does not leak to the local
-DNS.  Until TLS begins, a proxy can read and change everything, like any router on the way.  Limits:
-the header section of a response to CONNECT has at most ``_MAX_HEAD`` octets.
+DNS.  Until TLS begins, a proxy can read and change everything, like any router on the way.
+Limits: the header section of a response to CONNECT can have ``_MAX_HEAD`` octets.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _SOCKS_FAILURES = {
     7: "command not supported",
     8: "address type not supported",
 }
-_SOCKS_ADDRESS_SIZES = {1: 4, 4: 16}  # octets by type; 3: a name, which begins with its size
+_SOCKS_ADDRESS_SIZES = {
+    1: 4,
+    4: 16,
+}  # octets by address type; type 3 is a name, which begins with its size
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +59,16 @@ class Proxy:
         """Parse ``socks5://user:password@host:port`` or ``http://…``; the login is optional.
 
         Raises:
-            UnsafeArgument: the URL is invalid; the error does not repeat it.
+            UnsafeArgument: the URL is invalid; the error does not quote it.
         """
         match = _URL.fullmatch(url)
         if match is None or not url.isprintable() or not 0 < int(match["port"]) < 65_536:
-            raise UnsafeArgument("a proxy is socks5://host:port or http://host:port")
+            raise UnsafeArgument("a proxy URL must be socks5://host:port or http://host:port")
         user, _, password = (match["login"] or "").partition(":")
         is_http, host = match["scheme"].lower() == "http", match["host"].strip("[]")
         return cls(host, int(match["port"]), is_http, unquote(user), unquote(password))
 
-    def ask_for(self, host: str, port: int) -> Exchange:
+    def request(self, host: str, port: int) -> Exchange:
         """Request a connection to this host.
 
         Raises:
@@ -76,7 +79,8 @@ class Proxy:
         else:
             yield from self._socks(host, port)
 
-    def refusal(self, reason: str) -> CannotConnect:
+    def failure(self, reason: str) -> CannotConnect:
+        """Return the error for a failure of the proxy."""
         return CannotConnect(f"proxy {self.host}:{self.port}: {reason}")
 
     def _connect(self, host: str, port: int) -> Exchange:
@@ -89,44 +93,47 @@ class Proxy:
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             if len(head) > _MAX_HEAD:
-                raise self.refusal("an answer without end")
+                raise self.failure("the header section of its response is too long")
             head += yield 1
         status = _STATUS.match(head)
         if status is None:
-            raise self.refusal("not an HTTP answer")
+            raise self.failure("its response is not HTTP")
         if not status[1].startswith(b"2"):
             wrong_login = status[1] == b"407"
-            reason = "it requires another login" if wrong_login else "it refuses to connect"
-            raise self.refusal(f"{reason} (HTTP status {status[1].decode()})")
+            reason = "it requires a different login" if wrong_login else "it refuses to connect"
+            raise self.failure(f"{reason} (HTTP status {status[1].decode()})")
 
     def _socks(self, host: str, port: int) -> Exchange:
         yield b"\x05\x02\x00\x02" if self.user else b"\x05\x01\x00"
         version, method = yield 2
         if version != 5 or method not in ((0, 2) if self.user else (0,)):
-            raise self.refusal("it requires another login" if version == 5 else "not SOCKS 5")
+            reason = (
+                "it requires a different login" if version == 5 else "its response is not SOCKS 5"
+            )
+            raise self.failure(reason)
         if method == 2:
             user, password = self.user.encode(), self.password.encode()
             if not (0 < len(user) < 256 and 0 < len(password) < 256):
-                raise self.refusal("user name and password must have 1 to 255 octets")
+                raise self.failure("user name and password must have 1 to 255 octets")
             yield b"\x01" + bytes([len(user)]) + user + bytes([len(password)]) + password
             _, status = yield 2
             if status != 0:
-                raise self.refusal("it refuses the login")
+                raise self.failure("it refuses the login")
         yield b"\x05\x01\x00" + _socks_address(host) + port.to_bytes(2, "big")
-        version, status, _, kind = yield 4
+        version, status, _, address_type = yield 4
         if version != 5 or status != 0:
-            raise self.refusal(_SOCKS_FAILURES.get(status, "unknown failure"))
-        size = _SOCKS_ADDRESS_SIZES.get(kind)
-        if size is None and kind != 3:
-            raise self.refusal("not SOCKS 5")
-        # The proxy's address and port, which are not used.
+            raise self.failure(_SOCKS_FAILURES.get(status, "unknown failure"))
+        size = _SOCKS_ADDRESS_SIZES.get(address_type)
+        if size is None and address_type != 3:
+            raise self.failure("its response is not SOCKS 5")
+        # Skip the address and the port of the proxy.
         yield (size if size is not None else (yield 1)[0]) + 2
 
 
 def _socks_address(host: str) -> bytes:
     """
     Raises:
-        UnsafeArgument: not a valid host name.
+        UnsafeArgument: the host name is invalid.
     """
     try:
         address = ip_address(host)
@@ -137,5 +144,5 @@ def _socks_address(host: str) -> bytes:
     try:
         name = host.encode("idna")
     except UnicodeError as error:
-        raise UnsafeArgument("not the name of a host") from error
+        raise UnsafeArgument("invalid host name") from error
     return b"\x03" + bytes([len(name)]) + name

@@ -1,4 +1,4 @@
-"""The server that a client connects to, the required security, and the credential."""
+"""The server that a client connects to, the required security, and the credentials."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ StrPath = str | os.PathLike[str]
 """The path of a file."""
 Token = str | Secret
 TokenSource = Token | Callable[[], Token | Awaitable[Token]]
-"""An OAuth 2 bearer token, or a function that returns a fresh one for each login; for ``connect``
+"""An OAuth 2 bearer token, or a function that returns a fresh token for each login; for ``connect``
 it may be a coroutine function."""
 
 
@@ -39,7 +39,7 @@ class TLS(Enum):
     STARTTLS = "pop3"
     """STLS before any login; the connection fails if the server does not support it."""
     NONE = "none"
-    """No TLS; only to a loopback address."""
+    """No TLS; allowed only for a loopback address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,11 @@ class Service:
 
     @property
     def is_within(self) -> bool:
-        """Whether the host is in the domain.  If not, ask the user before ``confirmed``."""
+        """Whether the host is in the domain.  If not, ask the user before calling ``confirmed``."""
         return self.host == self.domain or self.host.endswith(f".{self.domain}")
 
     def confirmed(self) -> Service:
-        """Return the same service, whose certificate may name the host."""
+        """Return a copy of this service whose certificate may name the host."""
         return replace(self, is_confirmed=True)
 
 
@@ -101,13 +101,13 @@ class Options(TypedDict, total=False):
 _PORTS = {TLS.IMPLICIT: 995, TLS.STARTTLS: 110, TLS.NONE: 110}
 _SCHEMES = {"pop3s": TLS.IMPLICIT, "pop3": TLS.STARTTLS, "pop": TLS.STARTTLS}
 SILENCE = 3.0
-"""Seconds without a greeting after which the client tests whether the port speaks TLS."""
+"""Seconds without a greeting after which the client tests whether the port uses implicit TLS."""
 # OpenSSL's errors for a response that is not TLS.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
 _UNSIGNED = (18, 20)  # OpenSSL's X509_V_ERR_…: self-signed; signed by an unknown authority
 _AUTH = re.compile(";auth=", re.IGNORECASE)
-# Not ``urllib.parse``, whose exceptions repeat invalid parts, such as a part of a password.  The
-# last "@" ends the login, as in ``urllib.parse``.
+# ``urllib.parse`` is not used, because its exceptions quote invalid parts, for example part of a
+# password.  The last "@" ends the login, as in ``urllib.parse``.
 _URL = re.compile(
     r"(?P<scheme>[a-z0-9]+)://(?:(?P<login>[^/?#]*)@)?"
     r"(?P<host>\[[0-9a-f.:%a-z]+\]|[^/?#@:\[\]\s]+)(?::(?P<port>[0-9]*))?/*",
@@ -115,11 +115,11 @@ _URL = re.compile(
 )
 _HOST = re.compile(r"[\w.:-]+")
 _URL_HELP = (
-    "a POP3 URL is pop3s://user@host or pop3://user@host, with a port behind the host if need be; "
-    'in a user or a password ":", "/", "?", "#" and "%" are written %3A, %2F, %3F, %23 and %25'
+    "a POP3 URL is pop3s://user@host or pop3://user@host, optionally with a port after the host; "
+    'in user name and password, write ":", "/", "?", "#" and "%" as %3A, %2F, %3F, %23 and %25'
 )
 _PATH = (str, os.PathLike)
-_KINDS: Mapping[str, tuple[Any, ...]] = {
+_OPTION_TYPES: Mapping[str, tuple[Any, ...]] = {
     "user": (str,),
     "password": (str, Secret),
     "token": (str, Secret, Callable),
@@ -136,7 +136,7 @@ _KINDS: Mapping[str, tuple[Any, ...]] = {
     "server_hostname": (str,),
     "fingerprint": (str, bytes),
 }
-"""Types of the options.  None always means the default."""
+"""The types that each option accepts.  None always means the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,21 +199,25 @@ class Remote:
         shows_certificate = login.has_certificate or login.mechanism.upper() == "EXTERNAL"
         if not shows_certificate and not (login.user and (login.password or self.token)):
             raise UnsafeArgument(
-                "a login needs a user and a password, or a token, or a certificate"
+                "a login requires a user name with a password or a token, or a certificate"
             )
         if login.password and self.token:
-            raise UnsafeArgument("a login takes a password or a token, not both")
+            raise UnsafeArgument("a login requires either a password or a token, not both")
         if not 0 < self.port < 65_536:
-            raise UnsafeArgument("a port is a number from 1 to 65535")
+            raise UnsafeArgument("port must be a number from 1 to 65535")
         if login.has_certificate and self.options.get("context") is not None:
-            raise UnsafeArgument("load the certificate into the context, and say EXTERNAL")
+            raise UnsafeArgument(
+                "with context, load the certificate into it, and set mechanism to EXTERNAL"
+            )
         if self.options.get("ca_file") is not None and self.options.get("context") is not None:
-            raise UnsafeArgument("load the certificates of ca_file into the context")
+            raise UnsafeArgument("with context, load the certificates of ca_file into it")
         if self.service is not None and self.options.get("context") is not None:
-            raise UnsafeArgument("the name of a service is not verified by a context of yours")
+            raise UnsafeArgument(
+                "context cannot be combined with a Service, whose names need their own check"
+            )
         quirks = self.options.get("quirks")
         if isinstance(quirks, str) and quirks not in PRESETS:
-            raise UnsafeArgument(f"no such quirks; there are {', '.join(PRESETS)}")
+            raise UnsafeArgument(f"unknown quirks; known presets: {', '.join(PRESETS)}")
         self._check_tls()
 
     def _check_tls(self) -> None:
@@ -222,11 +226,13 @@ class Remote:
             UnsafeArgument, TLSUnavailable: see ``parse``.
         """
         if self.service is not None and self.options.get("server_hostname"):
-            raise UnsafeArgument("a Service says which names its certificate may have")
+            raise UnsafeArgument("server_hostname cannot be combined with a Service")
         if self.tls is TLS.NONE and (self.fingerprint or self.options.get("server_hostname")):
-            raise UnsafeArgument("without TLS there is no certificate to check")
+            raise UnsafeArgument("fingerprint and server_hostname require TLS")
         if self.tls is TLS.NONE and not self.route.is_local:
-            raise TLSUnavailable(f"without TLS only to this machine, not to {self.host}")
+            raise TLSUnavailable(
+                f"only connections to this machine may be without TLS, not to {self.host}"
+            )
 
     @property
     def server_name(self) -> str:
@@ -238,33 +244,35 @@ class Remote:
         Raises:
             ConfigurationError: a file of certificates cannot be used.
         """
-        given = self.options.get("context")
-        if given is not None:
-            return given
+        own_context = self.options.get("context")
+        if own_context is not None:
+            return own_context
         ca_file = self.options.get("ca_file")
         context = contexts.client_context(None if ca_file is None else Path(ca_file))
         context.check_hostname = self.service is None  # otherwise ``check_certificate`` does it
         if self.fingerprint is not None and ca_file is None:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        own = self.options.get("certificate")
-        if own is not None:
-            certificate, key = own if isinstance(own, tuple) else (own, own)
-            contexts.load_own(context, Path(certificate), Path(key))
+        certificate = self.options.get("certificate")
+        if certificate is not None:
+            chain, key = (
+                certificate if isinstance(certificate, tuple) else (certificate, certificate)
+            )
+            contexts.load_own(context, Path(chain), Path(key))
         return context
 
     def check_certificate(self, peer: ssl.SSLSocket | ssl.SSLObject) -> None:
-        """Check the fingerprint, or that the certificate is for the mail domain.
+        """Check the fingerprint, if one is given, and the names that a ``Service`` allows.
 
-        The chain was verified before, unless only a fingerprint counts.
+        The chain has been verified before, unless only the fingerprint is checked.
 
         Raises:
-            TLSUnavailable: it is a different certificate; no credential was sent.
+            TLSUnavailable: the certificate is not the expected one; no credential was sent.
         """
         if self.fingerprint is not None:
             digest = sha256(peer.getpeercert(True) or b"").digest()
             if not compare_digest(digest, self.fingerprint):
                 raise TLSUnavailable(
-                    f"the certificate of {self.host} has another fingerprint: {digest.hex()}"
+                    f"the certificate of {self.host} has a different fingerprint: {digest.hex()}"
                 )
         if self.service is None:
             return
@@ -272,10 +280,12 @@ class Remote:
         hosts = {self.service.domain}
         if self.service.is_within or self.service.is_confirmed:
             hosts.add(self.host)
-        shown = peer.getpeercert(True)
-        if not shown or not contexts.is_valid_for(shown, hosts, f"{label}.{self.service.domain}"):
+        certificate_der = peer.getpeercert(True)
+        if not certificate_der or not contexts.is_valid_for(
+            certificate_der, hosts, f"{label}.{self.service.domain}"
+        ):
             domain = self.service.domain
-            raise TLSUnavailable(f"the certificate of {self.host} is not for {domain}")
+            raise TLSUnavailable(f"the certificate of {self.host} is not valid for {domain}")
 
     @property
     def quirks(self) -> Quirks:
@@ -284,17 +294,17 @@ class Remote:
             return by_host(self.host)
         return PRESETS[chosen] if isinstance(chosen, str) else chosen
 
-    def mixed_up(self) -> TLSUnavailable:
-        """Return the error for TLS instead of a greeting."""
+    def implicit_tls_error(self) -> TLSUnavailable:
+        """Return the error for a server that begins with TLS instead of a greeting."""
         return TLSUnavailable(
-            f"{self.host} speaks TLS from the first octet on port {self.port}; write "
+            f"{self.host} requires TLS from the first octet on port {self.port}; use "
             f"pop3s://{self.host}:{self.port}"
         )
 
-    def speaks_tls(self) -> bool:
-        """Return whether the port has implicit TLS.  Blocks for a few seconds at most.
+    def has_implicit_tls(self) -> bool:
+        """Return whether the server uses implicit TLS on this port.  Blocks for a few seconds.
 
-        The certificate is ignored, because nothing is sent and the connection ends.  Returns
+        The certificate is ignored, because the connection ends without sending anything.  Returns
         False if a second connection through the same route is impossible.
         """
         if not self.route.is_direct:
@@ -319,7 +329,7 @@ class Remote:
 def _digest(fingerprint: str | bytes | None) -> bytes | None:
     """
     Raises:
-        UnsafeArgument: not a SHA-256.
+        UnsafeArgument: the fingerprint is not a SHA-256.
     """
     if fingerprint is None:
         return None
@@ -334,84 +344,90 @@ def _digest(fingerprint: str | bytes | None) -> bytes | None:
 
 
 def _check_options(options: Options) -> None:
-    """Check names and types of options: a misspelt one must not silently weaken a login.
+    """Check names and types of options: a misspelt option must not silently weaken a login.
 
     Raises:
-        TypeError: an option is invalid; no value is repeated, because it may be a password.
+        TypeError: an option is invalid; the error does not quote its value, which may be secret.
     """
     given: Mapping[str, object] = {**options}
     for name, value in given.items():
         if name not in Options.__annotations__:
             known = ", ".join(Options.__annotations__)
-            raise TypeError(f"no such option: {name!r}; the options are {known}")
+            raise TypeError(f"unknown option {name!r}; known options: {known}")
         if value is None:
             continue
         if name == "strength":
-            is_right = isinstance(value, Strength)
+            is_valid = isinstance(value, Strength)
         else:
-            is_right = isinstance(value, _KINDS[name]) and not isinstance(value, bool)
-        if not is_right:
-            raise TypeError(f"{name} cannot be of the type {type(value).__name__}")
+            is_valid = isinstance(value, _OPTION_TYPES[name]) and not isinstance(value, bool)
+        if not is_valid:
+            raise TypeError(f"{name} must not be of type {type(value).__name__}")
 
 
 def split(where: str | Service) -> tuple[str, int | None, TLS, ClientLogin]:
     """Return host, port or None, the kind of TLS, and the login in the URL.
 
     Raises:
-        UnsafeArgument: ``where`` is neither a URL nor a host; the error does not repeat it.
+        UnsafeArgument: ``where`` is neither a URL nor a host; the error does not quote it.
         TypeError: ``where`` is not a ``str``.
     """
     if isinstance(where, Service):
         return where.host, where.port, where.tls, ClientLogin(where.user)
     if not isinstance(where, str):
-        raise TypeError(f"a URL, a host or a Service is needed, not {type(where).__name__}")
+        raise TypeError(
+            f"the server must be a URL, a host or a Service, not {type(where).__name__}"
+        )
     if _HOST.fullmatch(where):
         return where, None, TLS.IMPLICIT, ClientLogin("")
-    found = _URL.fullmatch(where)
-    if found is None or found["scheme"].lower() not in _SCHEMES or not where.isprintable():
+    match = _URL.fullmatch(where)
+    if match is None or match["scheme"].lower() not in _SCHEMES or not where.isprintable():
         raise UnsafeArgument(_URL_HELP)
-    user, _, password = (found["login"] or "").partition(":")
+    user, _, password = (match["login"] or "").partition(":")
     user, *mechanism = _AUTH.split(user, maxsplit=1)
-    named = "".join(mechanism).removeprefix("+")
-    login = ClientLogin(_decoded(user), _decoded(password), mechanism="" if named == "*" else named)
-    port = int(found["port"][:6]) if found["port"] else None
-    return found["host"].strip("[]").lower(), port, _SCHEMES[found["scheme"].lower()], login
+    mechanism_name = "".join(mechanism).removeprefix("+")
+    login = ClientLogin(
+        _decoded(user),
+        _decoded(password),
+        mechanism="" if mechanism_name == "*" else mechanism_name,
+    )
+    port = int(match["port"][:6]) if match["port"] else None
+    return match["host"].strip("[]").lower(), port, _SCHEMES[match["scheme"].lower()], login
 
 
 def _decoded(text: str) -> str:
     """
     Raises:
-        UnsafeArgument: percent-encoded octets that are not UTF-8 (RFC 3986 §2.5).
+        UnsafeArgument: the percent-encoded octets are not UTF-8 (RFC 3986 §2.5).
     """
     try:
         return unquote_to_bytes(text).decode()
     except UnicodeDecodeError:
         pass  # its exception contains the text, which may be a password
-    raise UnsafeArgument("percent-encoded octets in a URL are UTF-8")
+    raise UnsafeArgument("percent-encoded octets in a URL must be UTF-8")
 
 
-def binding(peer: ssl.SSLSocket | ssl.SSLObject | None) -> bytes:
+def channel_binding(peer: ssl.SSLSocket | ssl.SSLObject | None) -> bytes:
     """Return the channel binding to the server's certificate; empty without TLS."""
-    shown = peer.getpeercert(True) if peer is not None else None
-    return contexts.end_point(shown) if shown else b""
+    certificate_der = peer.getpeercert(True) if peer is not None else None
+    return contexts.end_point(certificate_der) if certificate_der else b""
 
 
 def explain(error: OSError, host: str, tls: TLS = TLS.STARTTLS) -> Exception:
     """Return the exception for a failure to connect, with advice."""
     if isinstance(error, ssl.SSLCertVerificationError):
         unsigned = error.verify_code in _UNSIGNED
-        cure = "; ca_file (--ca-file) trusts it, if it is the right one" if unsigned else ""
+        advice = "; if it is the right one, trust it with ca_file (--ca-file)" if unsigned else ""
         return TLSUnavailable(
-            f"the certificate of {host} is not trusted: {error.verify_message}{cure}"
+            f"the certificate of {host} is not trusted: {error.verify_message}{advice}"
         )
     if isinstance(error, ssl.SSLError):
         name = getattr(error, "reason", "") or "handshake failed"
         reason = name.lower().replace("_", " ")
-        cure = "; if that port begins without TLS, write pop3:// (STLS)"
+        advice = "; if this port begins without TLS, use pop3:// (STLS)"
         is_mixed_up = tls is TLS.IMPLICIT and name in _NOT_TLS
-        return TLSUnavailable(f"no TLS with {host}: {reason}{cure if is_mixed_up else ''}")
+        return TLSUnavailable(f"TLS with {host} failed: {reason}{advice if is_mixed_up else ''}")
     if isinstance(error, TimeoutError):
         return DeadlineExceeded(f"{host} does not answer")
-    # asyncio replaces the system's text.
+    # The text of the system is used, because asyncio replaces it.
     text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     return CannotConnect(f"{host}: {text or str(error) or 'connection lost'}")

@@ -26,7 +26,7 @@ class Route:
     proxy: Proxy | None = None
     sock: socket.socket | None = None
     """A connected socket; None after it has been used."""
-    is_once: bool = False
+    is_single_use: bool = False
     """Whether a socket was given, so that only one session is possible."""
 
     @classmethod
@@ -41,12 +41,12 @@ class Route:
         """Return the route for the arguments of ``connect``.
 
         Raises:
-            TypeError, UnsafeArgument: a proxy, a local address or a socket is invalid.
+            TypeError, UnsafeArgument: the proxy, the local address or the socket is invalid.
         """
         if sock is not None and (proxy or local_addr):
-            raise UnsafeArgument("sock is connected already: remove proxy and local_addr")
+            raise UnsafeArgument("sock cannot be combined with proxy or local_addr")
         if isinstance(sock, ssl.SSLSocket):
-            raise UnsafeArgument("sock must be a socket without TLS, which begins inside it")
+            raise UnsafeArgument("sock must not use TLS; the client begins TLS itself")
         if sock is not None:
             try:
                 sock.getpeername()
@@ -55,8 +55,8 @@ class Route:
         address = (local_addr, 0) if isinstance(local_addr, str) else local_addr
         if address is not None:
             _check_address(address)
-        way = Proxy.parse(proxy) if proxy else None
-        return cls(host, port, address, way, sock, is_once=sock is not None)
+        parsed_proxy = Proxy.parse(proxy) if proxy else None
+        return cls(host, port, address, parsed_proxy, sock, is_single_use=sock is not None)
 
     @property
     def is_local(self) -> bool:
@@ -72,28 +72,28 @@ class Route:
     @property
     def is_direct(self) -> bool:
         """Whether a second connection, for a diagnosis, would take the same route."""
-        return not self.is_once and self.proxy is None
+        return not self.is_single_use and self.proxy is None
 
     def check_renewable(self) -> None:
         """
         Raises:
-            UnsafeArgument: the only socket is in use.
+            UnsafeArgument: ``sock`` was given, which allows only one session.
         """
-        if self.is_once:
+        if self.is_single_use:
             raise UnsafeArgument("no second session is possible with sock; call connect again")
 
     async def connect(self) -> socket.socket:
-        """Connect; the caller limits the time.
+        """Connect without a time limit; the caller has to set one.
 
         Raises:
             OSError: no address of the host, or of the proxy, answers.
             CannotConnect: the proxy refuses.
-            UnsafeArgument: the socket was used already.
+            UnsafeArgument: the given socket has already been used.
         """
-        if self.is_once:
-            given = self._take()
-            given.setblocking(False)
-            return given
+        if self.is_single_use:
+            sock = self._take()
+            sock.setblocking(False)
+            return sock
         if self.proxy is None:
             return await reach(self.host, self.port, self.local_address)
         connection = await reach(self.proxy.host, self.proxy.port, self.local_address)
@@ -111,30 +111,30 @@ class Route:
             TimeoutError: the connection took longer.
             OSError, CannotConnect, UnsafeArgument: see ``connect``.
         """
-        if self.is_once:
+        if self.is_single_use:
             return self._take()
         if self.proxy is None:
             return reach_blocking(self.host, self.port, seconds, self.local_address)
-        until = math.inf if seconds is None else time.monotonic() + seconds
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
         target = (self.proxy.host, self.proxy.port)
         connection = reach_blocking(*target, seconds, self.local_address)
         try:
-            self._pass_proxy_blocking(self.proxy, connection, until)
+            self._pass_proxy_blocking(self.proxy, connection, deadline)
         except BaseException:
             connection.close()
             raise
         return connection
 
     def _take(self) -> socket.socket:
-        given, self.sock = self.sock, None
-        if given is None:
+        sock, self.sock = self.sock, None
+        if sock is None:
             self.check_renewable()
-        assert given is not None
-        return given
+        assert sock is not None
+        return sock
 
     async def _pass_proxy(self, proxy: Proxy, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        exchange = proxy.ask_for(self.host, self.port)
+        exchange = proxy.request(self.host, self.port)
         octets = b""
         while True:
             try:
@@ -147,11 +147,13 @@ class Route:
                 continue
             while len(octets) < step:
                 if not (more := await loop.sock_recv(connection, step - len(octets))):
-                    raise proxy.refusal("it closed the connection")
+                    raise proxy.failure("it closed the connection")
                 octets += more
 
-    def _pass_proxy_blocking(self, proxy: Proxy, connection: socket.socket, until: float) -> None:
-        exchange = proxy.ask_for(self.host, self.port)
+    def _pass_proxy_blocking(
+        self, proxy: Proxy, connection: socket.socket, deadline: float
+    ) -> None:
+        exchange = proxy.request(self.host, self.port)
         octets = b""
         while True:
             try:
@@ -160,23 +162,23 @@ class Route:
                 return
             octets = b""
             if isinstance(step, bytes):
-                connection.settimeout(_left(until))
+                connection.settimeout(_remaining(deadline))
                 connection.sendall(step)
                 continue
             while len(octets) < step:
-                connection.settimeout(_left(until))
+                connection.settimeout(_remaining(deadline))
                 if not (more := connection.recv(step - len(octets))):
-                    raise proxy.refusal("it closed the connection")
+                    raise proxy.failure("it closed the connection")
                 octets += more
 
 
 def _check_address(address: tuple[str, int]) -> None:
     """
     Raises:
-        TypeError, UnsafeArgument: not an IP address and a port.
+        TypeError, UnsafeArgument: it is not a pair of an IP address and a port.
     """
-    kinds = [type(each) for each in address] if isinstance(address, tuple) else []
-    if kinds != [str, int]:
+    types = [type(each) for each in address] if isinstance(address, tuple) else []
+    if types != [str, int]:
         raise TypeError("local_addr must be an IP address, or a pair of an IP address and a port")
     try:
         ip_address(address[0])
@@ -191,15 +193,15 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _left(until: float) -> float | None:
+def _remaining(deadline: float) -> float | None:
     """Return the seconds that are left for the next wait.
 
     Raises:
         TimeoutError: no time is left.
     """
-    if until == math.inf:
+    if deadline == math.inf:
         return None
-    left = until - time.monotonic()
-    if left <= 0:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
         raise TimeoutError
-    return left
+    return remaining

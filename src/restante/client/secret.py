@@ -16,7 +16,7 @@ class Secret:
 
     def __init__(self, text: str) -> None:
         if not isinstance(text, str):
-            raise TypeError(f"a secret must be a text, not {type(text).__name__}")
+            raise TypeError(f"a secret must be a string, not {type(text).__name__}")
         self._text = text
 
     def reveal(self) -> str:

@@ -1,4 +1,4 @@
-"""Destinations for a message that is read: memory, a durable file, or a parser."""
+"""Destinations for the pieces of a message body: memory, a durable file, or a parser."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import SupportsIndex
 
 from ..errors import MessageTooLarge, UnsafeArgument
 
-AT_ONCE = 1_048_576  # octets written by one call in a thread, since each call takes about 0.1 ms
-_BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would change line ends
+WRITE_SIZE = 1_048_576  # octets per call in a thread, because each call takes about 0.1 ms
+_BINARY: int = getattr(os, "O_BINARY", 0)  # without this flag, Windows changes line ends
 
 
-class Saving:
+class FileSink:
     """A new file that gets its name only when it is complete and durable.
 
     After an exception in the block, no file remains.
@@ -32,9 +32,9 @@ class Saving:
         self._temporary = path.with_name(f".{token_hex(8)}.part")
         self._file: BufferedWriter | None = None
 
-    def __enter__(self) -> Saving:
+    def __enter__(self) -> FileSink:
         if os.path.lexists(self._path):
-            raise FileExistsError(f"{self._path} exists already")
+            raise FileExistsError(f"{self._path} already exists")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY
         self._file = open(os.open(self._temporary, flags, 0o600), "wb")
         return self
@@ -68,11 +68,11 @@ def fsync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     if not hasattr(os, "O_DIRECTORY"):
         return  # Windows: directories cannot be opened, and NTFS keeps a journal of names
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 class SizeLimit:
@@ -93,14 +93,14 @@ class SizeLimit:
     def check(self, octets: int) -> None:
         """
         Raises:
-            MessageTooLarge: the number of octets exceeds the limit.
+            MessageTooLarge: ``octets`` exceeds the limit.
         """
         if self._max_size is not None and octets > self._max_size:
             raise MessageTooLarge(self._max_size)
 
 
-class Gathering:
-    """Collects the octets of one message in memory; the caller limits the size."""
+class MemorySink:
+    """Collects the octets of one message in memory; the caller must limit the size."""
 
     def __init__(self) -> None:
         self._octets = bytearray()
@@ -112,14 +112,16 @@ class Gathering:
         return bytes(self._octets)
 
 
-class Parsing(Gathering):
-    """Parses a message that is fed in pieces, or only its header, up to the limit."""
+class ParserSink(MemorySink):
+    """Parses a message, or only its header, from pieces whose total size is limited."""
 
     def __init__(self, limit: SizeLimit, *, header: bool = False) -> None:
         super().__init__()
         self._limit = limit
         self._is_header = header
-        self._last = b"\r\n"  # the octets before the first piece; an empty header is a blank line
+        self._last = (
+            b"\r\n"  # treated as sent before the first piece, to find the end of an empty header
+        )
         self._has_header_ended = False
 
     def write(self, octets: bytes) -> None:
@@ -141,6 +143,8 @@ class Parsing(Gathering):
 
     def close(self) -> EmailMessage:
         """Return the parsed message; blocks for seconds if the message is large."""
-        from .. import mime  # with ``email``, which takes longer than the rest of the client
+        from .. import (
+            mime,
+        )  # imports ``email``, which takes longer than importing the rest of the client
 
         return mime.parse(self.octets(), header_only=self._is_header)

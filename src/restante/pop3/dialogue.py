@@ -261,7 +261,7 @@ class Dialogue:
         except CommandFailed as error:
             raise TLSUnavailable(f"the server refused STLS: {error.text}") from error
         if self._unread:
-            raise self.lost("octets came before the TLS handshake", ProtocolBroken)
+            raise self.lost("the server sent data before the TLS handshake", ProtocolBroken)
         self.capabilities, self._welcome = Capabilities(), b""
 
     def log_in(
