@@ -371,7 +371,7 @@ def test_an_error_of_the_system_has_one_code_also_as_a_cause(error: OSError, cod
     [((), 0), ((0, 75), 75), ((75, 74), 74), ((74, 75), 74), ((75, 65, 0), 65), ((0, 130), 130)],
 )
 def test_75_only_if_trying_again_can_help_all(codes: tuple[int, ...], code: int) -> None:
-    assert failures.gravest(codes) == code
+    assert failures.most_serious(codes) == code
 
 
 def test_a_maildrop_in_use_does_not_hide_a_damaged_one(scene: Scene) -> None:

@@ -282,7 +282,7 @@ def test_a_gateway_looks_names_up_again_when_it_could_not(
         asyncio.run(polling.poll("ann"))
     assert names.asked == ["ann"]
     names.is_away = False
-    monkeypatch.setattr(gateway, "_RETRY", 0.0)
+    monkeypatch.setattr(gateway, "_RETRY_EVERY", 0.0)
     polling._retry_at = 0.0
     asyncio.run(polling.poll("ann"))
     assert in_maildrop(restante) == 1

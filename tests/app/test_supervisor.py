@@ -535,8 +535,8 @@ def linger():
 
 os.register_at_fork(after_in_child=linger)
 never = lambda *_: None
-told = {"ready": never, "reload": never, "ended": never, "terminal": Terminal()}
-sys.exit(Supervisor(1, lambda _: time.sleep(60), **told).run())
+options = {"on_ready": never, "reload": never, "on_exit": never, "terminal": Terminal()}
+sys.exit(Supervisor(1, lambda _: time.sleep(60), **options).run())
 """
 
 
@@ -653,10 +653,10 @@ def test_socket_that_is_open_to_more_than_the_configuration_is_refused(
         place = sockets.BoundSocket("pop3", listening)
         addresses = [Address.parse(f"pop3://{configured}:1110")]
         if accepted:
-            sockets._compare(place, addresses)
+            sockets._check_inherited(place, addresses)
         else:
             with pytest.raises(ConfigurationError, match="open to more"):
-                sockets._compare(place, addresses)
+                sockets._check_inherited(place, addresses)
 
 
 def test_socket_is_compared_with_the_addresses_of_its_own_port() -> None:
@@ -664,7 +664,7 @@ def test_socket_is_compared_with_the_addresses_of_its_own_port() -> None:
         port = listening.getsockname()[1]
         addresses = [f"pop3://127.0.0.1:{port}", "pop3://0.0.0.0:1110"]
         with pytest.raises(ConfigurationError, match="open to more"):
-            sockets._compare(
+            sockets._check_inherited(
                 sockets.BoundSocket("pop3", listening), list(map(Address.parse, addresses))
             )
 
@@ -706,9 +706,9 @@ def test_wrong_listen_fds_is_a_clear_error(count: str, name: str, site: Site) ->
 
 def test_default_addresses_give_way_to_sockets_of_systemd() -> None:
     default = Configuration()
-    assert sockets._wanted(default, {"pop3s"}) == []
-    assert len(sockets._wanted(default, ())) == 2
-    assert len(sockets._wanted(default, {"lmtp"})) == 2
+    assert sockets._configured_listeners(default, {"pop3s"}) == []
+    assert len(sockets._configured_listeners(default, ())) == 2
+    assert len(sockets._configured_listeners(default, {"lmtp"})) == 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -328,7 +328,7 @@ def test_no_history_of_a_machine_shortens_a_hold(
     steps: list[tuple[str, float]],
 ) -> None:
     """Except by an hour of tolerance, or if a clock was wrong for a day of running."""
-    monkeypatch.setattr(upkeep, "_MANY", 0)
+    monkeypatch.setattr(upkeep, "_MAX_MESSAGES", 0)
     now = time.time()
     place = tmp_path_factory.mktemp("house")
     house = House(place, Machine(place / "clock", now, now))
@@ -368,7 +368,7 @@ def test_a_disk_that_is_not_there_ends_no_rounds(
     """Mail held long enough is destroyed when the disk is back."""
     disk = tmp_path / "disk"
     monkeypatch.setattr(upkeep, "_EVERY", 0.01)
-    monkeypatch.setattr(upkeep, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(upkeep, "_READ_CLOCK_EVERY", 0.01)
     machine = Machine(tmp_path / "clock", time.time(), time.time())
     users = Users(tmp_path / "users.sqlite3")
     store = MaildirStore(f"{disk}/%u", hold=DAY, clock=machine.clock())
@@ -407,7 +407,7 @@ def test_a_bug_ends_no_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(upkeep, "_EVERY", 0.01)
-    monkeypatch.setattr(upkeep, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(upkeep, "_READ_CLOCK_EVERY", 0.01)
     users, store = Users(tmp_path / "users.sqlite3"), MemoryStore()
     rounds, count = _upkeep(store, users, Machine(tmp_path / "clock")), 0
 
@@ -485,7 +485,7 @@ def test_a_shorter_hold_is_announced_and_comes_into_force_after_a_day(
     house.hold = DAY
     house.round()
     reported = dict(events(caplog))
-    at = upkeep.moment(int(house.machine.now) + 86_400)
+    at = upkeep.format_time(int(house.machine.now) + 86_400)
     assert reported["rule changed"] == {"held": 500, "expiring": 0, "at": at}
     house.round()
     assert events(caplog) == [], "only once"

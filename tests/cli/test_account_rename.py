@@ -245,7 +245,7 @@ def test_killed_at_every_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One of the names is valid and knows the collected messages; a second run finishes."""
-    monkeypatch.setattr(job, "_PORTS", range(65_536))  # all ports count as the same server
+    monkeypatch.setattr(job, "_STANDARD_PORTS", range(65_536))  # all ports count as the same server
     home, server = Home(tmp_path / "home", server_tls, certificate[0]), Keeping()
     home.put_tokens()
     home.collect(server)

@@ -96,14 +96,14 @@ def test_networks_that_lock_a_user_out_are_named(
     let(state, networks=meant)
     found = warnings(restante, home / "r.toml", f'[server]\nlisten = "{listen}"\n')
     named = ", ".join(map(str, meant))  # in the form this Python uses for mapped addresses
-    locked = f"user ann may log in from {named} only, "
+    locked = f"user ann may log in only from {named}, "
     if reason == "mapped":
         assert found == [
             f"user ann may log in from {named}; write it as 192.0.2.0/24",
-            locked + "which no client can have as its address",
+            locked + "but no client has such an address",
         ]
     elif reason == "no client":
-        assert found == [locked + "which no client can have as its address"]
+        assert found == [locked + "but no client has such an address"]
     else:
         unreachable = [locked + "but no address in server.listen can be reached from there"]
         assert found == unreachable * (listen in reason)
@@ -181,7 +181,7 @@ def test_files_with_secrets_that_others_can_read_are_named(
     )
     *named, locked = warnings(restante, home / "r.toml", text)
     assert [each.partition(":")[0] for each in named] == list(secrets) * bool(mode & 0o006)
-    assert locked.startswith("user bob may log in from 224.0.0.0/4 only")
+    assert locked.startswith("user bob may log in only from 224.0.0.0/4, but")
 
 
 def test_lines_of_a_passwd_file_that_let_no_user_in_are_named(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import restante
-from restante.app.failures import describe, naming
+from restante.app.failures import adding_path, describe
 from restante.errors import RestanteError
 from restante.testing import Pop3Server
 
@@ -54,7 +54,7 @@ def test_other_exceptions_are_not_caught_with_the_systems() -> None:
 
 def test_text_and_values_survive_a_file_name_and_pickling() -> None:
     error = restante.DeadlineExceeded("silent for 60 s", 2, is_known=False)
-    with pytest.raises(restante.DeadlineExceeded), naming("maildir:there"):
+    with pytest.raises(restante.DeadlineExceeded), adding_path("maildir:there"):
         raise error
     assert (error.errno, error.filename) == (None, None)
     error.filename = "x"  # other programs do this with an OSError

@@ -1,8 +1,8 @@
-"""Send mail when an account fails, works again, or its OAuth 2 sign-in expires soon.
+"""Send alerts by mail: an account fails or works again, or its OAuth 2 sign-in expires soon.
 
-Each streak of failures causes one mail, and the end of the streak causes another, even if the
-program is restarted in between.
-Security: the mail contains no secrets.  Text from the server is untrusted, so it is escaped and
+A series of failed sessions causes one alert, and the next successful session causes another, even
+if the program is restarted during the series.
+Security: alerts contain no secrets.  Text from the server is untrusted, so it is escaped and
 indented.
 """
 
@@ -36,13 +36,14 @@ _WIDTH = 72  # characters per line, the convention for plain-text mail
 
 
 @dataclass(frozen=True, slots=True)
-class _Letter:
-    """One mail, and the values that the ledger records when it is delivered."""
+class _Alert:
+    """One mail, and the values that the ledger records when the mail is delivered."""
 
     topic: str
     """``failure``, ``consent`` or ``consent.to``."""
-    moment: float | None
-    """Start of the streak or end of the sign-in, in seconds since the epoch; None: streak over."""
+    time: float | None
+    """Start of the failures or expiry of the sign-in, in seconds since the epoch; None if the
+    account works again."""
     identity: str
     """Identifies the mail at the destination, so that it is delivered once."""
     subject: str
@@ -50,12 +51,12 @@ class _Letter:
 
 
 def send(job: Job, ledger: Ledger, error: RestanteError | OSError | None) -> None:
-    """Send the mails that are due after a session.  Blocking.
+    """Send the alerts that are due after a session.  Blocking.
 
-    ``error`` ended the session; None if it succeeded.
+    ``error`` is the error that ended the session, or None if the session succeeded.
 
     Raises:
-        RestanteError, OSError: a mail was not delivered; the next session tries again.
+        RestanteError, OSError: an alert was not delivered; it is sent again after the next session.
     """
     if not job.options.alert.after:
         return
@@ -63,47 +64,47 @@ def send(job: Job, ledger: Ledger, error: RestanteError | OSError | None) -> Non
         account_ledger = ledger.of(job.name)
         health = Health(account_ledger)
         with account_ledger.alone():
-            for letter in filter(None, _due(job, health, error)):
-                _deliver(job, health, letter)
+            for alert in filter(None, _due(job, health, error)):
+                _deliver(job, health, alert)
     except AccountBusy:
-        pass  # the process that is collecting the account sends the same mail
+        pass  # the process that is collecting the account sends the same alert
 
 
-def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> list[_Letter | None]:
+def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> list[_Alert | None]:
     name, account = job.name, job.options
     state, reported = health.state(), health.reported("failure")
-    letters: list[_Letter | None] = []
+    alerts: list[_Alert | None] = []
     if error is not None and state.failing_since is not None:
         if reported is None and state.failures >= account.alert.after:
-            letters.append(_failing(name, account, state.failing_since, state.failures, error))
+            alerts.append(_failing(name, account, state.failing_since, state.failures, error))
     elif error is None and reported is not None:
-        letters.append(_recovered(name, account, reported))
+        alerts.append(_recovered(name, account, reported))
     for topic, grant in (("consent", job.grant), ("consent.to", job.destination_grant)):
-        end = grant.ends_soon() if grant.options.provider else None
+        end = grant.expires_soon() if grant.options.provider else None
         if end is not None and health.reported(topic) != end:
-            letters.append(_expiring(name, topic, end))
-    return letters
+            alerts.append(_expiring(name, topic, end))
+    return alerts
 
 
-def _deliver(job: Job, health: Health, letter: _Letter) -> None:
-    """Deliver a mail exactly once to a destination that recognizes its messages.
+def _deliver(job: Job, health: Health, alert: _Alert) -> None:
+    """Deliver an alert exactly once if the destination recognizes messages that it already has.
 
-    For other destinations, the mail is recorded as sent before it is delivered, so a crash can lose
-    the mail but never repeats it.
+    For other destinations, the alert is recorded as sent before it is delivered.  Thus a crash can
+    lose the alert but cannot duplicate it.
     """
-    alert = job.options.alert
-    recipient = alert.recipient or job.recipient
-    options = replace(job.options, to=alert.to or job.options.to, recipient=recipient)
-    before = health.reported(letter.topic)
+    settings = job.options.alert
+    recipient = settings.recipient or job.recipient
+    options = replace(job.options, to=settings.to or job.options.to, recipient=recipient)
+    previous = health.reported(alert.topic)
     with closing(replace(job, options=options).open_destination()) as destination:
         if not destination.is_repeatable:
-            health.set_reported(letter.topic, letter.moment)
+            health.set_reported(alert.topic, alert.time)
         try:
-            _put(destination, letter.identity, _message(job.config, recipient, letter))
+            _put(destination, alert.identity, _message(job.config, recipient, alert))
         except (RestanteError, OSError):
-            health.set_reported(letter.topic, before)
+            health.set_reported(alert.topic, previous)
             raise
-    health.set_reported(letter.topic, letter.moment)
+    health.set_reported(alert.topic, alert.time)
 
 
 def _put(destination: Destination, identity: str, message: bytes) -> None:
@@ -115,32 +116,32 @@ def _put(destination: Destination, identity: str, message: bytes) -> None:
         destination.abort()
 
 
-def _message(config: Configuration, recipient: str, letter: _Letter) -> bytes:
-    from email import policy  # few collections cause a mail
+def _message(config: Configuration, recipient: str, alert: _Alert) -> bytes:
+    from email import policy  # imported only for the rare sessions that cause an alert
     from email.utils import format_datetime, localtime, make_msgid
 
     message = EmailMessage(policy.SMTP)
-    message["Subject"] = letter.subject
+    message["Subject"] = alert.subject
     message["From"] = f"restante <postmaster@{config.server.hostname}>"
     if "@" in recipient:
         message["To"] = recipient
     message["Date"] = format_datetime(localtime())
     message["Message-ID"] = make_msgid(domain=config.server.hostname)
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834
-    message.set_content(letter.text)
+    message.set_content(alert.text)
     return message.as_bytes()
 
 
-# The texts.
+# Texts.
 
 
 def _failing(
     name: str, account: Account, since: float, failures: int, error: RestanteError | OSError
-) -> _Letter:
+) -> _Alert:
     reason = textwrap.fill(
         printable(str(error)), _WIDTH, initial_indent="    ", subsequent_indent="    "
     )
-    return _Letter(
+    return _Alert(
         "failure",
         since,
         f"{name} failure {since}",
@@ -155,7 +156,7 @@ at {_host(account)}) since {_when(since)}.
 {_advice(name, account, error)}
 
 No mail is lost. Collected messages are stored, and the others are still
-on the server. You will get one more mail, when the account works again.
+on the server. You will get another mail when the account works again.
 """,
     )
 
@@ -199,8 +200,8 @@ def _failures(number: int) -> str:
     return "1 session has failed" if number == 1 else f"{number} sessions in a row have failed"
 
 
-def _recovered(name: str, account: Account, since: float) -> _Letter:
-    return _Letter(
+def _recovered(name: str, account: Account, since: float) -> _Alert:
+    return _Alert(
         "failure",
         None,
         f"{name} well {since}",
@@ -208,23 +209,23 @@ def _recovered(name: str, account: Account, since: float) -> _Letter:
         f"""\
 restante collects mail from the account {name} ({account.user}
 at {_host(account)}) again.
-It had failed since {_when(since)}.
-You need not do anything.
+Collecting had failed since {_when(since)}.
+You do not have to do anything.
 """,
     )
 
 
-def _expiring(name: str, topic: str, end: float) -> _Letter:
+def _expiring(name: str, topic: str, end: float) -> _Alert:
     option = " --to" if topic == "consent.to" else ""
-    return _Letter(
+    return _Alert(
         topic,
         end,
         f"{name} {topic} {end}",
         f"restante: sign in for {name} before {time.strftime('%Y-%m-%d', time.localtime(end))}",
         f"""\
 The OAuth 2 sign-in of the account {name} expires on
-{_when(end)}. Sign in again before that, or mail
-is no longer collected:
+{_when(end)}. Sign in again before that;
+otherwise, restante can no longer collect mail:
 
     restante account auth {name}{option}
 """,
@@ -236,5 +237,5 @@ def _host(account: Account) -> str:
     return urlsplit(account.url).hostname or ""
 
 
-def _when(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(moment))
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(at))

@@ -1,4 +1,4 @@
-"""Build the identity back ends that the configuration names."""
+"""Build the authentication back ends that are listed in ``auth.chain``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from ..auth.passwd_file import PasswdFile
     from ..auth.tokens import Issuer
 
-# The modules of back ends are imported by the functions that build one: a command or a worker needs
-# no time and no memory for back ends that are not configured.
+# Each function that builds a back end imports its module, so that back ends that are not configured
+# cost commands and workers neither time nor memory.
 
 T = TypeVar("T")
 Queue = Callable[[Backend, int], Verifier]
-"""Puts a queue in front of a back end; the number limits the simultaneous requests."""
+"""Returns a queue in front of a back end, for at most this number of simultaneous requests."""
 
-_AT_ONCE = 16  # simultaneous requests to another program; each one waits in a thread
+_MAX_REQUESTS = 16  # simultaneous requests to another program; each one occupies a thread
 
 
 def chain(
@@ -42,16 +42,17 @@ def chain(
 ) -> Chain:
     """Build the chain of back ends, each with its own queue.
 
-    ``built`` contains back ends that exist already."""
+    ``built`` contains back ends that have already been built, by name.
+    """
     auth = config.auth
     kinds = {name: KINDS[name] for name in auth.chain if name in KINDS}
     backends = {
         name: built[name] if name in built else kind.build(auth, users)
         for name, kind in kinds.items()
     }
-    hashing = max(1, (os.cpu_count() or 1) - 1)  # leaves one core for everything else
+    max_hashes = max(1, (os.cpu_count() or 1) - 1)  # leaves one core for all other work
     queued = {
-        name: queue(each, hashing if kinds[name].is_local else _AT_ONCE)
+        name: queue(each, max_hashes if kinds[name].is_local else _MAX_REQUESTS)
         for name, each in backends.items()
     }
     return Chain(
@@ -63,12 +64,12 @@ def chain(
         issuer=_issuer(auth.oauth) if "oauth" in auth.chain else None,
         takes_unknown_users=auth.oauth.users == "any",
         takes_certificates=bool(config.tls.client_ca),
-        check_maildrop=place_check(config),
+        check_maildrop=maildrop_check(config),
     )
 
 
 def read_ahead(config: Configuration) -> dict[str, Backend]:
-    """Return the back ends that keep a large file in memory, after they have read the file.
+    """Build the back ends that keep a large file in memory, and let them read it.
 
     Processes that are forked afterwards share this memory until the file changes.
     """
@@ -80,10 +81,10 @@ def read_ahead(config: Configuration) -> dict[str, Backend]:
 
 
 def run(config: Configuration, work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that asks the back ends, and waits only for them and for blocking calls.
+    """Run a coroutine that waits only for back ends and for blocking calls.
 
-    The user database answers or fails within seconds.  Other back ends may hang, so they need the
-    deadlines of an event loop.
+    The user database responds or fails within seconds, so the coroutine needs no event loop.  Other
+    back ends may hang; their deadlines require an event loop.
     """
     if config.auth.chain == ("users",):
         return complete(work)
@@ -92,25 +93,26 @@ def run(config: Configuration, work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def admitted_without_users(config: Configuration, users: Users, name: str) -> tuple[str, str]:
-    """Return the back end that accepts a user who is not in the user database, and the maildrop.
+def find_outside_users(config: Configuration, users: Users, name: str) -> tuple[str, str]:
+    """Find a user in the back ends other than the user database.
 
-    Both are empty if no back end accepts the user.
+    Returns the names of the back end and of the maildrop; both are empty if no other back end
+    allows the user to log in.
 
     Raises:
         TemporaryFailure, ConfigurationError: a back end cannot be queried.
     """
     others = tuple(each for each in config.auth.chain if each != "users")
     without_users = replace(config, auth=replace(config.auth, chain=others))
-    with closing(chain(without_users, users)) as rest:
-        backend, account = run(without_users, rest.find(name))
+    with closing(chain(without_users, users)) as other_backends:
+        backend, account = run(without_users, other_backends.find(name))
     if account is None and "oauth" in others and config.auth.oauth.users == "any":
         return "oauth", name
     return (backend, account.maildrop) if account and account.is_enabled else ("", "")
 
 
-def place_check(config: Configuration) -> Callable[[str], object]:
-    """Return a function that raises NoMaildrop for users who cannot have a maildrop.
+def maildrop_check(config: Configuration) -> Callable[[str], object]:
+    """Return a function that raises NoMaildrop for names that no maildrop can have.
 
     Raises:
         ConfigurationError: ``store.path`` is not a valid template.
@@ -119,12 +121,12 @@ def place_check(config: Configuration) -> Callable[[str], object]:
 
 
 def domains(config: Configuration) -> set[str]:
-    """Return the mail domains of users whose names have no domain."""
+    """Return the local mail domains: ann@DOMAIN is then the user ann."""
     return {"localhost", config.server.hostname, *config.intake.smtp.domains}
 
 
 def missing(config: Configuration) -> Iterator[str]:
-    """Return one sentence for each missing requirement of the back ends."""
+    """Yield one sentence for each missing requirement of the back ends."""
     auth = config.auth
     users = Path(auth.users)
     if users.exists() and not os.access(users, os.R_OK):
@@ -222,18 +224,18 @@ def _pam(auth: Auth) -> Backend:
 
 
 class Kind(NamedTuple):
-    """One row of ``KINDS``."""
+    """A kind of back end, which is one row of ``KINDS``."""
 
     build: Callable[[Auth, Users], Backend]
     missing: Callable[[Auth], Iterable[str]] = lambda _: ()
     """Yields one sentence for each missing requirement of the back end."""
     is_local: bool = False
-    """Whether a login computes a hash on this machine.  Otherwise another program answers, and
-    look-ups of names wait in the queue too."""
+    """Whether a login computes a hash on this machine.  Otherwise another program checks the login,
+    and look-ups of names wait in the queue too."""
 
 
-# By name in ``auth.chain``.  A new back end is a module in ``auth``, a row here and a section in
-# ``config.schema``.
+# The kinds by their names in ``auth.chain``.  A new back end needs a module in ``auth``, a row in
+# this table and a section in ``config.schema``.
 KINDS = {
     "users": Kind(lambda _, users: users, is_local=True),
     "passwd-file": Kind(lambda auth, _: passwd_file(auth), _missing_for_passwd_file, is_local=True),

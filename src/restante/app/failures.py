@@ -34,7 +34,7 @@ from ..errors import (
     UnsafeArgument,
 )
 
-# Exit codes (sysexits.h) by class of error.  The first row whose class matches is used.
+# Exit codes (sysexits.h) by class of error.  The first row whose class matches applies.
 _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
     (CannotListen, sysexits.EX_UNAVAILABLE),
     (ConfigurationError, sysexits.EX_CONFIG),
@@ -58,9 +58,10 @@ _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
 )
 
 
-_GRAVITY = (70, 78, 77, 76, 74, 73, 69, 68, 67, 65, 64, 75)  # exit codes, the most serious first
+# Exit codes, the most serious first.
+_BY_SEVERITY = (70, 78, 77, 76, 74, 73, 69, 68, 67, 65, 64, 75)
 # Errors that may go away: a full or failing disk, too many open files, a network that is down.
-_MAY_PASS = {
+_TEMPORARY = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
     *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK, errno.EDEADLK),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
@@ -68,14 +69,14 @@ _MAY_PASS = {
 }
 
 
-# Errors that remain until an administrator repairs the cause.
-_LASTING = {
+# Errors that remain until an administrator removes the cause.
+_PERMANENT = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG),  # not a regular file, or too large
 }
 
 
-_LASTING_IN_SQLITE = {
+_PERMANENT_IN_SQLITE = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_CORRUPT,
@@ -97,7 +98,7 @@ def exit_code(error: BaseException) -> int:
             return _code_of_cause(error.__cause__)
         return sysexits.EX_NOPERM if isinstance(error, LoginFailed) else sysexits.EX_UNAVAILABLE
     if isinstance(error, OSError):
-        code = _code_of_system(error)
+        code = _code_of_os_error(error)
         return sysexits.EX_IOERR if code is None else code
     return sysexits.EX_SOFTWARE
 
@@ -105,61 +106,63 @@ def exit_code(error: BaseException) -> int:
 def _code_of_cause(cause: BaseException | None) -> int:
     """Return the exit code for the cause of a temporary failure.
 
-    Peers may always try again after such a failure.  At the shell, it depends on the cause.
+    Clients of the server may always try again after a temporary failure.  For a command, it depends
+    on the cause whether trying again can help.
     """
     code: int | None = None
     if isinstance(cause, RestanteError):
         code = exit_code(cause)
     elif isinstance(cause, OSError):
-        code = _code_of_system(cause)
-    elif getattr(cause, "sqlite_errorcode", 0) & 0xFF in _LASTING_IN_SQLITE:
+        code = _code_of_os_error(cause)
+    elif getattr(cause, "sqlite_errorcode", 0) & 0xFF in _PERMANENT_IN_SQLITE:
         code = sysexits.EX_IOERR
     return sysexits.EX_TEMPFAIL if code is None else code
 
 
-def _code_of_system(error: OSError) -> int | None:
+def _code_of_os_error(error: OSError) -> int | None:
     """Return the exit code of a system error; None if trying again may or may not help."""
     if isinstance(error, socket.gaierror):
-        is_unknown = error.errno == socket.EAI_NONAME
-        return sysexits.EX_NOHOST if is_unknown else sysexits.EX_TEMPFAIL
-    if isinstance(error, ssl.SSLError):  # its errno is a number of OpenSSL
-        is_refused = isinstance(error, ssl.SSLCertVerificationError)
-        return sysexits.EX_NOPERM if is_refused else sysexits.EX_TEMPFAIL
-    if isinstance(error, TimeoutError | ConnectionError) or error.errno in _MAY_PASS:
+        is_unknown_host = error.errno == socket.EAI_NONAME
+        return sysexits.EX_NOHOST if is_unknown_host else sysexits.EX_TEMPFAIL
+    if isinstance(error, ssl.SSLError):  # its errno is an error number of OpenSSL
+        is_untrusted = isinstance(error, ssl.SSLCertVerificationError)
+        return sysexits.EX_NOPERM if is_untrusted else sysexits.EX_TEMPFAIL
+    if isinstance(error, TimeoutError | ConnectionError) or error.errno in _TEMPORARY:
         return sysexits.EX_TEMPFAIL
-    # ENOENT without an absolute path: a socket whose server is not running, or mail being moved.
-    is_named = isinstance(error.filename, str | bytes) and os.path.isabs(
+    # ENOENT without an absolute path is not permanent: the server of a Unix socket may not be
+    # running, or another program may be moving mail.
+    has_path = isinstance(error.filename, str | bytes) and os.path.isabs(
         os.fsdecode(error.filename)
     )
-    is_lasting = error.errno in _LASTING or (error.errno == errno.ENOENT and is_named)
-    return sysexits.EX_IOERR if is_lasting else None
+    is_permanent = error.errno in _PERMANENT or (error.errno == errno.ENOENT and has_path)
+    return sysexits.EX_IOERR if is_permanent else None
 
 
 @contextmanager
-def naming(place: str) -> Iterator[None]:
-    """Add the path ``place`` to system errors that do not name their file."""
+def adding_path(path: str) -> Iterator[None]:
+    """Add ``path`` to system errors that do not name their file."""
     try:
         yield
     except OSError as error:
         if not isinstance(error, RestanteError):  # ConnectionLost is an OSError without a file
-            error.filename = error.filename or place
+            error.filename = error.filename or path
         raise
 
 
 def describe(error: BaseException) -> str:
-    """Return the text that the user sees instead of a traceback."""
+    """Return the text that is shown to the user instead of a traceback."""
     if isinstance(error, KeyboardInterrupt | EOFError):
         return "stopped"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, BackendUnavailable):  # with the reason, which clients never see
+    if isinstance(error, BackendUnavailable):  # the reason is never sent to clients
         return f"{error}: {error.reason}"
     if isinstance(error, RestanteError | OSError):
         return ": ".join((str(error), *getattr(error, "__notes__", ())))
     return f"a bug in restante: {type(error).__name__}: {error}"
 
 
-def gravest(codes: Iterable[int]) -> int:
+def most_serious(codes: Iterable[int]) -> int:
     """Return the most serious exit code: 75 only if trying again can help with every failure."""
-    given = set(codes)
-    return next((code for code in _GRAVITY if code in given), max(given, default=0))
+    distinct = set(codes)
+    return next((code for code in _BY_SEVERITY if code in distinct), max(distinct, default=0))

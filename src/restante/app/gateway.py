@@ -1,9 +1,10 @@
-"""``poll_on_login``: collect from an account on another server when its user logs in.
+"""Polling at logins: collect mail from a user's account on another server when the user logs in.
 
-This lets a device that supports only USER and PASS read a mailbox that requires OAuth 2.  Mail that
-has already been collected is served even if the poll fails; the failure is logged as a warning.
+This allows a device that supports only USER and PASS to read a mailbox that requires OAuth 2.  The
+account's ``poll_on_login`` setting enables it.  If a poll fails, the failure is logged as a
+warning, and the user gets the mail that has already been collected.
 
-Security: only authenticated users start a poll, and only of their own accounts.
+Security: only authenticated users can start a poll, and only of their own accounts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .job import Job, all_jobs, open_ledger
 if TYPE_CHECKING:
     from ..collect.collector import Outcome
 
-_RETRY = 60.0  # seconds until a failed look-up of a user is repeated
+_RETRY_EVERY = 60.0  # seconds after which a failed look-up of a user is repeated
 
 _log = logging.getLogger("restante.gateway")
 
@@ -36,13 +37,13 @@ def validate(config: Configuration) -> None:
     Raises:
         ConfigurationError: an account's mail can never be stored.
     """
-    jobs = [job for job in all_jobs(config) if _polled_by(job) is not None]
-    if mistakes := [text for job in jobs for text in job.mistakes(strictly=False)]:
+    jobs = [job for job in all_jobs(config) if _polling_user(job) is not None]
+    if mistakes := [text for job in jobs for text in job.mistakes(strict=False)]:
         raise ConfigurationError("\n".join(mistakes))
 
 
-def _polled_by(job: Job) -> str | None:
-    """Return the user at whose logins the account is polled, or None."""
+def _polling_user(job: Job) -> str | None:
+    """Return the user whose logins poll the account, or None."""
     return job.local_user if job.options.poll_on_login else None
 
 
@@ -50,57 +51,61 @@ class Gateway:
     """Polls accounts in its own threads, because syncing files would block the server."""
 
     def __init__(self, config: Configuration, directory: Directory) -> None:
-        """``directory`` maps the recipient of an account to a maildrop."""
+        """Prepare to poll; ``directory`` maps the users of accounts to maildrops."""
         self._config = config
         self._directory = directory
+        # The users of accounts whose maildrops have not been looked up yet, by account name.
         self._unresolved = {
-            job.name: user for job in all_jobs(config) if (user := _polled_by(job)) is not None
+            job.name: user for job in all_jobs(config) if (user := _polling_user(job)) is not None
         }
         self._retry_at = 0.0  # on the monotonic clock
-        self._accounts: dict[str, list[str]] = {}  # by maildrop
-        self._running: dict[str, asyncio.Future[None]] = {}
+        self._accounts: dict[str, list[str]] = {}  # names of accounts by maildrop
+        self._polls: dict[str, asyncio.Future[None]] = {}  # by account name
 
     def __bool__(self) -> bool:
+        """Return whether any account is polled at logins."""
         return bool(self._accounts or self._unresolved)
 
     async def poll(self, maildrop: str) -> None:
-        """Poll all accounts of this maildrop at the same time.
+        """Poll all accounts of a maildrop at the same time, and wait for the polls.
 
-        The login does not wait for an account that takes longer; that poll continues.
+        Returns at the latest after the longest ``poll_on_login`` of the accounts.  Polls that take
+        longer continue.
         """
         await self._resolve()
         names = self._accounts.get(maildrop, ())
         if not names:
             return
-        waiting = [self._begin(name) for name in names]
-        patience = max(self._config.account[name].poll_on_login for name in names)
-        _, late = await asyncio.wait(waiting, timeout=patience)
-        if late:
-            fields = {"user": maildrop, "seconds": f"{patience:g}"}
+        polls = [self._start_poll(name) for name in names]
+        timeout = max(self._config.account[name].poll_on_login for name in names)
+        _, unfinished = await asyncio.wait(polls, timeout=timeout)
+        if unfinished:
+            fields = {"user": maildrop, "seconds": f"{timeout:g}"}
             _log.warning("login did not wait", extra={"fields": fields})
 
     async def _resolve(self) -> None:
-        """Look up the maildrops of accounts whose maildrop is not known yet."""
+        """Look up the maildrops that have not been looked up successfully yet."""
         if not self._unresolved or time.monotonic() < self._retry_at:
             return
-        self._retry_at = time.monotonic() + _RETRY
-        for name, recipient in list(self._unresolved.items()):
+        self._retry_at = time.monotonic() + _RETRY_EVERY
+        for name, user in list(self._unresolved.items()):
             try:
-                maildrop = await self._directory.maildrop_of(recipient)
+                maildrop = await self._directory.maildrop_of(user)
             except RestanteError as error:
                 _warn("upstream not polled", name, error)
             else:
                 if self._unresolved.pop(name, None):
                     self._accounts.setdefault(maildrop, []).append(name)
 
-    def _begin(self, name: str) -> asyncio.Future[None]:
-        running = self._running.get(name)
-        if running is None or running.done():
+    def _start_poll(self, name: str) -> asyncio.Future[None]:
+        """Start a poll of an account in a thread, or return the poll that is running."""
+        poll = self._polls.get(name)
+        if poll is None or poll.done():
             done: Future[None] = Future()
-            # When the server stops, the poll is interrupted, which is as safe as a crash.
+            # A daemon thread, because a poll can be interrupted at any time, as by a crash.
             Thread(target=self._poll, args=(name, done), name=f"poll {name}", daemon=True).start()
-            running = self._running[name] = asyncio.wrap_future(done)
-        return running
+            poll = self._polls[name] = asyncio.wrap_future(done)
+        return poll
 
     def _poll(self, name: str, done: Future[None]) -> None:
         try:
@@ -117,18 +122,21 @@ class Gateway:
             done.set_result(None)
 
     async def _session(self, job: Job) -> Outcome | None:
-        """Run a session; returns None if the last one is too recent or another process runs one."""
+        """Run one session and return its result.
+
+        Returns None if the last session was too recent, or if another process is running one.
+        """
         from ..collect.collector import LoginTooSoon, Outcome
         from ..collect.ledger_file import AccountBusy
 
         with closing(open_ledger(self._config)) as ledger:
-            # A time stamp from the future is ignored: the clock was set back.
+            # A time stamp in the future is ignored, because the clock has been set back since.
             if 0 <= time.time() - ledger.of(job.name).last_begin() < job.options.every:
                 return None
             try:
                 outcome = Outcome()
                 session = runs.session(job, ledger, outcome)
-                await runs.noted(
+                await runs.run_and_report(
                     job,
                     ledger,
                     session,

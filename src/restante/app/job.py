@@ -1,7 +1,7 @@
-"""One account to collect, built from its section of the configuration.
+"""An account from which mail is collected, according to its section of the configuration.
 
-A ``Job`` connects to the account's server, opens its destination and has its policy; ``runs`` uses
-it to collect.
+A ``Job`` connects to the account's server, opens the destination of its mail, and provides the
+policy of the collector.  ``runs`` uses it to collect.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ..collect.ledger import Ledger
     from ..collect.plan import Budget, Policy
 
-_PORTS = (110, 995)  # the standard ports of POP3, which lead to the same mailbox
-_GMAIL = (
+_STANDARD_PORTS = (110, 995)  # POP3 without and with TLS; both lead to the same mailbox
+_GMAIL_SCOPES = (
     "openid",
     "email",
     "https://www.googleapis.com/auth/gmail.insert",
@@ -39,7 +39,7 @@ _GMAIL = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One account, with its name, its options, and the whole configuration."""
+    """One account: its name, its options, and the configuration that contains it."""
 
     name: str
     options: Account
@@ -51,25 +51,25 @@ class Job:
 
     @property
     def recipient(self) -> str:
-        """The recipient of the mail at the destination."""
+        """The recipient of the account's mail at the destination."""
         return self.options.recipient or self.options.user
 
     @property
     def local_user(self) -> str | None:
-        """The user of this server who gets the account's mail; None: another destination."""
+        """The user of this server who gets the account's mail; None if it goes elsewhere."""
         kind, _, user = self.options.to.partition(":")
         return user if kind == "maildrop" else None
 
     @property
     def grant(self) -> Grant:
-        """The OAuth 2 grant to read the account; used if ``options.oauth.provider`` is set."""
+        """The OAuth 2 grant for reading the account; used if ``options.oauth.provider`` is set."""
         return Grant(self.config, self.name, self.options.user, self.options.oauth)
 
     @property
     def destination_grant(self) -> Grant:
         """The OAuth 2 grant for the destination; used if ``options.to_oauth.provider`` is set."""
         oauth = self.options.to_oauth
-        oauth = replace(oauth, scopes=oauth.scopes or _GMAIL)
+        oauth = replace(oauth, scopes=oauth.scopes or _GMAIL_SCOPES)
         return Grant(self.config, self.name, self.recipient, oauth, is_destination=True)
 
     @asynccontextmanager
@@ -86,35 +86,37 @@ class Job:
         else:
             fetch = partial(secrets.fetch, account.password, f"account.{self.name}.password")
             options["password"] = await asyncio.to_thread(fetch)
-        connect_in_time = partial(connect, deadline=account.deadline)
+        open_session = partial(connect, account.url, deadline=account.deadline)
         async with AsyncExitStack() as stack:
             try:
-                client = await stack.enter_async_context(connect_in_time(account.url, **options))
+                client = await stack.enter_async_context(open_session(**options))
             except LoginFailed as error:
                 if not account.oauth.provider or error.retry:
                     raise
-                # A token that seemed valid may have been revoked, so try again with a new one.
+                # A token that seemed valid may have been revoked, so try again with a new token.
                 options["token"] = partial(self.grant.fresh, renew=True)
-                client = await stack.enter_async_context(connect_in_time(account.url, **options))
+                client = await stack.enter_async_context(open_session(**options))
             yield client
 
     def mailbox(self) -> Mailbox:
-        """Return the mailbox, whose address identifies a renamed account in the ledger."""
+        """Return the mailbox.  Its address identifies the account in the ledger after a rename."""
         from ..client.remote import split
         from ..collect.accounts import Mailbox
 
         host, port, *_ = split(self.options.url)
         # A different port may be a tunnel to a different server.
-        server = host if port in (None, *_PORTS) else f"{host}:{port}"
+        server = host if port in (None, *_STANDARD_PORTS) else f"{host}:{port}"
         address = f"pop3 {server} {self.options.user}"
         return Mailbox(self.name, address, self.options.label, self.config.account.keys())
 
     def quirks(self) -> quirks.Quirks:
+        """Return the peculiarities of the account's server."""
         from ..client.remote import split
 
         return quirks.parse(self.options.quirks, split(self.options.url)[0])
 
     def budget(self) -> Budget:
+        """Return the limits of messages, octets and logins that the server allows."""
         from ..collect.plan import Budget
 
         account, octets = self.options, self.options.octets_per_day
@@ -126,11 +128,12 @@ class Job:
     def policy(
         self, limit: int | None = None, whole: Sequence[str] = (), *, unlimited: bool = False
     ) -> Policy:
-        """Return the collector's policy from ``account.keep`` and related options.
+        """Return the collector's policy from the account's ``keep`` and related options.
 
-        ``limit`` is the maximum number of messages to collect.  ``whole`` has the keys of messages
-        to collect whatever their size; it may contain ``all``.  ``unlimited`` removes the deletion
-        limit.
+        Args:
+            limit: the maximum number of messages to collect.
+            whole: the keys of messages to collect whatever their size, or ``all``.
+            unlimited: whether to ignore the deletion limit.
         """
         from ..collect.plan import Policy
 
@@ -154,27 +157,27 @@ class Job:
         )
 
     def contradiction(self) -> str:
-        """Return why the destination cannot do what ``keep`` requires; empty if it can."""
+        """Return why the destination does not support the value of ``keep``; empty if it does."""
         from ..collect.destinations.opening import TRACING, VERIFYING
 
         account = self.options
         kind, colon, _ = account.to.partition(":")
         kind = kind if colon else ""
-        needs: dict[str, tuple[tuple[str, ...], str]] = {
+        requirements: dict[str, tuple[tuple[str, ...], str]] = {
             "until-verified": (VERIFYING, "whose copies can be read again"),
-            "until-deleted": (TRACING, "that shows what the user deleted"),
+            "until-deleted": (TRACING, "that records which messages were deleted"),
         }
-        kinds, words = needs.get(account.keep, ((kind,), ""))
+        kinds, description = requirements.get(account.keep, ((kind,), ""))
         if kind in kinds:
             return ""
         possible = ", ".join(f"{each}:" if each else "a directory" for each in kinds)
         return (
-            f'account.{self.name}.keep: "{account.keep}" requires a destination {words} '
-            f"({possible}), and account.{self.name}.to is {kind}:"
+            f'account.{self.name}.keep: "{account.keep}" requires a destination {description} '
+            f"({possible}), but account.{self.name}.to is {kind}:"
         )
 
     def open_destination(self) -> Destination:
-        """Open the destination in ``account.to``.  Blocking; must not be called in an event loop.
+        """Open the destination in the account's ``to``.  Blocking; not for use in an event loop.
 
         Raises:
             UnsafeArgument, ConfigurationError, PermanentFailure: the option is invalid.
@@ -195,15 +198,15 @@ class Job:
         )
 
     def _open_maildrop(self, recipient: str) -> Destination:
-        from .local import open_maildrop  # imports the store, which other destinations do not need
+        from .local import open_maildrop  # other destinations do not need the modules of the store
 
         return open_maildrop(self.config, recipient)
 
-    def mistakes(self, *, strictly: bool) -> Iterator[str]:
+    def mistakes(self, *, strict: bool) -> Iterator[str]:
         """Yield a sentence for each mistake in the destinations, such as a conflict with ``keep``.
 
-        Nothing is changed, and no mail server is contacted.  With ``strictly``, a missing user
-        database is a mistake; otherwise its disk may not be mounted yet.
+        Nothing is changed, and no mail server is contacted.  A missing user database is a mistake
+        only if ``strict``, because its disk may not be mounted yet.
         """
         account = self.options
         if text := self.contradiction():
@@ -213,10 +216,10 @@ class Job:
             destinations["alert.to"] = account.alert.to
         for key, to in destinations.items():
             job = replace(self, options=replace(account, to=to))
-            if mistake := job._mistake(strictly=strictly):
+            if mistake := job._mistake(strict=strict):
                 yield f"account.{self.name}.{key}: {mistake}"
 
-    def _mistake(self, *, strictly: bool) -> str | None:
+    def _mistake(self, *, strict: bool) -> str | None:
         from ..collect.destinations.opening import look_over
 
         account = self.options
@@ -231,7 +234,7 @@ class Job:
         except TemporaryFailure as error:
             # For a maildrop, a back end may be down or a disk not mounted, which is not a mistake.
             users = Path(self.config.auth.users)
-            is_mistake = self.local_user is None or (strictly and not users.exists())
+            is_mistake = self.local_user is None or (strict and not users.exists())
             return failures.describe(error) if is_mistake else None
         except (RestanteError, OSError) as error:
             return failures.describe(error)
@@ -239,16 +242,17 @@ class Job:
 
 
 def all_jobs(config: Configuration) -> list[Job]:
+    """Return all accounts of the configuration."""
     return [Job.of(config, name) for name in config.account]
 
 
-def chosen(config: Configuration, names: Sequence[str], *, everything: bool) -> list[Job]:
-    """Return the accounts that are selected on the command line.
+def select_jobs(config: Configuration, names: Sequence[str], *, select_all: bool) -> list[Job]:
+    """Return the accounts that are selected on the command line, by their names or with --all.
 
     Raises:
         UnsafeArgument: no account is selected, or an account does not exist.
     """
-    if everything == bool(names):
+    if select_all == bool(names):
         raise UnsafeArgument("name at least one account, or use --all")
     for name in names:
         if name not in config.account:
@@ -258,6 +262,7 @@ def chosen(config: Configuration, names: Sequence[str], *, everything: bool) -> 
 
 
 def open_ledger(config: Configuration) -> Ledger:
+    """Open the ledger in the configuration's state directory."""
     from ..collect.ledger import Ledger
 
     return Ledger(config.state / "ledger.sqlite3")

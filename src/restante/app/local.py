@@ -1,4 +1,4 @@
-"""Mail for users of this server: find the maildrop of a name, and deliver to it."""
+"""Find the maildrop of a user of this server, and deliver mail to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Recipients:
-    """The ``Directory`` of this server: its users, and postmaster (RFC 5321 §4.5.1)."""
+    """The ``Directory`` of this server's users and of postmaster (RFC 5321 §4.5.1)."""
 
     def __init__(self, config: Configuration, users: Users, directory: Directory) -> None:
         self._config = config
@@ -36,11 +36,14 @@ class Recipients:
             return await self.postmaster()
 
     async def postmaster(self) -> str:
-        """Return the maildrop for mail to postmaster if no user has that name."""
+        """Return the maildrop for postmaster's mail, for the case that no user has that name.
+
+        Without ``intake.postmaster``, the first user in the user database gets this mail.
+        """
         name = self._config.intake.postmaster
         if not name:
-            known = await to_thread(self._users.list)
-            name = known[0].name if known else "postmaster"
+            users = await to_thread(self._users.list)
+            name = users[0].name if users else "postmaster"
         return await self._directory.maildrop_of(name)
 
 
@@ -50,7 +53,7 @@ async def maildrop_of(config: Configuration, recipient: str) -> str:
     Case is ignored, and aliases, +detail and local domains are resolved.
 
     Raises:
-        NoSuchUser, TemporaryFailure: as ``passdb.Directory``.
+        NoSuchUser, TemporaryFailure: for the reasons documented in ``passdb.Directory``.
     """
     with (
         closing(stores.users(config)) as users,
@@ -63,7 +66,7 @@ def open_maildrop(config: Configuration, recipient: str) -> LocalMaildrop:
     """Open the destination ``maildrop:RECIPIENT``.  Blocking; must not be called in an event loop.
 
     Raises:
-        ConfigurationError: the user is unknown, or the store does not keep mail.
+        ConfigurationError: the user is unknown, or the store keeps mail only in memory.
         PermanentFailure: the user cannot have a maildrop under ``store.path``.
         TemporaryFailure: the user cannot be looked up now, or the disk is not mounted.
     """
@@ -75,12 +78,12 @@ def open_maildrop(config: Configuration, recipient: str) -> LocalMaildrop:
         raise ConfigurationError(
             f"maildrop:{recipient}: {error}; run: restante user add {quote(recipient)}"
         ) from error
-    with ExitStack() as opened:
-        users = opened.enter_context(closing(stores.users(config)))
+    with ExitStack() as stack:
+        users = stack.enter_context(closing(stores.users(config)))
         store = stores.store(config, users)
         if not offers(store, NamedDelivery):
             raise ConfigurationError(
-                f'maildrop:{recipient}: store.kind = "memory" keeps nothing that is collected'
+                f'maildrop:{recipient}: store.kind = "memory" cannot keep collected mail'
             )
         deliveries = store.deliveries(user)
-        return LocalMaildrop(deliveries, opened.pop_all().close)
+        return LocalMaildrop(deliveries, stack.pop_all().close)

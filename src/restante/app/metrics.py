@@ -1,6 +1,7 @@
 """Write the collector's metrics for the textfile collector of Prometheus's node_exporter.
 
-Security: the file contains names of accounts, counts and times, but no user, host or mail.
+Security: the file contains names of accounts, counts and times, but no names of users or hosts, and
+no mail.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from .job import Job
 
 _Labels = Mapping[str, str]
 
-_FAMILIES = {
+# Type and help text of each metric, by name.
+_METRICS = {
     "restante_collect_runs_total": ("counter", "Sessions that ended, by result."),
     "restante_collect_messages_total": ("counter", "Messages that were stored."),
     "restante_collect_bytes_total": ("counter", "Octets of messages that were received."),
-    "restante_collect_failures": ("gauge", "Number of failed sessions since the last good one."),
+    "restante_collect_failures": ("gauge", "Failed sessions since the last successful one."),
     "restante_collect_last_success_timestamp_seconds": (
         "gauge",
         "Time of the last successful session.",
@@ -42,14 +44,15 @@ def write(config: Configuration, ledger: Ledger, path: Path) -> None:
     """
     # The exporter must not read the temporary file, so its name does not end in .prom.
     temporary = path.with_name(f".{path.name}.{token_hex(8)}")
-    with ledger.reading():  # otherwise an older state could replace a newer one
+    with ledger.reading():  # so that another process cannot replace newer metrics with older ones
         text = "".join(f"{line}\n" for line in _lines(config, ledger))
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o644)
         try:
-            with os.fdopen(file, "w") as writing:
-                # The umask must not apply, because the exporter runs as another user.
-                os.fchmod(file, 0o644)
-                writing.write(text)
+            with os.fdopen(descriptor, "w") as file:
+                # The exporter runs as another user, so the umask must not apply.
+                os.fchmod(descriptor, 0o644)
+                file.write(text)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -58,19 +61,22 @@ def write(config: Configuration, ledger: Ledger, path: Path) -> None:
 
 def _lines(config: Configuration, ledger: Ledger) -> Iterator[str]:
     samples = [each for name in config.account for each in _samples(config, name, ledger)]
-    for family, (kind, text) in _FAMILIES.items():
-        yield f"# HELP {family} {text}"
-        yield f"# TYPE {family} {kind}"
+    for metric, (kind, text) in _METRICS.items():
+        yield f"# HELP {metric} {text}"
+        yield f"# TYPE {metric} {kind}"
         for name, labels, value in samples:
-            if name == family:
-                words = ",".join(f'{key}="{each}"' for key, each in labels.items())
-                yield f"{family}{{{words}}} {value:.15g}"
+            if name == metric:
+                pairs = ",".join(f'{key}="{each}"' for key, each in labels.items())
+                yield f"{metric}{{{pairs}}} {value:.15g}"
 
 
 def _samples(
     config: Configuration, name: str, ledger: Ledger
 ) -> Iterator[tuple[str, _Labels, float]]:
-    """Yield family, labels and value.  Account names ([A-Za-z0-9_-]) do not need escaping."""
+    """Yield name, labels and value of each metric of an account.
+
+    Account names ([A-Za-z0-9_-]) need no escaping.
+    """
     state, labels = Health(ledger.of(name)).state(), {"account": name}
     yield "restante_collect_runs_total", labels | {"result": "ok"}, state.good
     yield "restante_collect_runs_total", labels | {"result": "failed"}, state.bad
@@ -80,5 +86,5 @@ def _samples(
     if (at := ledger.of(name).last_success()) is not None:
         yield "restante_collect_last_success_timestamp_seconds", labels, at
     grant = Job.of(config, name).grant
-    if grant.options.provider and (end := grant.ends()) is not None:
+    if grant.options.provider and (end := grant.expires_at()) is not None:
         yield "restante_oauth_token_expiry_timestamp_seconds", labels, end

@@ -1,4 +1,4 @@
-"""Run the sessions of one account, and update its metrics and alerts."""
+"""Run the collector's sessions for one account, and update the account's metrics and alerts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from ..collect.run import Run
 
     Bars = Callable[[str], AbstractContextManager[Progress]]
-    """Returns a function that shows the progress of the account with this name."""
+    """Returns a context manager for a function that shows the progress of the named account."""
 
-_TRIES = 3  # sessions in a run; an estimate of the logins that a provider tolerates
+# Interrupted sessions after which a run ends; an estimate of the number of logins that a provider
+# tolerates.
+_MAX_INTERRUPTIONS = 3
 
 
 def no_bar(name: str) -> AbstractContextManager[Progress]:
+    """A function of type ``Bars`` that shows no progress."""
     return nullcontext(lambda messages, octets: None)
 
 
@@ -44,11 +47,15 @@ async def sessions(
 ) -> None:
     """Run one session, and more sessions if necessary.
 
-    Another session follows at once if the server lists its mail in parts, if the connection was
-    lost and a new one can avoid the cause, or if the destination was full or QUIT was not allowed,
-    so that another session can delete.  A failure of a later session loses nothing.  A login that
-    is too soon ends the run.  The results of all sessions are added to ``total``, even after a
-    failure.
+    Another session follows immediately in these cases:
+
+    - The server lists its mail in parts.
+    - The connection was lost, and the next session can avoid the cause.
+    - The session could not delete messages, because the destination was full or QUIT was not
+      allowed.  The next session can delete them.
+
+    The run ends if the server refuses a login because it is too soon after the previous one.  The
+    results of all sessions are added to ``total``, even after a failure.
 
     Raises:
         QuotaExceeded: the destination is full; stored messages were nevertheless deleted on the
@@ -59,31 +66,31 @@ async def sessions(
     from ..collect.run import Run
 
     run = Run()
-    limit = left = limit or job.options.limit or None
-    lost: ConnectionLost | LeftWithoutQuit | QuotaExceeded | None = None
-    tries, is_first = _TRIES, True
-    while is_first or lost or (total.may_list_more and not options.get("whole")):
-        if limit is not None and (left := limit - total.stored) <= 0:
-            if lost is not None:
-                raise lost
+    limit = remaining = limit or job.options.limit or None
+    interruption: ConnectionLost | LeftWithoutQuit | QuotaExceeded | None = None
+    attempts_left, is_first = _MAX_INTERRUPTIONS, True
+    while is_first or interruption or (total.may_list_more and not options.get("whole")):
+        if limit is not None and (remaining := limit - total.stored) <= 0:
+            if interruption is not None:
+                raise interruption
             break
-        part, run.is_last = Outcome(), tries == 1
+        outcome, run.is_last = Outcome(), attempts_left == 1
         try:
-            await session(job, ledger, part, limit=left, run=run, **options)
-            lost = None
+            await session(job, ledger, outcome, limit=remaining, run=run, **options)
+            interruption = None
         except (ConnectionLost, LeftWithoutQuit, QuotaExceeded) as error:
-            tries -= 1
-            if not part.may_go_on or not tries:
+            attempts_left -= 1
+            if not outcome.may_go_on or not attempts_left:
                 raise
-            lost = error
+            interruption = error
         except LoginTooSoon:
-            if lost is not None:
-                raise lost from None
+            if interruption is not None:
+                raise interruption from None
             if is_first:
                 raise
             break
         finally:
-            total += part
+            total += outcome
         is_first = False
     if run.full is not None:
         raise run.full
@@ -102,10 +109,10 @@ async def session(
     bars: Bars = no_bar,
     run: Run | None = None,
 ) -> None:
-    """Run one session; see ``collector.collect`` for ``run``.
+    """Run one session.  ``collector.collect`` documents ``again``, ``dry_run`` and ``run``.
 
     Raises:
-        ConfigurationError: the destination cannot do what ``keep`` requires.
+        ConfigurationError: the destination does not support the account's value of ``keep``.
     """
     from ..collect import collector
 
@@ -114,7 +121,7 @@ async def session(
     policy = job.policy(limit, whole, unlimited=unlimited)
     remote = collector.Account(job.name, job.connect, policy, job.mailbox())
     with (
-        failures.naming(job.options.to),
+        failures.adding_path(job.options.to),
         closing(await asyncio.to_thread(job.open_destination)) as destination,
         bars(job.name) as show,
     ):
@@ -130,17 +137,17 @@ async def session(
         )
 
 
-async def noted(
+async def run_and_report(
     job: Job,
     ledger: Ledger,
     session: Awaitable[None],
     outcome: Outcome,
-    complain: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> None:
-    """Await a session, then update metrics and alerts; ``complain`` is called if the update fails.
+    """Await a session, then update the account's metrics and send alerts.
 
-    A session that did not begin because of another session, LOGIN-DELAY or earlier refused logins
-    does not count as failed.
+    If the update fails, ``warn`` is called with the reason.  A session that did not begin because
+    of another session, LOGIN-DELAY or earlier refused logins does not count as failed.
     """
     from ..collect.collector import LoginTooSoon
     from ..collect.health import Health
@@ -149,8 +156,8 @@ async def noted(
 
     health = Health(ledger.of(job.name))
 
-    def note(error: RestanteError | OSError | None) -> None:
-        """Write metrics and alerts; an error here does not make the session fail."""
+    def report(error: RestanteError | OSError | None) -> None:
+        """Update metrics and send alerts; an error in doing so does not make the session fail."""
         received = (outcome.stored, outcome.octets)
         try:
             if error is None:
@@ -159,12 +166,12 @@ async def noted(
                 health.failed(time.time(), *received)
             if job.config.collect.metrics:
                 metrics.write(job.config, ledger, Path(job.config.collect.metrics))
-        except (RestanteError, OSError) as trouble:
-            complain(f"no metrics: {failures.describe(trouble)}")
+        except (RestanteError, OSError) as problem:
+            warn(f"no metrics: {failures.describe(problem)}")
         try:
             alerts.send(job, ledger, error)
-        except (RestanteError, OSError) as trouble:
-            complain(f"no alert was sent: {failures.describe(trouble)}")
+        except (RestanteError, OSError) as problem:
+            warn(f"no alert was sent: {failures.describe(problem)}")
 
     try:
         await session
@@ -175,6 +182,6 @@ async def noted(
     except (AccountBusy, LoginTooSoon, LoginWithheld):
         raise
     except (RestanteError, OSError) as error:
-        await asyncio.to_thread(note, error)
+        await asyncio.to_thread(report, error)
         raise
-    await asyncio.to_thread(note, None)
+    await asyncio.to_thread(report, None)

@@ -1,4 +1,4 @@
-"""Fetch secrets that the configuration refers to, when they are needed.  They are never shown."""
+"""Fetch the secrets that the configuration refers to.  No message or log contains a secret."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from ..regular import read_regular
 _TIMEOUT = 60  # seconds for a command; it may prompt the user for a passphrase
 
 
-def fetch(secret: Secret, what: str) -> str:
-    """Return the secret; ``what`` is its name in errors, such as ``account.isp.password``.
+def fetch(secret: Secret, setting: str) -> str:
+    """Return the secret that a setting refers to.
+
+    ``setting`` is the name of the setting for error messages, such as ``account.isp.password``.
 
     Raises:
         ConfigurationError: the secret cannot be read; the message contains the reason.
     """
-    import subprocess  # commands that need no secret start faster without it
+    import subprocess  # imported late, so that commands that need no secret start faster
 
     try:
         text = _SOURCES[secret.kind](secret.value)
     except (OSError, UnicodeDecodeError, subprocess.SubprocessError, ImportError) as error:
-        raise ConfigurationError(f"{what}: {_reason(error)}") from error
+        raise ConfigurationError(f"{setting}: {_reason(error)}") from error
     if not text:
-        raise ConfigurationError(f"{what}: is empty or not set")
+        raise ConfigurationError(f"{setting}: is empty or not set")
     return text
 
 
@@ -57,10 +59,10 @@ def _command(arguments: str | tuple[str, ...]) -> str:
     """Run the command without a shell; it may prompt on standard input and standard error."""
     import subprocess
 
-    done = subprocess.run(
+    finished = subprocess.run(
         list(arguments), stdout=subprocess.PIPE, text=True, check=True, timeout=_TIMEOUT
     )
-    return _first_line(done.stdout)
+    return _first_line(finished.stdout)
 
 
 def _credential(name: str | tuple[str, ...]) -> str:
@@ -79,6 +81,7 @@ def _first_line(text: str) -> str:
     return text.split("\n", 1)[0].rstrip("\r")
 
 
+# Functions that fetch a secret, by ``Secret.kind``.
 _SOURCES = {
     "text": _text,
     "env": _environment,

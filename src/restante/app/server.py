@@ -49,22 +49,23 @@ from ..store.partial import PartialDeliveries
 from ..store.paths import Template
 from . import backends, gateway, local, stores, systemd, throttling
 from .sockets import BoundSocket, addresses_of, listening
-from .upkeep import Upkeep, moment
+from .upkeep import Upkeep, format_time
 
 _new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
-with suppress(ImportError):  # Windows, or an interpreter without a wheel
+with suppress(ImportError):  # uvloop has no wheel for Windows and for some interpreters
     import uvloop
 
     _new_loop = uvloop.new_event_loop
 
 _log = logging.getLogger("restante.serve")
 _GRACE = 10.0  # seconds that busy sessions may continue after SIGTERM
-_RENEW_EVERY = 86_400.0  # seconds for which one key opens the TLS session tickets
+_RENEW_EVERY = 86_400.0  # seconds after which the key for TLS session tickets is replaced
 _REVIEW_EVERY = 1.0  # seconds between two searches for sessions of disabled users
-_TERMS_EVERY = 60.0  # seconds; other processes change the users
-_OWN_DESCRIPTORS = 64  # for a worker without connections; an estimate, twice the counted number
-_DESCRIPTORS = 3  # for each connection: its socket, the maildrop's lock, and a message
-_POP3 = ("pop3s", "pop3")  # schemes of listeners
+_TERMS_EVERY = 60.0  # seconds between two updates of the terms; other processes may change users
+# File descriptors of a worker without connections: an estimate, twice the number that was counted.
+_OWN_DESCRIPTORS = 64
+_CONNECTION_DESCRIPTORS = 3  # per connection: the socket, the maildrop's lock, and a message
+_POP3_SCHEMES = ("pop3s", "pop3")
 _BUSY = b"-ERR [SYS/TEMP] too many connections, try again later\r\n"
 _INTAKE_BUSY = b"421 4.7.0 too many connections, try again later\r\n"
 
@@ -85,15 +86,16 @@ def _processors() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def _most_connections(wanted: int) -> int:
-    """Return the maximum number of connections: ``wanted``, or less if descriptors are limited.
+def _max_connections(configured: int) -> int:
+    """Return ``configured``, or fewer connections if there are not enough file descriptors.
 
-    With that limit, the oldest connection before login makes room for a new one.  Without it the
-    server would have to stop accepting, which would lock out all users.  The soft limit of
-    descriptors is for programs that use select(2), so it is raised (systemd.exec(5), LimitNOFILE).
-    The limit is for all workers together, because one worker may get all connections.
+    At the maximum, a new connection replaces the oldest one that has not logged in.  If descriptors
+    ran out first, the server could not accept any connection, which would lock out all users.
+    The soft limit of descriptors protects only programs that use select(2), so it is raised
+    (systemd.exec(5), LimitNOFILE).  The maximum applies to all workers together, because one worker
+    may get all connections.
     """
-    needed = _OWN_DESCRIPTORS + wanted * _DESCRIPTORS
+    needed = _OWN_DESCRIPTORS + configured * _CONNECTION_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < raised:
@@ -101,11 +103,11 @@ def _most_connections(wanted: int) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             soft = raised
     if soft == resource.RLIM_INFINITY or soft >= needed:
-        return wanted
-    most = max(1, (soft - _OWN_DESCRIPTORS) // _DESCRIPTORS)
-    fields = {"wanted": wanted, "most": most, "descriptors": soft}
+        return configured
+    possible = max(1, (soft - _OWN_DESCRIPTORS) // _CONNECTION_DESCRIPTORS)
+    fields = {"wanted": configured, "most": possible, "descriptors": soft}
     _log.warning("connections limited", extra={"fields": fields})
-    return most
+    return possible
 
 
 def run_loop(work: Awaitable[None]) -> None:
@@ -116,12 +118,12 @@ def run_loop(work: Awaitable[None]) -> None:
 
 
 def freeze() -> None:
-    """Exclude all objects that exist now from the search for reference cycles.
+    """Exclude all existing objects from garbage collection, and collect less often.
 
-    A supervisor calls this before it forks: a search in a worker would write to each object, and
-    so copy the memory that the workers share.  Sessions create no large cycles; a search after
-    every 700 new objects (Python's default), among the objects of thousands of sessions, would only
-    cost time.
+    A supervisor calls this function before it forks: a garbage collection in a worker writes to
+    each object, and thus copies the memory that the workers share.  Sessions create no large
+    reference cycles.  A collection after every 700 new objects (Python's default) would examine the
+    objects of thousands of sessions and find no garbage.
     """
     gc.collect()
     gc.freeze()
@@ -129,18 +131,22 @@ def freeze() -> None:
 
 
 async def _await(work: Awaitable[None]) -> None:
+    """Turn an awaitable into the coroutine that ``Runner.run`` requires."""
     await work
 
 
 def reload(adopt: Callable[[], object]) -> bool:
-    """Reload the configuration; if the new one is invalid, the old one stays in force."""
+    """Call ``adopt`` to reload the configuration, and return whether this succeeded.
+
+    If the new configuration is invalid, the old one stays in force.
+    """
     systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
         adopt()
     except RestanteError as error:
         _log.error("reload failed", extra={"fields": {"reason": str(error)}})
         return False
-    except Exception as error:  # a file with any content must not end the server
+    except Exception as error:  # the server must survive any content of a file
         _log.exception("reload failed", extra={"fields": {"reason": repr(error)}})
         return False
     finally:
@@ -150,42 +156,44 @@ def reload(adopt: Callable[[], object]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SharedResources:
-    """Resources that the workers of one server share."""
+    """Resources that the workers of one server share, and the duties of this worker."""
 
     sockets: Sequence[BoundSocket]
     """Open sockets to listen on."""
     context: ssl.SSLContext
     tally: Tally
     throttle: Throttle
-    purges: bool
-    """Whether this worker does the upkeep: it expires mail and saves the throttle's state."""
+    does_upkeep: bool
+    """Whether this worker expires mail, destroys held mail and saves the throttle's state."""
     workers: int = 1
     backends: Mapping[str, Backend] = field(default_factory=dict)
-    """Back ends that were built before the workers."""
+    """Back ends that were built before the workers were forked, by name."""
 
 
 @dataclass
 class Running:
-    """A running server."""
+    """A running server: its addresses, and the function that changes its configuration."""
 
     config: Configuration
     certificate: Path
+    """The file with the server's certificate."""
     addresses: dict[str, str] = field(default_factory=dict)
     """Listening addresses by protocol: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` …"""
     users: dict[str, str] = field(default_factory=dict)
-    """Users created at this start, with their passwords."""
+    """Passwords of the users that were created when the server started, by user name."""
     adopt: Callable[[Configuration], None] = lambda _: None
     """Applies another configuration to new sessions; open sessions keep the old one.
 
-    Raises ConfigurationError if the configuration is invalid; nothing has changed then."""
+    Raises ConfigurationError if the configuration is invalid; the old one then stays in force."""
 
     def as_json(self, *, with_passwords: bool) -> dict[str, object]:
-        row: dict[str, object] = {"schema": "restante/serve/1", **self.addresses}
-        row["ca"] = str(self.certificate)
+        """Return the object that `restante serve --json` prints."""
+        result: dict[str, object] = {"schema": "restante/serve/1", **self.addresses}
+        result["ca"] = str(self.certificate)
         if with_passwords:
-            row["users"] = self.users
-            row["maildir"] = self.config.store.path
-        return row
+            result["users"] = self.users
+            result["maildir"] = self.config.store.path
+        return result
 
 
 @asynccontextmanager
@@ -195,33 +203,34 @@ async def running(
     store: ServableStore,
     shared: SharedResources | None = None,
 ) -> AsyncIterator[Running]:
-    """Run the server; at the end of the context, drain the sessions and stop.
+    """Run the server; when the context ends, drain the sessions and stop the server.
 
     Raises:
         ConfigurationError: a certificate or an address cannot be used.
     """
     certificate, _ = await asyncio.to_thread(certificate_files, config)
-    async with AsyncExitStack() as ends:
-        ends.callback(users.close)
+    async with AsyncExitStack() as exit_stack:
+        exit_stack.callback(users.close)
         if shared is None:
-            shared = ends.enter_context(_own_resources(config))
-        parts = _ServerParts(Running(config, certificate), users, store, shared, ends)
+            shared = exit_stack.enter_context(_own_resources(config))
+        parts = _ServerParts(Running(config, certificate), users, store, shared, exit_stack)
         parts.start()
         yield parts.running
 
 
 @contextmanager
 def _own_resources(config: Configuration) -> Iterator[SharedResources]:
-    """Open the resources of a server without other workers."""
-    with listening(config) as sockets, throttling.kept(config) as throttle:
-        yield SharedResources(sockets, tls_context(config), Tally(), throttle, purges=True)
+    """Open the resources of a server that runs in a single process."""
+    with listening(config) as sockets, throttling.saved_throttle(config) as throttle:
+        yield SharedResources(sockets, tls_context(config), Tally(), throttle, does_upkeep=True)
 
 
 class _ServerParts:
-    """The parts of a server: how they start, and how they adopt another configuration.
+    """Starts the parts of a server, and applies a new configuration to them.
 
-    Each part registers a callback in ``ends`` when it has started, so the parts stop in reverse
-    order: tasks, listeners, then the sessions, which are drained, and last the back ends.
+    Each part registers a callback in ``exit_stack`` when it has started, so the parts stop in
+    reverse order: first the tasks and the listeners, then the sessions, which are drained, and
+    finally the back ends.
     """
 
     _passdb: Chain
@@ -229,7 +238,7 @@ class _ServerParts:
     _service: Service
     _admission: Admission
     _intake: Intake
-    _upkeep: Upkeep | None = None  # only one worker has it
+    _upkeep: Upkeep | None = None  # only one worker does the upkeep
 
     def __init__(
         self,
@@ -237,17 +246,17 @@ class _ServerParts:
         users: Users,
         store: ServableStore,
         shared: SharedResources,
-        ends: AsyncExitStack,
+        exit_stack: AsyncExitStack,
     ) -> None:
-        """``running`` contains the configuration at the start, and later the current one."""
+        """Prepare the parts; ``running.config`` is always the current configuration."""
         self.running = running
-        self._started_with = running.config
-        self._users, self._store, self._shared, self._ends = users, store, shared, ends
+        self._initial_config = running.config
+        self._users, self._store, self._shared, self._exit_stack = users, store, shared, exit_stack
         self._clock = stores.clock(running.config)
         self._listeners: list[Listener] = []
 
     def start(self) -> None:
-        """Start all parts.  The event loop serves no connection before the last has started."""
+        """Start all parts.  No connection is served before this method returns."""
         self._open_back_ends()
         self._start_service()
         self._start_intake()
@@ -263,7 +272,7 @@ class _ServerParts:
 
         built = self._shared.backends
         self._passdb = backends.chain(self.running.config, self._users, queue, built)
-        self._ends.callback(self._passdb.close)
+        self._exit_stack.callback(self._passdb.close)
         has_generations = self._passdb.has_all_generations
         self._cache = Cache(self._passdb, has_all_generations=has_generations)
 
@@ -273,7 +282,7 @@ class _ServerParts:
         service = Service(
             self._store, self._passdb, self._cache, throttle, tls=context, write_event=log.write
         )
-        self._ends.push_async_callback(service.drain, _GRACE)
+        self._exit_stack.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, self._shared.tally)  # ``_apply`` sets the limits
         admission.reserved = throttle.is_known_network
         service.is_crowded = lambda: admission.is_crowded
@@ -294,7 +303,7 @@ class _ServerParts:
             partial=PartialDeliveries(config.state / "intake.sqlite3"),
             postmaster=local.Recipients(config, self._users, self._passdb).postmaster,
         )
-        self._ends.push_async_callback(self._intake.drain, _GRACE)
+        self._exit_stack.push_async_callback(self._intake.drain, _GRACE)
 
     def _listen(self) -> None:
         """Accept connections on all sockets."""
@@ -306,7 +315,7 @@ class _ServerParts:
             "smtp": self._intake.smtp(config.intake.smtp.domains),
         }
         for bound in self._shared.sockets:
-            is_pop3 = bound.scheme in _POP3
+            is_pop3 = bound.scheme in _POP3_SCHEMES
             listener = Listener(
                 bound.socket,
                 builders[bound.scheme],
@@ -318,17 +327,17 @@ class _ServerParts:
                 proxy_from=config.server.proxy_from if is_pop3 else (),
                 tls_at_proxy=bound.tls_at_proxy,
             )
-            self._ends.callback(listener.close)
+            self._exit_stack.callback(listener.close)
             self._listeners.append(listener)
         self.running.addresses = addresses_of(self._shared.sockets)
 
     def _start_tasks(self) -> None:
-        """Start the work that is repeated while the server runs."""
+        """Start the tasks that repeat their work while the server runs."""
         self._start_task(_update_terms(self._service, self._users))
         self._start_task(_end_disabled_sessions(self._service))
-        if self._shared.purges:
+        if self._shared.does_upkeep:
             self._start_upkeep()
-        self._start_task(_renew_tls(lambda: self._secure(self.running.config)))
+        self._start_task(_renew_tls(lambda: self._replace_tls(self.running.config)))
 
     def _start_upkeep(self) -> None:
         service = self._service
@@ -340,18 +349,18 @@ class _ServerParts:
             terms=lambda account: service.policy.terms_of(account),
             site_expires=lambda: service.policy.terms.expire is not None,
         )
-        self._ends.callback(upkeep.look)  # records the time
+        self._exit_stack.callback(upkeep.read_clock)  # also records the time of the stop
         self._start_task(upkeep.run_for_ever())
         self._start_task(throttling.save_for_ever(self._shared.throttle, self.running.config))
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        self._ends.callback(asyncio.create_task(work).cancel)
+        self._exit_stack.callback(asyncio.create_task(work).cancel)
 
-    def _secure(self, config: Configuration) -> None:
-        """Use the current certificate file, and new ticket keys, for later connections.
+    def _replace_tls(self, config: Configuration) -> None:
+        """Load the certificate again, and use it and new ticket keys for later connections.
 
         Raises:
-            ConfigurationError: the certificate cannot be used; nothing has changed.
+            ConfigurationError: the certificate cannot be used; the old one stays in use.
         """
         context = tls_context(config)
         self._service.tls = self._intake.tls = context
@@ -360,19 +369,19 @@ class _ServerParts:
 
     def _adopt(self, config: Configuration) -> None:
         """See ``Running.adopt``."""
-        self._secure(config)
-        before, self.running.config = self.running.config, config
-        needs_restart = any(key(config) != key(self._started_with) for key in _FIXED)
+        self._replace_tls(config)
+        previous, self.running.config = self.running.config, config
+        needs_restart = any(get(config) != get(self._initial_config) for get in _FIXED_SETTINGS)
         stores.set_rules(self._store, config, self._users)
         self._apply(config)
         self._cache.clear()
         throttling.configure(self._shared.throttle, config)
         for listener in self._listeners:
-            if listener.name in _POP3:
+            if listener.name in _POP3_SCHEMES:
                 listener.proxy_from = config.server.proxy_from
         log.set_up(config.log)
-        is_changed = _RULES(before) != _RULES(config)
-        self._service.spawn(_log_reload(needs_restart, self._upkeep if is_changed else None))
+        has_new_rules = _retention_rules(previous) != _retention_rules(config)
+        self._service.spawn(_log_reload(needs_restart, self._upkeep if has_new_rules else None))
 
     def _apply(self, config: Configuration) -> None:
         """Apply the settings that may change while the server runs."""
@@ -387,7 +396,7 @@ class _ServerParts:
             announced=service.policy.announced,
         )
         service.policy = replace(
-            service.policy, announced=_worst_terms(self._users, service.policy)
+            service.policy, announced=_terms_to_announce(self._users, service.policy)
         )
         host = config.server.hostname
         service.time_stamp = partial(time_stamp, host) if "APOP" in mechanisms else None
@@ -398,30 +407,34 @@ class _ServerParts:
         service.allow_plaintext_from = config.auth.allow_plaintext_from
         service.deletions_by_new = limits.deletions_by_new
         service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
-        admission.sessions = _most_connections(limits.sessions)
+        admission.sessions = _max_connections(limits.sessions)
         admission.per_address = limits.per_address
 
 
 async def _log_reload(needs_restart: bool, upkeep: Upkeep | None) -> None:
-    """Log a reload, and how many messages ``upkeep`` will remove because a rule has changed."""
+    """Log a reload, and how many messages ``upkeep`` will remove because a rule has changed.
+
+    ``upkeep`` is None if no rule has changed, or if another worker does the upkeep.
+    """
     changed = Forecast()
     if upkeep is not None:
-        with suppress(RestanteError):  # the next round repeats it
+        with suppress(RestanteError):  # the next round of the upkeep logs the removals
             changed = await upkeep.forecast()
     restart = {"restart": "needed"} if needs_restart else {}
     removals = (
-        {"held": changed.held, "expiring": changed.expiring, "at": moment(changed.at)}
+        {"held": changed.held, "expiring": changed.expiring, "at": format_time(changed.at)}
         if changed
         else {}
     )
     _log.info("reloaded", extra={"fields": {**restart, **removals}})
 
 
-_RULES = attrgetter("store.hold", "store.quota", "limits.expire")  # rules that apply to stored mail
+# Settings that decide how long stored mail is kept.
+_retention_rules = attrgetter("store.hold", "store.quota", "limits.expire")
 
 
-# Settings that a reload does not change.
-_FIXED: tuple[Callable[[Configuration], object], ...] = (
+# Settings that a reload does not change; the server must be restarted.
+_FIXED_SETTINGS: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("server.listen", "server.workers", "server.hostname", "server.tls_at_proxy"),
     attrgetter("store.kind", "store.path", "store.maildrop"),
     attrgetter("intake", "limits.message"),
@@ -432,43 +445,58 @@ _FIXED: tuple[Callable[[Configuration], object], ...] = (
 
 
 def tls_context(config: Configuration) -> tls.ServerContext:
+    """Return a TLS context for the configured certificate, with new ticket keys.
+
+    Raises:
+        ConfigurationError: the certificate cannot be used.
+    """
     certificate, key = certificate_files(config)
-    wanted = config.tls
-    client_ca = Path(wanted.client_ca) if wanted.client_ca else None
+    settings = config.tls
+    client_ca = Path(settings.client_ca) if settings.client_ca else None
     can_bind = any(name.endswith("-PLUS") for name in config.auth.mechanisms)
-    return tls.server_context(certificate, key, wanted.min_version, client_ca, can_bind=can_bind)
+    return tls.server_context(certificate, key, settings.min_version, client_ca, can_bind=can_bind)
 
 
 def certificate_files(config: Configuration) -> tuple[Path, Path]:
-    wanted = config.tls
-    if wanted.mode == "files":
-        return Path(wanted.cert), Path(wanted.key)
+    """Return the paths of the certificate and its key.
+
+    Unless files are configured, a self-signed certificate is created if necessary.
+    """
+    settings = config.tls
+    if settings.mode == "files":
+        return Path(settings.cert), Path(settings.key)
     names = [config.server.hostname, "localhost", "127.0.0.1", "::1"]
     return tls.make_self_signed(config.state / "tls", list(dict.fromkeys(names)))
 
 
 def make_first_user(config: Configuration, users: Users) -> tuple[str, str] | None:
-    """Add a user for a server without a configuration; return name and password."""
+    """Create the user of a server that runs without a configuration; return name and password.
+
+    Returns None if there is a configuration, or if users exist.
+    """
     if config.source is not None or users.list():
         return None
     password = passwords.generate()
     users.add("me", password)
     if not any(Path(Template(config.store.path).base).glob("*")):
-        with suppress(OSError):  # no mail exists that a wrong clock could destroy
+        with suppress(OSError):  # without stored mail, a wrong clock does no harm
             stores.clock(config).accept()
     return "me", password
 
 
 async def _update_terms(service: Service, users: Users) -> None:
-    """Update the announced terms regularly.  Until then, no user waits longer than announced."""
+    """Regularly update the terms that are announced before login.
+
+    Between updates, ``Policy.terms_of`` limits each user's login delay to the announced delay.
+    """
     while True:
         await asyncio.sleep(_TERMS_EVERY)
-        announced = await asyncio.to_thread(_worst_terms, users, service.policy)
+        announced = await asyncio.to_thread(_terms_to_announce, users, service.policy)
         service.policy = replace(service.policy, announced=announced)
 
 
 async def _end_disabled_sessions(service: Service) -> None:
-    """End the sessions of users who were disabled during a session."""
+    """Regularly end the sessions of users who have been disabled."""
     while True:
         await asyncio.sleep(_REVIEW_EVERY)
         try:
@@ -477,7 +505,8 @@ async def _end_disabled_sessions(service: Service) -> None:
             _log.exception("bug", extra={"fields": {"via": "review"}})
 
 
-def _worst_terms(users: Users, policy: Policy) -> Terms | None:
+def _terms_to_announce(users: Users, policy: Policy) -> Terms | None:
+    """Return the terms to announce before login; the previous ones if users cannot be read."""
     try:
         return users.worst_terms(policy.terms)
     except RestanteError as error:
@@ -485,14 +514,15 @@ def _worst_terms(users: Users, policy: Policy) -> Terms | None:
         return policy.announced
 
 
-async def _renew_tls(secure: Callable[[], None]) -> None:
-    """Replace the TLS context daily, and with it the key of its session tickets.
+async def _renew_tls(replace_tls: Callable[[], None]) -> None:
+    """Replace the TLS context daily, and with it the key that encrypts session tickets.
 
-    A stolen key then does not decrypt older sessions.  A renewed certificate is loaded as well.
+    A stolen key thus decrypts the sessions of at most one day.  A renewed certificate is also
+    loaded.
     """
     while True:
         await asyncio.sleep(_RENEW_EVERY)
         try:
-            secure()
+            replace_tls()
         except Exception as error:  # if a file is invalid, the old certificate stays in use
             _log.error("certificate refused", extra={"fields": {"reason": str(error)}})

@@ -33,58 +33,65 @@ class BoundSocket:
 
 @contextmanager
 def listening(config: Configuration) -> Iterator[list[BoundSocket]]:
-    """Open a socket for each configured address, or use systemd's socket for that port.
+    """Open a socket for each configured address, unless systemd has passed a socket for it.
 
     Raises:
-        ConfigurationError: an address cannot be used, or a socket of systemd is open to more
-            addresses than the configuration.
+        ConfigurationError: an address cannot be used, or a socket of systemd listens on more
+            addresses than the configuration allows.
     """
     with ExitStack() as stack:
-        trusted = config.server.tls_at_proxy
-        sockets = [
-            BoundSocket(name, stack.enter_context(each), _address(name, each) in trusted)
+        tls_at_proxy = config.server.tls_at_proxy
+        inherited = [
+            BoundSocket(name, stack.enter_context(each), _address(name, each) in tls_at_proxy)
             for name, each in systemd.inherited()
         ]
-        wanted = _wanted(config, {bound.scheme for bound in sockets})
-        for bound in sockets:
-            _compare(bound, [address for address, scheme, _ in wanted if scheme == bound.scheme])
-        passed = tuple(sockets)
-        for address, scheme, setting in wanted:
-            if any(each.scheme == scheme and _serves(each.socket, address) for each in passed):
+        configured = _configured_listeners(config, {bound.scheme for bound in inherited})
+        for bound in inherited:
+            _check_inherited(
+                bound, [address for address, scheme, _ in configured if scheme == bound.scheme]
+            )
+        sockets = list(inherited)
+        for address, scheme, setting in configured:
+            if any(each.scheme == scheme and _serves(each.socket, address) for each in inherited):
                 continue
-            own = stack.enter_context(bind(address, setting))
-            sockets.append(BoundSocket(scheme, own, str(address) in trusted))
+            opened = stack.enter_context(bind(address, setting))
+            sockets.append(BoundSocket(scheme, opened, str(address) in tls_at_proxy))
             if address.path:
                 stack.callback(Path(address.path).unlink, missing_ok=True)
         yield sockets
 
 
-def _wanted(config: Configuration, inherited: Collection[str]) -> list[tuple[Address, str, str]]:
+def _configured_listeners(
+    config: Configuration, inherited_schemes: Collection[str]
+) -> list[tuple[Address, str, str]]:
     """Return address, scheme and setting of each configured listener.
 
     If systemd passes a socket for POP3, the default of ``server.listen`` is ignored.
     """
-    served, intake = config.server.listen, config.intake
-    if served == Server().listen and not {"pop3", "pop3s"}.isdisjoint(inherited):
-        served = ()
-    wanted = [
+    pop3_addresses, intake = config.server.listen, config.intake
+    if pop3_addresses == Server().listen and not {"pop3", "pop3s"}.isdisjoint(inherited_schemes):
+        pop3_addresses = ()
+    listeners = [
         (address, address.scheme, "server.listen (--listen)")
-        for address in map(Address.parse, served)
+        for address in map(Address.parse, pop3_addresses)
     ]
     for scheme, texts in (("lmtp", intake.lmtp.listen), ("smtp", intake.smtp.listen)):
         setting = f"intake.{scheme}.listen"
-        wanted += [(Address.parse(text), scheme, setting) for text in texts]
-    return wanted
+        listeners += [(Address.parse(text), scheme, setting) for text in texts]
+    return listeners
 
 
-def _compare(bound: BoundSocket, configured: Sequence[Address]) -> None:
-    """
+def _check_inherited(bound: BoundSocket, configured: Sequence[Address]) -> None:
+    """Compare a socket of systemd with the configured addresses of the same protocol.
+
+    If none of them has the socket's port or path, a warning is logged.
+
     Raises:
-        ConfigurationError: the inherited socket is open to more than any configured address.
+        ConfigurationError: the socket listens on more addresses than are configured.
     """
-    where = _port_or_path(bound.socket)
-    matching = [address for address in configured if where == (address.path or address.port)]
-    if configured and isinstance(where, int):
+    port_or_path = _port_or_path(bound.socket)
+    matching = [each for each in configured if port_or_path == (each.path or each.port)]
+    if configured and isinstance(port_or_path, int):
         host, compared = bound.socket.getsockname()[0], matching or configured
         if not any(_reach(host) <= _reach(address.host) for address in compared):
             raise ConfigurationError(
@@ -92,7 +99,7 @@ def _compare(bound: BoundSocket, configured: Sequence[Address]) -> None:
                 f"{', '.join(map(str, compared))}; change ListenStream= or the configuration"
             )
     if not matching:
-        fields = {"proto": bound.scheme, "listen": where}
+        fields = {"proto": bound.scheme, "listen": port_or_path}
         _log.warning("socket not configured", extra={"fields": fields})
 
 
@@ -102,7 +109,10 @@ def _port_or_path(listening: socket.socket) -> int | str:
 
 
 def _reach(host: str) -> frozenset[str]:
-    """Return the addresses that clients can connect to: one address, or all of a family."""
+    """Return the addresses on which a socket that is bound to ``host`` accepts connections.
+
+    A wildcard address stands for all addresses of its family; ``::`` also includes IPv4.
+    """
     if host in ("", "::"):
         return frozenset({"0.0.0.0", "::", "loopback"})
     if host == "0.0.0.0":
@@ -111,9 +121,9 @@ def _reach(host: str) -> frozenset[str]:
 
 
 def _serves(listening: socket.socket, address: Address) -> bool:
-    """Return whether an inherited socket serves a configured address, at least partly.
+    """Return whether an inherited socket serves a configured address, at least in part.
 
-    The rest of such an address could not be bound.
+    If it serves a part, such as IPv4 only, a second socket for the rest could not be bound.
     """
     if _port_or_path(listening) != (address.path or address.port):
         return False
@@ -128,7 +138,7 @@ def _serves(listening: socket.socket, address: Address) -> bool:
 
 
 def addresses_of(sockets: Sequence[BoundSocket]) -> dict[str, str]:
-    """Return the addresses of the sockets by scheme; keys of Unix sockets are ``lmtp_unix`` etc."""
+    """Return the addresses of the sockets by scheme; a Unix socket's key is ``lmtp_unix`` etc."""
     addresses = {}
     for each in sockets:
         if each.socket.family == socket.AF_UNIX:
@@ -139,7 +149,7 @@ def addresses_of(sockets: Sequence[BoundSocket]) -> dict[str, str]:
 
 
 def _address(scheme: str, listening: socket.socket) -> str:
-    """Return the address in the form of ``server.listen``; empty for a Unix socket."""
+    """Return a socket's address in the form of ``server.listen``; empty for a Unix socket."""
     return "" if listening.family == socket.AF_UNIX else f"{scheme}://{_name(listening)}"
 
 

@@ -1,4 +1,4 @@
-"""Build users, store and clock from the configuration, and check that they can be used."""
+"""Build the user database, the store and the clock from the configuration, and validate it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from ..store.maildir import MaildirStore
 from ..store.paths import Template
 from . import backends
 
-# Modules that only some configurations need are imported within functions: `restante deliver` uses
-# this module, and a mail server starts that command for each message.
+# Functions import the modules that only some configurations need, because a mail server runs
+# `restante deliver`, which uses this module, for each message.
 
 
 def validate(config: Configuration) -> None:
-    """Check that the files and directories in the configuration exist.
+    """Check that the files, directories and libraries that the configuration needs can be used.
 
     Raises:
-        ConfigurationError: the text has one line for each file or directory that is missing or
-            cannot be used.
+        ConfigurationError: the text has one line for each of them that is missing or unusable.
     """
     if missing := list(_missing(config)):
         raise ConfigurationError("\n".join(missing))
@@ -70,10 +69,10 @@ def validate_users(config: Configuration) -> None:
     Raises:
         ConfigurationError: the text has one line for each user who cannot have a maildrop.
     """
-    check_place, mistakes = backends.place_check(config), []
+    check_maildrop, mistakes = backends.maildrop_check(config), []
     for user in users(config).list():
         try:
-            check_place(user.account.maildrop)
+            check_maildrop(user.account.maildrop)
         except NoMaildrop as error:
             mistakes.append(f"store.path: {config.store.path}: the user {user.name} {error.reason}")
     if mistakes:
@@ -81,6 +80,7 @@ def validate_users(config: Configuration) -> None:
 
 
 def users(config: Configuration) -> Users:
+    """Return the user database; it is opened when it is first used."""
     return Users(Path(config.auth.users), domains=backends.domains(config))
 
 
@@ -88,23 +88,23 @@ def clock(config: Configuration) -> Clock:
     return Clock(config.state / "clock")
 
 
-def store(config: Configuration, own: Users | None = None) -> ServableStore:
-    """Build the store.  ``own`` is the user database, if it is open already."""
+def store(config: Configuration, database: Users | None = None) -> ServableStore:
+    """Build the store.  ``database`` is the user database, if it has already been built."""
     if config.store.kind == "memory":
         from ..store.memory import MemoryStore
 
         return MemoryStore(hold=lambda _: config.store.hold)
-    # Only the default directory is created: any other directory may be a mount point.
+    # Only the default directory is created, because any other directory may be a mount point.
     if config.store.path == f"{config.state}/mail/%u":
-        for place in (config.state, config.state / "mail"):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (config.state, config.state / "mail"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     maildirs = MaildirStore(config.store.path, folders=config.store.maildrop, clock=clock(config))
-    set_rules(maildirs, config, own or users(config))
+    set_rules(maildirs, config, database or users(config))
     return maildirs
 
 
 def set_rules(store: ServableStore, config: Configuration, users: Users) -> None:
-    """Apply the hold times and quotas of the configuration and of individual users."""
+    """Apply the hold times and quotas from the configuration and from the user database."""
 
     def hold(user: str) -> float:
         seconds = users.hold(user)
@@ -121,7 +121,7 @@ def set_rules(store: ServableStore, config: Configuration, users: Users) -> None
 
 
 def maildrop_path(config: Configuration, user: str) -> Path:
-    """Return the path of a user's Maildir, which need not exist.
+    """Return the path of a user's Maildir.  The Maildir may not exist yet.
 
     Raises:
         NoMaildrop: the user cannot have a Maildir.

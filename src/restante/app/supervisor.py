@@ -1,10 +1,10 @@
-"""A supervisor that forks workers, restarts those that die, and forwards its signals to them.
+"""A supervisor process that forks workers, restarts those that die, and forwards signals to them.
 
 The supervisor does not accept connections.  It has no threads and no event loop, so it can fork at
 any time.  Workers share the listening sockets and the memory that existed before the fork.
 
-Each worker regularly writes its number, one octet, to a pipe to show that its event loop runs.  A
-second pipe reaches end of file in the workers when the supervisor dies.
+To show that its event loop runs, each worker regularly writes its number as one octet to a pipe.
+On a second pipe, the workers read end of file when the supervisor dies.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from . import systemd
 from .terminal import Terminal
 
-BEAT = 1.0  # seconds between two heartbeats
-# Seconds without a heartbeat after which a worker is killed as hung.  An estimate: sixty missed
-# heartbeats.  Even a slow disk or a full garbage collection blocks the event loop for less time.
+HEARTBEAT_INTERVAL = 1.0  # seconds between two heartbeats
+# Seconds without a heartbeat after which a worker is killed because it hangs.  An estimate: a slow
+# disk or a full garbage collection blocks the event loop for a much shorter time.
 _HANG_TIMEOUT = 60.0
-# A worker that has run for this many seconds has started successfully: if it dies later, it is
-# restarted without delay.  An estimate: twice the longest delay between restarts.
+# Seconds of uptime after which a worker counts as stable: if it dies later, it is restarted without
+# delay.  An estimate: twice the longest delay between restarts.
 _STABLE_AFTER = 60.0
-_MAX_RESTART_DELAY = 30.0  # seconds; estimated to keep the load tolerable
+_MAX_RESTART_DELAY = 30.0  # seconds; an estimate that keeps the load tolerable
 _STOP_TIMEOUT = 30.0  # seconds after which workers that do not stop are killed; < TimeoutStopSec=45
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -54,14 +54,14 @@ class WorkerPipes:
 class _Worker:
     pid: int = 0
     """Process ID; 0 if the worker is not running."""
-    began: float = 0.0
-    """Time of the fork, on the monotonic clock like the other times."""
+    forked_at: float = 0.0
+    """Time of the fork; like the other times, on the monotonic clock."""
     last_heartbeat: float = 0.0
     """Time of the last heartbeat."""
-    due: float = 0.0
+    start_at: float = 0.0
     """Earliest time at which the worker may be started again."""
     failures: int = 0
-    """Number of consecutive early exits."""
+    """Number of consecutive exits before ``_STABLE_AFTER``."""
 
 
 class Supervisor:
@@ -72,41 +72,44 @@ class Supervisor:
         count: int,
         work: Callable[[WorkerPipes], None],
         *,
-        ready: Callable[[], None],
+        on_ready: Callable[[], None],
         reload: Callable[[], bool],
-        ended: Callable[[int], None],
+        on_exit: Callable[[int], None],
         terminal: Terminal,
     ) -> None:
         """Prepare a supervisor; ``run`` starts the workers.
 
-        Each worker process calls ``work`` and exits when it returns.  ``ready`` is called once,
-        when all workers are serving.  ``reload`` is called at SIGHUP and returns whether the
-        workers should reload too.  ``ended`` is called with the number of each worker that has
-        ended.  ``terminal`` is the terminal that started this process.
+        Args:
+            work: called in each worker process, which exits when ``work`` returns.
+            on_ready: called once, when all workers are serving.
+            reload: called at SIGHUP; returns whether the workers should reload too.
+            on_exit: called with the number of each worker that has exited.
+            terminal: the terminal from which this process was started.
         """
-        self._work, self._ready, self._reload, self._ended = work, ready, reload, ended
+        self._work, self._on_ready, self._reload, self._on_exit = work, on_ready, reload, on_exit
         self._terminal = terminal
         self._workers = [_Worker() for _ in range(count)]
-        self._serving: set[int] | None = set()  # workers that sent a heartbeat; None: all have
+        # Numbers of the workers that have sent a heartbeat; None when all workers have.
+        self._serving: set[int] | None = set()
         self._stop_by: float | None = None
         self._status = os.EX_OK
         self._supervisor_pipe = os.pipe()
         self._heartbeat_pipe = os.pipe()
-        self._signal_pipe = os.pipe()  # the numbers of signals, from Python's handler
+        self._signal_pipe = os.pipe()  # Python's signal handler writes the numbers of signals to it
 
     def run(self) -> int:
-        """Run until all workers have ended, and return an exit status (sysexits.h)."""
+        """Run until all workers have exited, and return an exit status (sysexits.h)."""
         for descriptor in self._signal_pipe:
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(self._signal_pipe[1])
         for each in _SIGNALS:
             signal.signal(each, lambda *_: None)
         while True:
-            self._start_due()
+            self._start_workers()
             if self._stop_by is not None and not any(worker.pid for worker in self._workers):
                 return self._status
             readable, _, _ = select.select(
-                [self._signal_pipe[0], self._heartbeat_pipe[0]], [], [], BEAT
+                [self._signal_pipe[0], self._heartbeat_pipe[0]], [], [], HEARTBEAT_INTERVAL
             )
             if self._heartbeat_pipe[0] in readable:
                 self._record_heartbeats(os.read(self._heartbeat_pipe[0], 4096))
@@ -114,28 +117,29 @@ class Supervisor:
                 for number in set(os.read(self._signal_pipe[0], 4096)):
                     self._handle(signal.Signals(number))
             self._reap()
-            self._watch()
+            self._check_heartbeats()
 
-    def _start_due(self) -> None:
+    def _start_workers(self) -> None:
         now = time.monotonic()
         for number, worker in enumerate(self._workers):
-            if not worker.pid and worker.due <= now and self._stop_by is None:
-                worker.began = worker.last_heartbeat = now
+            if not worker.pid and worker.start_at <= now and self._stop_by is None:
+                worker.forked_at = worker.last_heartbeat = now
                 worker.pid = self._fork(number)
 
     def _fork(self, number: int) -> int:
-        # Until the child sets its own handlers, it has the parent's, which would ignore SIGTERM.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        # Block signals until the child resets the handlers that it inherits from the supervisor,
+        # because in the child these would ignore SIGTERM.
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
             return pid
         status = os.EX_SOFTWARE
         try:
             signal.set_wakeup_fd(-1)
             for each in _SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
             unused = (self._supervisor_pipe[1], self._heartbeat_pipe[0], *self._signal_pipe)
             for descriptor in unused:
                 os.close(descriptor)
@@ -145,7 +149,7 @@ class Supervisor:
             _log.exception("bug", extra={"fields": {"worker": number}})
         finally:
             sys.stderr.flush()
-            os._exit(status)  # skips exit handlers, which belong to the supervisor
+            os._exit(status)  # does not run exit handlers, which belong to the supervisor
 
     def _record_heartbeats(self, numbers: bytes) -> None:
         now = time.monotonic()
@@ -155,7 +159,7 @@ class Supervisor:
             self._serving |= set(numbers)
             if len(self._serving) == len(self._workers):
                 self._serving = None
-                self._ready()
+                self._on_ready()
 
     def _handle(self, number: signal.Signals) -> None:
         is_terminal_hangup = number is signal.SIGHUP and self._terminal.is_closed()
@@ -174,21 +178,21 @@ class Supervisor:
     def _signal_all(self, number: signal.Signals) -> None:
         for worker in self._workers:
             if worker.pid:
-                # Not reaped yet, so the pid cannot belong to another process.
+                # The worker has not been reaped, so its pid cannot belong to another process.
                 os.kill(worker.pid, number)
 
     def _reap(self) -> None:
         for number, worker in enumerate(self._workers):
             if not worker.pid or os.waitpid(worker.pid, os.WNOHANG)[0] == 0:
                 continue
-            uptime = time.monotonic() - worker.began
+            uptime = time.monotonic() - worker.forked_at
             fields = {"worker": number, "pid": worker.pid, "seconds": round(uptime)}
             worker.pid = 0
-            self._ended(number)
+            self._on_exit(number)
             if self._stop_by is not None:
                 continue
             _log.error("worker ended", extra={"fields": fields})
-            if self._serving is not None:  # the first start failed, so another would fail too
+            if self._serving is not None:  # a worker that never served would fail again
                 self._status = os.EX_SOFTWARE
                 self._stop()
                 continue
@@ -198,19 +202,20 @@ class Supervisor:
                 if worker.failures > 1
                 else 0.0
             )
-            worker.due = time.monotonic() + delay
+            worker.start_at = time.monotonic() + delay
 
-    def _watch(self) -> None:
+    def _check_heartbeats(self) -> None:
+        """Kill workers that hang or do not stop; if all workers run, notify systemd."""
         now = time.monotonic()
-        silent = [
+        hanging = [
             worker
             for worker in self._workers
             if worker.pid and now - worker.last_heartbeat > _HANG_TIMEOUT
         ]
-        for worker in silent:
+        for worker in hanging:
             _log.error("worker hangs", extra={"fields": {"pid": worker.pid}})
             os.kill(worker.pid, signal.SIGKILL)
         if self._stop_by is not None and now > self._stop_by:
             self._signal_all(signal.SIGKILL)
-        if self._serving is None and not silent:
+        if self._serving is None and not hanging:
             systemd.notify("WATCHDOG=1")

@@ -1,4 +1,4 @@
-"""The terminal that a command was started from."""
+"""Find out whether the terminal from which a command was started has been closed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import signal
 
 
 class Terminal:
-    """The controlling terminal at the start of this process, if there was one.
+    """The controlling terminal from which this process was started, if there was one.
 
     SIGHUP has two meanings: an administrator requests a reload, or the terminal's window was
     closed.  In the second case the terminal no longer exists (setsid(2), credentials(7)).  A
-    process that ignored SIGHUP at its start, as under nohup(1), outlives its terminal.
+    process that ignored SIGHUP when it was started, as under nohup(1), outlives its terminal.
     """
 
     def __init__(self) -> None:

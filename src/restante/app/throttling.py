@@ -13,22 +13,25 @@ from ..auth.login_queue import LoginQueue
 from ..auth.throttle import Throttle
 from ..config import Configuration
 
-_SHARE = 0.5  # maximum share of one core for checking passwords from networks with guesses
-_SAVE_EVERY = 60.0  # seconds; a crash loses the guesses of one minute
+_CPU_SHARE = 0.5  # maximum share of one core for checking passwords from networks with guesses
+_SAVE_EVERY = 60.0  # seconds between two saves; a crash loses the guesses since the last save
 
 _log = logging.getLogger("restante.guessing")
 
 
 @contextmanager
-def kept(config: Configuration) -> Iterator[Throttle]:
-    """Load the throttle, and save it at the end.  Enter this before workers are forked."""
+def saved_throttle(config: Configuration) -> Iterator[Throttle]:
+    """Load the throttle, and save its state when the context ends.
+
+    The context must be entered before workers are forked, so that they share the throttle.
+    """
     with closing(throttle(config)) as loaded:
         yield loaded
         save(loaded, config)
 
 
 def throttle(config: Configuration) -> Throttle:
-    """Return a throttle with the state of the last save."""
+    """Return a throttle with the state that was saved last."""
     loaded = Throttle()
     configure(loaded, config)
     loaded.load(_path(config))
@@ -42,10 +45,12 @@ def configure(throttle: Throttle, config: Configuration) -> None:
 
 
 def login_queue(backend: Verifier, throttle: Throttle, workers: int, slots: int) -> LoginQueue:
-    return LoginQueue(backend, throttle.priority, slots=slots, share=_SHARE / workers)
+    """Return a queue in front of a back end, for one of several workers."""
+    return LoginQueue(backend, throttle.priority, slots=slots, share=_CPU_SHARE / workers)
 
 
 def save(throttle: Throttle, config: Configuration) -> None:
+    """Save the throttle's state; an error is only logged."""
     path = _path(config)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

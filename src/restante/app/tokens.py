@@ -1,4 +1,4 @@
-"""OAuth 2 grants of accounts: one to read the account, one to store mail at its destination."""
+"""OAuth 2 grants for accounts: to read the account, and to store its mail at the destination."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from ..collect.oauth.flow import Application, Provider
     from ..collect.oauth.sealed import Tokenfile
 
-SOON = 14 * 86_400.0  # seconds; the user is asked to sign in again this long before a grant expires
+SOON = 14 * 86_400.0  # seconds before the expiry of a grant; the user should then sign in again
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The permission that a user gave restante at a provider."""
+    """A user's permission for restante to use the user's account at a provider."""
 
     config: Configuration
     account: str
@@ -31,7 +31,7 @@ class Grant:
     user: str
     options: OAuth
     is_destination: bool = False
-    """Whether the grant is for the destination (``to_oauth``), not the account (``oauth``)."""
+    """True for the destination's grant (``to_oauth``), False for the account's (``oauth``)."""
 
     @property
     def key(self) -> str:
@@ -40,7 +40,7 @@ class Grant:
 
     @property
     def command(self) -> str:
-        """The command that signs in again."""
+        """The command with which the user signs in again."""
         return sign_in(self.account, is_destination=self.is_destination)
 
     def file(self) -> Tokenfile:
@@ -48,7 +48,8 @@ class Grant:
         return token_file(self.config, self.account, is_destination=self.is_destination)
 
     def application(self) -> Application:
-        """
+        """Return the application that is registered with the provider.
+
         Raises:
             ConfigurationError: an option is missing.
         """
@@ -78,7 +79,8 @@ class Grant:
             case "microsoft":
                 provider = flow.microsoft(options.tenant)
             case _:
-                # OpenID Connect Core §11: without it, a second sign-in gives no refresh token.
+                # Without this parameter, a second sign-in yields no refresh token (OpenID Connect
+                # Core §11).
                 extra = (("prompt", "consent"),) if "offline_access" in options.scopes else ()
                 urls = (options.authorize_url, options.token_url, options.device_url)
                 provider = flow.Provider(*urls, (), extra=extra)
@@ -104,7 +106,7 @@ class Grant:
 
     @contextmanager
     def naming_command(self) -> Iterator[None]:
-        """Put the account's name into the command that an error of OAuth suggests."""
+        """Insert the account's name into the command that an OAuth 2 error suggests."""
         try:
             yield
         except ConsentNeeded as error:
@@ -114,19 +116,19 @@ class Grant:
         """Return an error's text with the account's name in the suggested command."""
         return text.replace("restante account auth NAME", self.command)
 
-    def ends(self) -> float | None:
+    def expires_at(self) -> float | None:
         """Return when the sign-in expires, in seconds since the epoch; None if unknown."""
         tokens = self.file().get()
         return tokens.refresh_expires_at if tokens is not None else None
 
-    def ends_soon(self) -> float | None:
+    def expires_soon(self) -> float | None:
         """Return when the sign-in expires if that is within ``SOON`` seconds, else None."""
-        end = self.ends()
-        return end if end is not None and 0 < end - time.time() < SOON else None
+        expiry = self.expires_at()
+        return expiry if expiry is not None and 0 < expiry - time.time() < SOON else None
 
 
 def token_file(config: Configuration, account: str, *, is_destination: bool = False) -> Tokenfile:
-    """Return the file of encrypted tokens for this account or its destination."""
+    """Return the encrypted file with the tokens for this account or its destination."""
     from ..collect.oauth.sealed import Tokenfile, key_in
 
     folder = config.state / "tokens"
@@ -138,5 +140,5 @@ def token_file(config: Configuration, account: str, *, is_destination: bool = Fa
 
 
 def sign_in(account: str, *, is_destination: bool) -> str:
-    """Return the command that signs in for an account or its destination."""
+    """Return the command with which the user signs in for an account or its destination."""
     return f"restante account auth {account}{' --to' * is_destination}"

@@ -1,10 +1,11 @@
 """Hourly upkeep: expire old mail, and destroy held mail whose hold time is over.
 
-A clock that jumps must not empty maildrops.  Messages that are due according to the time known to
-have passed are removed at once.  If the clock says that more than ``_TIMES`` times as many messages
-are due, and more than ``_MANY``, the others are kept until the clock is trusted (see ``clock``), or
-until the operator runs `restante maildrop purge --yes`.  While the clock is behind, no message is
-removed.
+A system clock that jumps must not empty maildrops.  Messages are removed immediately if they are
+due at the latest time that has certainly been reached (``clock.Reading.proven``).  More messages
+may be due according to the system clock.  They are removed too, unless the total exceeds both
+``_MAX_MESSAGES`` and ``_MAX_RATIO`` times the number of certainly due messages.  In that case
+they are kept until the clock is trusted, or until the operator runs `restante maildrop purge
+--yes`.  While the clock is behind, no message is removed.
 """
 
 from __future__ import annotations
@@ -25,79 +26,84 @@ from ..words import counted
 from . import stores
 
 _EVERY = 3600.0  # seconds between two rounds
-_LOOK_EVERY = 600.0  # seconds between two readings of the clock; less than the clock's slack
-_TIMES = 10  # an estimate, not measured
-_MANY = 100  # messages; for fewer, a day's delay after each night without power is not worth it
+_READ_CLOCK_EVERY = 600.0  # seconds between two readings of the clock; less than ``clock.SLACK``
+_MAX_RATIO = 10  # an estimate, not measured
+_MAX_MESSAGES = 100  # if fewer are due, do not delay them for a day after each night without power
 
 _log = logging.getLogger("restante.upkeep")
 
 
 class Upkeep:
-    """The upkeep; one process of a server runs it."""
+    """Removes the mail of all users that is due.  Only one process of a server runs it."""
 
     def __init__(
         self,
         store: ServableStore,
         users: Users,
-        others: Accounts,
+        other_accounts: Accounts,
         clock: Clock,
         *,
         terms: Callable[[UserAccount], Terms],
         site_expires: Callable[[], bool],
     ) -> None:
-        """``others`` looks up users who are not in ``users``.  It is queried only if
-        ``site_expires``, because only users in ``users`` can have their own expiry.  ``terms``
-        returns the terms in force for an account.
+        """
+        Args:
+            users: the user database; only users in it can have an expiry of their own.
+            other_accounts: looks up users who are not in ``users``.
+            terms: returns the terms that apply to an account.
+            site_expires: returns whether the configuration sets an expiry.  Otherwise
+                ``other_accounts`` is not queried.
         """
         self._store = store
         self._users = users
-        self._others = others
+        self._other_accounts = other_accounts
         self._clock = clock
         self._terms = terms
         self._site_expires = site_expires
         self._has_jumped = False
 
     async def run_for_ever(self) -> None:
+        """Do a round every hour until cancelled, and read the clock more often."""
         while True:
             try:
                 await self.run()
-            except RestanteError as error:  # the disk may be mounted in the next round
+            except RestanteError as error:  # the disk may be mounted before the next round
                 _log.warning("purge failed", extra={"fields": {"reason": str(error)}})
             except Exception:
                 _log.exception("bug", extra={"fields": {}})
-            for _ in range(round(_EVERY / _LOOK_EVERY)):
-                await asyncio.sleep(_LOOK_EVERY)
-                await asyncio.to_thread(self.look)
+            for _ in range(round(_EVERY / _READ_CLOCK_EVERY)):
+                await asyncio.sleep(_READ_CLOCK_EVERY)
+                await asyncio.to_thread(self.read_clock)
 
     async def run(self) -> None:
-        """Do one round."""
-        reading = await asyncio.to_thread(self.look)
+        """Do one round: remove the mail of all users that is due."""
+        reading = await asyncio.to_thread(self.read_clock)
         if reading.is_behind:
             return
-        days = await self._days()
+        days = await self._expiry_days()
         changed = await self._note_rules(days, reading)
         if changed:
-            at = moment(changed.at)
+            at = format_time(changed.at)
             fields = {"held": changed.held, "expiring": changed.expiring, "at": at}
             _log.warning("rule changed", extra={"fields": fields})
         await self._expire(days, reading)
         await self._purge(reading)
 
     async def forecast(self) -> Forecast:
-        """Return what will be removed within a day because a rule was changed."""
-        reading = await asyncio.to_thread(self.look)
+        """Return how much mail will be removed within a day because a rule was changed."""
+        reading = await asyncio.to_thread(self.read_clock)
         if reading.is_behind:
             return Forecast()
-        days = await self._days()
+        days = await self._expiry_days()
         await self._note_rules(days, reading)
         total = Forecast()
         for user in days:
-            with suppress(RestanteError):  # the next round reports it
+            with suppress(RestanteError):  # the next round reports the error
                 total += await self._store.forecast(user, days[user], reading.now)
         return total
 
-    def look(self) -> Reading:
-        """Read the clock, and record the time.  Blocking."""
+    def read_clock(self) -> Reading:
+        """Read the clock, record the time in its file, and log a jump.  Blocking."""
         try:
             reading = self._clock.advance()
         except OSError as error:
@@ -109,25 +115,32 @@ class Upkeep:
         self._has_jumped = bool(ahead)
         return reading
 
-    async def _days(self) -> dict[str, int | None]:
-        """Return the expiry in days by maildrop; omits maildrops whose users are not found now."""
+    async def _expiry_days(self) -> dict[str, int | None]:
+        """Return the days after which mail expires, by maildrop; None if mail never expires.
+
+        Maildrops whose users cannot be looked up are omitted.
+        """
         try:
             users = await asyncio.to_thread(self._users.list)
         except RestanteError as error:
             _log.warning("users not read", extra={"fields": {"reason": str(error)}})
             return {}
-        own = {user.account.maildrop: self._terms(user.account).expire for user in users}
+        in_database = {user.account.maildrop: self._terms(user.account).expire for user in users}
         days: dict[str, int | None] = {}
         async for name in self._store.users():
             with suppress(RestanteError):  # the next round tries again
-                days[name] = own[name] if name in own else await self._days_of_other(name)
+                if name in in_database:
+                    days[name] = in_database[name]
+                else:
+                    days[name] = await self._expiry_days_of_other(name)
         return days
 
-    async def _days_of_other(self, name: str) -> int | None:
-        account = await self._others.account(name) if self._site_expires() else None
+    async def _expiry_days_of_other(self, name: str) -> int | None:
+        account = await self._other_accounts.account(name) if self._site_expires() else None
         return self._terms(account).expire if account else None
 
     async def _note_rules(self, days: Mapping[str, int | None], reading: Reading) -> Forecast:
+        """Record the rules that apply to each maildrop; return what changed rules will remove."""
         total = Forecast()
         for user in days:
             try:
@@ -153,9 +166,9 @@ class Upkeep:
             return swept
 
         users = [user for user, number in days.items() if number is not None]
-        _, waiting = await _in_two_steps(users, expire, reading)
-        if waiting:
-            fields = {"messages": waiting, "seconds": round(reading.now - reading.mark)}
+        _, withheld = await _in_two_steps(users, expire, reading)
+        if withheld:
+            fields = {"messages": withheld, "seconds": round(reading.now - reading.mark)}
             _log.warning("expiry withheld", extra={"fields": fields})
 
     async def _purge(self, reading: Reading) -> None:
@@ -168,64 +181,69 @@ class Upkeep:
                 return Sweep()
 
         users = [user async for user in self._store.users()]
-        purged, waiting = await _in_two_steps(users, purge, reading)
+        purged, withheld = await _in_two_steps(users, purge, reading)
         if purged:
             _log.info("purged", extra={"fields": {"messages": purged}})
-        if waiting:
-            fields = {"messages": waiting, "seconds": round(reading.now - reading.mark)}
+        if withheld:
+            fields = {"messages": withheld, "seconds": round(reading.now - reading.mark)}
             _log.warning("purge withheld", extra={"fields": fields})
 
 
 async def _in_two_steps(
-    users: Iterable[str], act: Callable[[str, float], Awaitable[Sweep]], reading: Reading
+    users: Iterable[str], remove: Callable[[str, float], Awaitable[Sweep]], reading: Reading
 ) -> tuple[int, int]:
-    """Remove messages that are certainly due, then the others unless they are too many.
+    """Remove messages that are certainly due, then the doubtful ones unless they are too many.
 
-    Returns the number of removed messages and the number of messages that wait.
+    A message is doubtful if it is due only according to the system clock.  ``remove`` removes the
+    messages of a user that are due at the given time.
+
+    Returns the number of removed messages and the number of doubtful messages that were kept.
     """
-    removed, doubtful, later = 0, 0, []
+    removed, doubtful, users_with_doubtful = 0, 0, []
     for user in users:
-        swept = await act(user, reading.proven)
+        swept = await remove(user, reading.proven)
         removed += swept.messages
         if swept.doubtful:
             doubtful += swept.doubtful
-            later.append(user)
-    if removed + doubtful > max(_MANY, _TIMES * removed):
+            users_with_doubtful.append(user)
+    if removed + doubtful > max(_MAX_MESSAGES, _MAX_RATIO * removed):
         return removed, doubtful
-    for user in later:
-        removed += (await act(user, reading.now)).messages
+    for user in users_with_doubtful:
+        removed += (await remove(user, reading.now)).messages
     return removed, 0
 
 
-def moment(at: float) -> str:
-    """Return a time in UTC, for the log and for programs."""
+def format_time(at: float) -> str:
+    """Return a time, in seconds since the epoch, as it is written to the log and to JSON (UTC)."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 
 async def forecast(
     config: Configuration, names: Sequence[str] = (), *, note: bool = False
 ) -> Forecast:
-    """Return what will be removed because a hold time or an expiry was changed.
+    """Return how much mail will be removed because a hold time or an expiry was changed.
 
-    ``names`` are maildrops, by default all.  With ``note``, the day of grace begins now, unless it
-    has begun already; without ``note``, nothing is changed.  For users of back ends other than the
-    user database, the expiry in the configuration applies.
+    ``names`` are maildrops, by default all.  With ``note``, the day of grace before the removal
+    begins now unless it has already begun; without ``note``, nothing is changed.  For users of back
+    ends other than the user database, the expiry in the configuration applies.
 
     Raises:
-        RestanteError: not all maildrops can be read.
+        RestanteError: a maildrop cannot be read.
     """
     users = stores.users(config)
     store, reading = stores.store(config, users), stores.clock(config).read()
     days = {each.account.maildrop: each.account.expire for each in users.list()}
-    ask = store.note_rules if note and not reading.is_behind else store.forecast
+    forecast_one = store.note_rules if note and not reading.is_behind else store.forecast
     total = Forecast()
     for name in names or [name async for name in store.users()]:
         expire = days.get(name)
-        total += await ask(name, config.limits.expire if expire is None else expire, reading.now)
+        if expire is None:
+            expire = config.limits.expire
+        total += await forecast_one(name, expire, reading.now)
     return total
 
 
-def described(changed: Forecast) -> str:
+def describe(changed: Forecast) -> str:
     """Return a text such as "12 held messages will be destroyed, the first on … at 12:00"."""
     first = datetime.fromtimestamp(changed.at).strftime("%Y-%m-%d at %H:%M")
     parts = []
@@ -237,5 +255,6 @@ def described(changed: Forecast) -> str:
 
 
 def as_json(changed: Forecast) -> dict[str, object]:
-    at = moment(changed.at) if changed else None
+    """Return a forecast as `restante check --json` prints it."""
+    at = format_time(changed.at) if changed else None
     return {"held": changed.held, "expiring": changed.expiring, "at": at}

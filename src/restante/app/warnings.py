@@ -1,4 +1,4 @@
-"""Warnings of ``restante check``: settings that are valid but probably a mistake."""
+"""Warnings that ``restante check`` prints about valid settings that are probably mistakes."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
 def configuration_warnings(config: Configuration) -> Iterator[str]:
-    """Yield one sentence for each warning.  The server starts nevertheless."""
+    """Yield one sentence for each probable mistake.  None of them prevents the server's start."""
     users, auth = stores.users(config), config.auth
     with closing(backends.chain(config, users)) as chain:
         mechanisms = {USER_AND_PASS, *offered(chain, auth.mechanisms)}
     accounts = [user.account for user in users.list()]
     if "passwd-file" in auth.chain:
         with closing(backends.passwd_file(auth)) as file:
-            known, problems = file.review()
+            file_accounts, problems = file.review()
         yield from problems
-        accounts += known
+        accounts += file_accounts
     for account in accounts:
         try:
             check_new_name(account.user)
         except BadName as error:  # added by an earlier version or another program
             yield str(error)
     yield from _world_accessible_files(config)
-    yield from _trusting_all(config)
-    reachable = _reachable(config)
+    yield from _settings_that_trust_all(config)
+    client_networks = _client_networks(config)
     for account in accounts:
         if account.is_enabled:
-            yield from _mechanisms_of(account, mechanisms)
-            yield from _networks_of(account, reachable)
+            yield from _mechanism_warnings(account, mechanisms)
+            yield from _network_warnings(account, client_networks)
 
 
-# -- Trust
+# Trusted peers.
 
 
-def _trusting_all(config: Configuration) -> Iterator[str]:
-    """Warn about settings meant for a few peers that allow all addresses."""
+def _settings_that_trust_all(config: Configuration) -> Iterator[str]:
+    """Warn about settings that should name a few trusted peers but include all addresses."""
     server, auth = config.server, config.auth
-    forged = "could report any address as its own"
+    forgery = "could report any address as its own"
     for key, networks, consequence in (
-        ("server.proxy_from", server.proxy_from, forged),
-        ("server.xclient_from", server.xclient_from, forged),
+        ("server.proxy_from", server.proxy_from, forgery),
+        ("server.xclient_from", server.xclient_from, forgery),
         ("auth.trusted", auth.trusted, "could guess passwords without a growing delay"),
         ("auth.allow_plaintext_from", auth.allow_plaintext_from, "could send passwords in clear"),
     ):
@@ -64,28 +64,28 @@ def _trusting_all(config: Configuration) -> Iterator[str]:
     for text in config.intake.lmtp.listen:
         if not Address.parse(text).is_local:
             yield (
-                f"intake.lmtp.listen: {text} can be reached from other machines, and LMTP asks for "
-                "no password; use a Unix socket or a loopback address, or let only your mail "
-                "server through a firewall"
+                f"intake.lmtp.listen: {text} can be reached from other machines, and LMTP requires "
+                "no password; use a Unix socket or a loopback address, or a firewall that admits "
+                "only your mail server"
             )
 
 
-# -- Files
+# Files.
 
 
 def secret_files(config: Configuration) -> Iterator[tuple[str, str]]:
-    """Yield the setting and the path of each file that holds one secret, with "~" expanded."""
+    """Yield setting and path of each file that contains only one secret; "~" is expanded."""
     auth = config.auth
     secrets: dict[str, Secret] = {
         "auth.ldap.bind_password": auth.ldap.bind_password,
         "auth.oauth.client_secret": auth.oauth.client_secret,
         "collect.key": config.collect.key,
     }
-    for name, each in config.account.items():
-        secrets[f"account.{name}.password"] = each.password
-        secrets[f"account.{name}.to_password"] = each.to_password
-        secrets[f"account.{name}.oauth.client_secret"] = each.oauth.client_secret
-        secrets[f"account.{name}.to_oauth.client_secret"] = each.to_oauth.client_secret
+    for name, account in config.account.items():
+        secrets[f"account.{name}.password"] = account.password
+        secrets[f"account.{name}.to_password"] = account.to_password
+        secrets[f"account.{name}.oauth.client_secret"] = account.oauth.client_secret
+        secrets[f"account.{name}.to_oauth.client_secret"] = account.to_oauth.client_secret
     for key, secret in secrets.items():
         if secret.kind == "file":
             yield key, str(Path(str(secret.value)).expanduser())
@@ -98,39 +98,39 @@ def _world_accessible_files(config: Configuration) -> Iterator[str]:
     if config.tls.mode == "files":
         files.append(("tls.key", config.tls.key))
     for key, path in (*files, *secret_files(config)):
-        with suppress(OSError):  # a missing file is reported elsewhere
+        with suppress(OSError):  # other checks report missing files
             if Path(path).stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
                 yield f"{key}: all users of this machine can read {path}; run: chmod o= {path}"
 
 
-# -- Users who cannot log in
+# Users who cannot log in.
 
 
-def _mechanisms_of(account: UserAccount, available: Collection[str]) -> Iterator[str]:
+def _mechanism_warnings(account: UserAccount, available: Collection[str]) -> Iterator[str]:
     if unknown := set(account.mechanisms) - {USER_AND_PASS, *ALL_MECHANISMS}:
         yield f"user {account.user} has an unknown mechanism: {', '.join(sorted(unknown))}"
-    named = ", ".join(account.mechanisms)
+    allowed = ", ".join(account.mechanisms)
     if all(account.refusal("", mechanism=each) == "mechanism" for each in available):
-        yield f"user {account.user} may log in with {named} only, which the server does not offer"
+        yield f"user {account.user} may log in only with {allowed}, which the server does not offer"
 
 
-def _networks_of(account: UserAccount, reachable: Iterable[Network]) -> Iterator[str]:
+def _network_warnings(account: UserAccount, client_networks: Iterable[Network]) -> Iterator[str]:
     for network in account.networks:
         if mapped := _mapped(network):
             yield f"user {account.user} may log in from {network}; write it as {mapped}"
-    named = ", ".join(map(str, account.networks))
+    allowed = ", ".join(map(str, account.networks))
     possible = [each for each in account.networks if not (_has_no_clients(each) or _mapped(each))]
-    if not account.networks or any(_overlap(one, two) for one in possible for two in reachable):
+    can_log_in = any(_overlap(one, other) for one in possible for other in client_networks)
+    if not account.networks or can_log_in:
         return
     if possible:
         yield (
-            f"user {account.user} may log in from {named} only, "
+            f"user {account.user} may log in only from {allowed}, "
             "but no address in server.listen can be reached from there"
         )
     else:
         yield (
-            f"user {account.user} may log in from {named} only, "
-            "which no client can have as its address"
+            f"user {account.user} may log in only from {allowed}, but no client has such an address"
         )
 
 
@@ -144,11 +144,11 @@ def _has_no_clients(network: Network) -> bool:
     return network.is_multicast or network.is_unspecified
 
 
-def _overlap(one: Network, two: Network) -> bool:
-    return one.version == two.version and one.overlaps(two)
+def _overlap(one: Network, other: Network) -> bool:
+    return one.version == other.version and one.overlaps(other)
 
 
-def _reachable(config: Configuration) -> list[Network]:
+def _client_networks(config: Configuration) -> list[Network]:
     """Return the networks from which clients can connect, according to the configuration."""
     server = config.server
     if server.proxy_from or server.xclient_from or server.listen == Server().listen:
@@ -160,7 +160,7 @@ def _sources(address: Address) -> Iterator[Network]:
     networks = _LOOPBACK if address.is_local else _EVERYWHERE
     try:
         version = ip_address(address.host).version
-    except ValueError:  # all addresses, or a name
+    except ValueError:  # the host is a name, or empty for all addresses
         version = None
     is_dual = version is None or address.host == "::"
     return (each for each in networks if is_dual or each.version == version)

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..app.job import Job, all_jobs, chosen, open_ledger
+from ..app.job import Job, all_jobs, open_ledger, select_jobs
 from ..config import Secret
 from ..errors import ConfigurationError
 from ..words import counted
@@ -275,5 +275,5 @@ def remove(options: argparse.Namespace) -> int:
 
 
 def _one(options: argparse.Namespace) -> Job:
-    (job,) = chosen(common.configuration(options), [options.name], everything=False)
+    (job,) = select_jobs(common.configuration(options), [options.name], select_all=False)
     return job

@@ -261,7 +261,7 @@ def _check_values(options: argparse.Namespace, name: str, values: Mapping[str, A
     if str(values["to"]).startswith("imap"):
         given["to_password"] = {"env": "HOME"}  # a placeholder: the password is asked for later
     trial = load(options.config, overrides={f"account.{name}": given})
-    if mistakes := list(Job.of(trial, name).mistakes(strictly=True)):
+    if mistakes := list(Job.of(trial, name).mistakes(strict=True)):
         raise ConfigurationError("\n".join(mistakes))
 
 

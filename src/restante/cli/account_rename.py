@@ -20,7 +20,7 @@ from typing import Any
 
 from .. import config as configuration
 from ..app import tokens
-from ..app.job import Job, chosen, open_ledger
+from ..app.job import Job, open_ledger, select_jobs
 from ..client.sinks import fsync_directory
 from ..config import Account, Configuration
 from ..errors import ConfigurationError, UnsafeArgument
@@ -49,7 +49,7 @@ def rename(options: argparse.Namespace) -> int:
     if old in config.account and new in config.account:
         raise UnsafeArgument(f"account {new!r} already exists")
     if new not in config.account:
-        chosen(config, [old], everything=False)
+        select_jobs(config, [old], select_all=False)
     with ExitStack() as stack:
         ledger = stack.enter_context(closing(open_ledger(config)))
         for name in (old, new):

@@ -147,7 +147,7 @@ def _reason(
     reason = account.refusal(options.address, is_secure=not options.clear, mechanism=mechanism)
     if reason is None:
         try:
-            backends.place_check(config)(account.maildrop)
+            backends.maildrop_check(config)(account.maildrop)
         except NoMaildrop:
             return "no-maildrop"
     return reason

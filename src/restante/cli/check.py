@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     config = common.configuration(options)
     stores.validate(config)
     stores.validate_users(config)
-    if mistakes := [text for job in all_jobs(config) for text in job.mistakes(strictly=True)]:
+    if mistakes := [text for job in all_jobs(config) for text in job.mistakes(strict=True)]:
         raise ConfigurationError("\n".join(mistakes))
     source = str(config.source) if config.source else None
     warnings = [*_relative_paths(config), *configuration_warnings(config)]
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         ("mail", f"{config.store.path}, deleted mail {common.describe_hold(config.store.hold)}"),
     ]
     if changed:
-        rows.append(("removal", f"{upkeep.described(changed)}, because a rule was changed"))
+        rows.append(("removal", f"{upkeep.describe(changed)}, because a rule was changed"))
     common.print_fields(rows)
     return os.EX_OK
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .. import log
 from ..app import failures, runs
-from ..app.job import Job, chosen, open_ledger
+from ..app.job import Job, open_ledger, select_jobs
 from ..errors import RestanteError, TemporaryFailure
 from ..escaping import printable
 from . import common, progress
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Return the most severe exit code of all accounts."""
     config = common.configuration(options, collect__metrics=options.metrics)
-    jobs = chosen(config, options.name, everything=options.all)
+    jobs = select_jobs(config, options.name, select_all=options.all)
     if options.watch:
         log.set_up(config.log)
     else:  # no log: the outcome is printed, and `account log` shows what was deleted
@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
     stored = sum(each.stored for each in results if not isinstance(each, BaseException))
     if options.fail_if_empty and not any(codes) and not stored:
         return 1
-    return failures.gravest(codes)
+    return failures.most_serious(codes)
 
 
 class _Stopped(TemporaryFailure):
@@ -169,7 +169,7 @@ async def _once(
         if options.dry_run:
             await working
         else:
-            await runs.noted(job, ledger, working, total, complain)
+            await runs.run_and_report(job, ledger, working, total, complain)
 
     async def reported(job: Job) -> Outcome | BaseException:
         total, error = Outcome(), None

@@ -96,7 +96,7 @@ async def _fetch(options: argparse.Namespace, name: str, user: str, password: st
         Policy(keep=None if options.keep else 0.0, limit=options.limit),
     )
     with (
-        failures.naming(options.to),
+        failures.adding_path(options.to),
         closing(open_destination(options.to)) as destination,
         closing(Ledger(None)) as ledger,
         progress.bars() as bars,

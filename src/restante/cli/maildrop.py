@@ -117,7 +117,7 @@ async def list_(options: argparse.Namespace, store: ServableStore) -> int:
         except MaildropInUse:
             row["in_use"] = True
         except RestanteError as error:
-            code = failures.gravest((code, _unread(row, error)))
+            code = failures.most_serious((code, _unread(row, error)))
             continue
         else:
             octets = sum(entry.size for entry in entries)
@@ -412,7 +412,7 @@ async def _purged(
         try:
             counts[user] = await destroy(user)
         except RestanteError as error:
-            code = failures.gravest((code, _unread({"user": user}, error)))
+            code = failures.most_serious((code, _unread({"user": user}, error)))
     if options.json:
         common.print_json("maildrop-purge", purged=counts)
         return code
@@ -430,7 +430,7 @@ async def verify(options: argparse.Namespace, store: ServableStore) -> int:
         except RestanteError as error:
             rows.append({"user": user})
             unread = _unread(rows[-1], error)
-            code = code if code == os.EX_DATAERR else failures.gravest((code, unread))
+            code = code if code == os.EX_DATAERR else failures.most_serious((code, unread))
             continue
         findings = [asdict(each) for each in faults]
         rows.append({"user": user, "in_use": False, "messages": messages, "findings": findings})
@@ -456,7 +456,7 @@ async def reindex(options: argparse.Namespace, store: ServableStore) -> int:
             messages = await files.reindex(user)
         except RestanteError as error:
             rows.append({"user": user})
-            code = failures.gravest((code, _unread(rows[-1], error)))
+            code = failures.most_serious((code, _unread(rows[-1], error)))
             continue
         rows.append({"user": user, "in_use": False, "messages": messages})
         if not options.json:

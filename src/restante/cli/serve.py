@@ -35,7 +35,7 @@ from ..app.server import (
     worker_count,
 )
 from ..app.sockets import addresses_of, listening
-from ..app.supervisor import BEAT, Supervisor, WorkerPipes
+from ..app.supervisor import HEARTBEAT_INTERVAL, Supervisor, WorkerPipes
 from ..app.terminal import Terminal
 from ..config import Configuration, ephemeral
 from ..shared import SharedTally
@@ -129,7 +129,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             context,
             tally,
             throttle,
-            purges=pipes.number == 0,
+            does_upkeep=pipes.number == 0,
             workers=count,
             backends=built,
         )
@@ -141,14 +141,14 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
     with ExitStack() as stack:
         sockets = stack.enter_context(listening(config))
         tally = stack.enter_context(closing(SharedTally(count)))
-        throttle = stack.enter_context(throttling.kept(config))
+        throttle = stack.enter_context(throttling.saved_throttle(config))
         server.addresses = addresses_of(sockets)
         supervisor = Supervisor(
             count,
             work,
-            ready=lambda: stack.enter_context(_announced_ready(server, options)),
+            on_ready=lambda: stack.enter_context(_announced_ready(server, options)),
             reload=reload_certificate,
-            ended=tally.forget,
+            on_exit=tally.forget,
             terminal=Terminal(),
         )
         built = backends.read_ahead(config)
@@ -177,7 +177,7 @@ async def _beat(notify: Callable[[], None]) -> None:
     """Report regularly that the event loop is running."""
     while True:
         notify()
-        await asyncio.sleep(BEAT)
+        await asyncio.sleep(HEARTBEAT_INTERVAL)
 
 
 def _configuration(options: argparse.Namespace) -> Configuration:

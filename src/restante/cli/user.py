@@ -187,7 +187,7 @@ def add(options: argparse.Namespace) -> int:
 def _why_no_maildrop(config: Configuration, name: str) -> str:
     """Return why a login would find no maildrop; empty if it would find one."""
     try:
-        backends.place_check(config)(name)
+        backends.maildrop_check(config)(name)
     except NoMaildrop as error:
         return f"the name {error.reason}; store.path is {config.store.path}"
     return ""
@@ -256,7 +256,7 @@ def _still_admitted(
 ) -> tuple[dict[str, str] | None, list[str]]:
     """Return the back end that still lets the user in after removal here, and warnings."""
     try:
-        backend, maildrop = backends.admitted_without_users(config, users, name)
+        backend, maildrop = backends.find_outside_users(config, users, name)
     except RestanteError as error:
         return None, [f"another back end may still let {name} in: {failures.describe(error)}"]
     if not backend:
@@ -370,7 +370,7 @@ def _note_rules(options: argparse.Namespace) -> None:
     ):  # such as a disk that is not mounted: the server records it within an hour
         return
     if changed:
-        common.say(f"{options.name}: {upkeep.described(changed)}")
+        common.say(f"{options.name}: {upkeep.describe(changed)}")
 
 
 def _hold_for_programs(seconds: float | None) -> float | str | None:
