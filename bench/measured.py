@@ -118,6 +118,47 @@ def _key(line: Line) -> tuple[str, ...]:
 
 # -- For pages
 
+_LABELS = (
+    ("drain ", "download everything, "),
+    ("d4k", "messages of 4 kB"),
+    ("d100k", "messages of 100 kB"),
+    ("d25m", "messages of 25 MiB"),
+    ("r25m", "messages of 25 MiB without dots"),
+    ("n100k", "100,000 messages"),
+    ("n10k", "10,000 messages"),
+    ("n1k", "1,000 messages"),
+    ("n1m", "1,000,000 messages"),
+    ("n10_", "10 messages_"),
+    ("_crlf", " (CRLF)"),
+    ("_lf", " (LF)"),
+    ("beside no crowd", "without other clients"),
+    ("beside an idle crowd, and slow readers", "beside idle sessions and slow readers"),
+    ("beside an idle crowd", "beside idle sessions"),
+    ("with both crowds", "with idle sessions and slow readers"),
+    ("poll of 100,000 ", "poll of 100,000 messages "),
+    ("after 1 new,", "after 1 new message,"),
+    ("after 10 new,", "after 10 new messages,"),
+    ("maildrop of 100,000,", "maildrop of 100,000 messages,"),
+    ("DELE of 10,000,", "DELE of 10,000 messages,"),
+    ("DELE of 100,000,", "DELE of 100,000 messages,"),
+    ("removes 10,000,", "removes 10,000 messages,"),
+    ("removes 100,000,", "removes 100,000 messages,"),
+    ("99th of 100", "99th percentile"),
+    ("not let in", "failed logins"),
+    ("1,000 networks guess", "1,000 networks guess passwords"),
+    ("its own address guesses", "the client's own address guesses passwords"),
+    ("1,000 networks begin TLS", "1,000 networks start TLS handshakes"),
+    ("known user", "user on a known network"),
+    ("stranger", "user on a new network"),
+)
+
+
+def label(name: str) -> str:
+    """Return the name of a row, a unit or a contender in words for readers of the pages."""
+    for short_form, words in _LABELS:
+        name = name.replace(short_form, words)
+    return name
+
 
 def markdown(table: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in table) + "\n"

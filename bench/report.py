@@ -10,52 +10,71 @@ from typing import NamedTuple
 
 import charts
 import sizing
-from measured import EACH, OTHER_FORMAT, OURS, Line, Missing, Results, Row, markdown, read, short
+from measured import (
+    EACH,
+    OTHER_FORMAT,
+    OURS,
+    Line,
+    Missing,
+    Results,
+    Row,
+    label,
+    markdown,
+    read,
+    short,
+)
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 _HEAD = """\
 # Performance
 
-`bench/report.py` writes this page from `bench/results.jsonl`; `./dev bench --all` measures again
-and writes both. `RESTANTE_BENCH_PYTHON` names another Python to run restante, in which
-`requirements/run.txt` is installed. In each run, all servers or clients did the same work in turn.
-A figure is the median of the rounds, followed by the lowest and the highest value. The ratio
-compares restante with the best of the others; above 1 restante is better.
-[Sizing](howto/sizing.md) computes what a server needs.
+`bench/report.py` writes this page from `bench/results.jsonl`; `./dev bench --all` repeats the
+measurements and writes both files. To run restante with another Python interpreter, in which
+`requirements/run.txt` is installed, set `RESTANTE_BENCH_PYTHON` to its path. In each run, all
+servers or clients did the same work in turn. Each figure is the median of the rounds, followed by
+the lowest and the highest value. The ratio compares restante with the best of the other programs:
+if it is above 1, restante is better. [Sizing](howto/sizing.md) estimates the resources that a
+server needs.
 
 """
 _CONDITIONS = """\
 ## Conditions
 
 - Both sides ran on **one machine**, over the loopback interface, the server on one core and the
-  load generator on another. Other work of the machine is included in the spread: compare ratios.
+  load generator on another. Other work on the machine increases the spread of the figures, so
+  compare ratios.
 - Each section ends with the command, the commit, the machine and the Python that ran restante.
-  "PGO" is a build of Python that was guided by a profile, which is faster. Python's `sysconfig`
-  shows the option `--enable-optimizations`, which makes one. Debian's build rules run
-  `make profile-opt` instead, which `sysconfig` does not show: Debian's Python is known by the
-  package of its binary.
-- CPU is that of all threads and processes of a server, from their clocks in ns.
+  "PGO" means that Python was built with profile-guided optimisation, which makes it faster.
+  Python's `sysconfig` shows this if the option `--enable-optimizations` was used. Debian's build
+  rules run `make profile-opt` instead, which `sysconfig` does not show, so Debian's Python is
+  recognised by the package of its binary.
+- CPU time is the sum over all threads and processes of a server, measured with CPU clocks in
+  nanoseconds.
 - Dovecot is Debian's 2.3 in its fastest modes: long-lived processes, authentication cache
-  enabled, one process for many users (`multi`) or for one at a time (`fast`). As packaged by
-  Debian it starts two processes for each connection and is far slower.
-- `dovecot-mdbox` is `multi` with mail in Dovecot's own format, imported by `doveadm`. The ratio is
-  to Dovecot on the same Maildirs, and a ratio of its own is to mdbox.
+  enabled, one process for many users (`multi`) or for one at a time (`fast`). With Debian's
+  default settings, it starts two processes for each connection and is far slower.
+- `dovecot-mdbox` is `multi` with mail in Dovecot's own format, imported by `doveadm`. The column
+  "ratio" compares restante with Dovecot on the same Maildirs; the column "to mdbox" compares it
+  with mdbox.
 - Passwords are stored in clear in the same `passwd-file`, so no server computes hashes, except
   in the section on stored hashes.
-- Small messages have `S=` and `W=` in their names, so Dovecot does not have to read each of them.
-- Corpora are named after the size of their messages (`d4k`, `d25m`) or their number (`n1k`), and
-  after the line ends in their files (`_lf`, `_crlf`).
-- No line of `r25m` begins with a dot, as in mail with large attachments; in the other messages,
-  few lines do (`bench/corpora.py`).
-- restante keeps its log, its journal, its limits and its timers.
-- mpop is the only other client known to sync each message, so the ratio is to mpop. The poplib
-  loop, and the program that receives mail from fetchmail here, make nothing durable.
-- Programs that sync each message lose more on disks that are slower than this one.
+- Small messages have `S=` and `W=` in their file names, so Dovecot does not have to read each of
+  them.
+- "(LF)" and "(CRLF)" are the line ends in the files of the messages. The charts use the short
+  names of the test data: the size of the messages (`d4k`) or their number (`n1k`), and the line
+  ends (`_lf`, `_crlf`).
+- In the messages "without dots", no line begins with a dot, as in mail with large attachments; in
+  the other messages, few lines do (`bench/corpora.py`).
+- In restante, the log, the journal, the limits and the timers are enabled.
+- mpop is the only other client known to sync each message, so the ratio compares restante with
+  mpop. The poplib loop, and the program that receives mail from fetchmail here, do not sync
+  messages to disk.
+- On slower disks, programs that sync each message lose more speed than the others.
 
 """
 TIMEOUTS = """\
-Clients hear nothing between `QUIT` and its answer. This is how long they wait by default:
+A client receives nothing between `QUIT` and its response. By default, clients wait this long:
 
 | client | seconds | source |
 | --- | ---: | --- |
@@ -75,11 +94,11 @@ class Section(NamedTuple):
 
     title: str
     picture: str = ""
-    """Its name in ``charts.CHARTS``."""
+    """The name of its chart in ``charts.CHARTS``."""
     note: str = ""
     """Markdown below the tables."""
     needs: tuple[tuple[str, str], ...] = ()
-    """Questions and units without which the page is not written."""
+    """Questions and units that must have been measured before the page can be written."""
 
 
 POLLS = tuple(
@@ -107,11 +126,11 @@ CLIENTS = tuple(
 SECTIONS = {
     "bench_sessions": Section("Sessions: log in, STAT, UIDL, RETR 1, QUIT", "sessions"),
     "bench_logins": Section("Logins with stored hashes, and SCRAM", "logins"),
-    "bench_drain": Section("Downloading everything, 64 commands ahead", "drain"),
+    "bench_drain": Section("Downloading everything, 64 pipelined commands at a time", "drain"),
     "bench_retr": Section("Downloading one message at a time"),
-    "bench_top": Section("Looking over headers: TOP n 0, 64 commands ahead", "commands"),
+    "bench_top": Section("Headers: TOP n 0, 64 pipelined commands at a time", "commands"),
     "bench_listing": Section("Polls and listings", "polls"),
-    "bench_large": Section("A maildrop of 100,000 that receives mail", "large", needs=POLLS),
+    "bench_large": Section("New mail in a maildrop of 100,000 messages", "large", needs=POLLS),
     "bench_idle_memory": Section("Memory of an idle connection"),
     "bench_start": Section(
         "Start, memory and commands", needs=(("from start to ready", "ms"), *COMMANDS)
@@ -119,7 +138,7 @@ SECTIONS = {
     "bench_crowd": Section("10,000 idle TLS sessions and 10,000 slow readers"),
     "bench_guessing": Section("Logging in during an attack"),
     "bench_workers": Section("Workers"),
-    "bench_delivery": Section("Delivering by LMTP, each message durable before its answer"),
+    "bench_delivery": Section("Delivery over LMTP, each message synced before its reply"),
     "bench_collect": Section(
         "Collecting 10,000 messages of 4 kB into a Maildir",
         needs=(("round trip 0 ms", "messages/s"),),
@@ -130,10 +149,10 @@ SECTIONS = {
 
 
 def performance(results: Results) -> str:
-    """The page.
+    """Return the text of docs/performance.md.
 
     Raises:
-        Missing: a benchmark of it, or a row that it needs, has no results.
+        Missing: a benchmark, or a row that the page needs, has no results.
     """
     parts = [_HEAD, "## Where restante is behind\n\n", behind(results), f"\n{_CONDITIONS}"]
     for bench, section in SECTIONS.items():
@@ -157,7 +176,7 @@ def performance(results: Results) -> str:
 
 
 def behind(results: Results) -> str:
-    """Every row with a ratio below 1, the worst first."""
+    """Return a table of every row with a ratio below 1, the worst first."""
     found = []
     for row in results.rows.values():
         if row.bench in SECTIONS:
@@ -170,15 +189,16 @@ def behind(results: Results) -> str:
     table = [["", "ratio", OURS, "the other"], ["---", "---:", "---:", "---:"]]  # fits a phone
     for ratio, row, other in worse:
         ours, theirs = (short(row.medians()[each]) for each in (OURS, other))
-        table.append([f"{_name(row)}, {row.unit}", _times(ratio), ours, f"{other} {theirs}"])
+        table.append([f"{_name(row)}, {label(row.unit)}", _times(ratio), ours, f"{other} {theirs}"])
     return f"In {len(worse)} of {len(found)} comparisons:\n\n" + markdown(table)
 
 
 def _table(rows: list[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.lines))
-    names.sort(key=lambda name: name != OURS)  # first; the others as they came
+    names.sort(key=lambda name: name != OURS)  # restante first; the others in their old order
     has_other_format = OTHER_FORMAT in names
-    table = [["", "unit", *names, "ratio", *(["to mdbox"] if has_other_format else [])]]
+    heads = [label(name) for name in names]
+    table = [["", "unit", *heads, "ratio", *(["to mdbox"] if has_other_format else [])]]
     table.append(["---"] * 2 + ["---:"] * (len(table[0]) - 2))
     for row in rows:
         if OURS in names and OURS not in row.lines:
@@ -186,17 +206,17 @@ def _table(rows: list[Row]) -> str:
         cells = [_cell(row.lines.get(name)) for name in names]
         ratios = [_ratio_cell(row)]
         ratios += [_times(row.ratio_to_other_format())] if has_other_format else []
-        table.append([_name(row), row.unit, *cells, *ratios])
+        table.append([_name(row), label(row.unit), *cells, *ratios])
     return markdown(table)
 
 
 def _name(row: Row) -> str:
-    """The question, where ``--`` must not become a dash."""
-    return f"`{row.question}`" if row.question.startswith("--") else row.question
+    """Return the question in words; ``--`` must not become a dash."""
+    return f"`{row.question}`" if row.question.startswith("--") else label(row.question)
 
 
 def _ratio_cell(row: Row) -> str:
-    if row.bench == "bench_workers":  # of two workers to one
+    if row.bench == "bench_workers":  # the ratio of two workers to one worker
         one, two = row.medians().values()
         return _times(two / one)
     return _times(row.ratio())
@@ -220,7 +240,7 @@ def write() -> None:
     """Write both pages.
 
     Raises:
-        Missing: a row of them was not measured; then neither is written.
+        Missing: a row was not measured, so neither page is written.
     """
     results = read()
     charts.drawn(results)

@@ -1,32 +1,32 @@
-"""Writes docs/howto/sizing.md: what three sites take, computed from the measured rows."""
+"""Writes docs/howto/sizing.md: the resources that three sites need, from the measured rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from measured import EACH, OURS, Results, markdown, short
+from measured import EACH, OURS, Results, label, markdown, short
 
 SECONDS_PER_DAY = 86_400
 
 
 class Site(NamedTuple):
-    """Who uses a server, and how much; all of it is assumed."""
+    """The assumed load of a server."""
 
     name: str
     users: int
     polls: float
-    """Sessions of a user in a day, over TLS."""
+    """Sessions over TLS per user and day."""
     mails: float
-    """Messages for a user in a day; each is delivered, downloaded one at a time, and deleted."""
+    """Messages per user and day; each is delivered, downloaded one at a time, and deleted."""
     kilobytes: float
     """Size of a message."""
     hashes: float
-    """Logins of a user in a day whose password is not remembered, so that it is hashed."""
+    """Logins per user and day with a password that is not cached, so it must be hashed."""
     peak: float
-    """How much more than the average happens in the busiest minute."""
+    """Load in the busiest minute, as a multiple of the average."""
     connections: int
-    """Open at once over TLS in the busiest minute."""
+    """Simultaneous TLS connections in the busiest minute."""
 
 
 SITES = (
@@ -37,11 +37,11 @@ SITES = (
 _ASSUMED: tuple[tuple[str, Callable[[Site], float]], ...] = (
     ("users", lambda site: site.users),
     ("sessions per user and day, over TLS", lambda site: site.polls),
-    ("of these with a password that must be hashed", lambda site: site.hashes),
+    ("of these, sessions whose password must be hashed", lambda site: site.hashes),
     ("messages per user and day", lambda site: site.mails),
     ("size of a message, kB", lambda site: site.kilobytes),
-    ("the busiest minute, times the average", lambda site: site.peak),
-    ("connections open at once, over TLS", lambda site: site.connections),
+    ("load in the busiest minute, as a multiple of the average", lambda site: site.peak),
+    ("simultaneous connections, over TLS", lambda site: site.connections),
 )
 TLS_SESSION = ("bench_sessions", "sessions over TLS", EACH)
 HASHED = ("bench_logins", "argon2id, first login", "ms of server CPU each")
@@ -57,33 +57,33 @@ FLUSHES = ("bench_delivery", "1 sender, many maildrops, disk", "disk flushes eac
 USED = (TLS_SESSION, HASHED, DELIVERED, RETRIEVED, LARGE, DELETED, REMOVED, SERVER, IDLE, WRITES)
 USED += (FLUSHES,)
 MORE = tuple(("bench_listing", f"PASS and STAT, {shape}_lf", "ms") for shape in ("n1k", "n100k"))
-"""Shown beside them."""
+"""Rows that the page shows in addition to those it uses."""
 LARGE_KILOBYTES = 25 * 2**20 / 1000
 
 
 class Need(NamedTuple):
-    """What a site takes of a machine like the one that was measured."""
+    """The resources that a site needs on a machine like the one that was measured."""
 
     sessions: float
-    """CPU seconds a day: logging in and looking for mail, without hashing."""
+    """CPU seconds per day for sessions, without hashing passwords."""
     hashing: float
-    """CPU seconds a day."""
+    """CPU seconds per day for hashing passwords."""
     mail: float
-    """CPU seconds a day: delivering, downloading, deleting."""
+    """CPU seconds per day for delivering, downloading and deleting mail."""
     cores: float
-    """In the busiest minute."""
+    """Cores needed in the busiest minute."""
     megabytes: float
     writes: float
-    """Disk writes a day, for deliveries."""
+    """Disk writes per day for deliveries."""
     flushes: float
-    """Disk flushes a second in the busiest minute."""
+    """Disk flushes per second in the busiest minute."""
 
 
 def need(site: Site, results: Results) -> Need:
-    """From the measured rows.
+    """Compute the needs of a site from the measured rows.
 
     Raises:
-        Missing: one of them was not measured.
+        Missing: one of these rows was not measured.
     """
     mails = site.users * site.mails
     body = results.figure(*LARGE) / LARGE_KILOBYTES * site.kilobytes  # µs, for TLS and line ends
@@ -105,84 +105,88 @@ def need(site: Site, results: Results) -> Need:
 _SIZING_HEAD = """\
 # Sizing
 
-`bench/report.py` computes this page from the rows that [Performance](../performance.md) shows,
-which also says how and on which machine they were measured. Your machine differs: use the figures
-as an order of magnitude, and measure with `./dev bench --all`.
+The figures on this page are computed from the measurements on the page
+[Performance](../performance.md), which also describes the machine and the method. Your machine is
+different, so use the figures as an order of magnitude only. To measure on your own machine, run
+`./dev bench --all`.
 
 ## Three sites
 
-These are assumptions. The busiest minute of an office is the one in which all programs are started.
+The estimates are for three typical sites, with the following assumptions. In an office, the busiest
+minute is at the start of the day, when all users start their mail clients.
 
 """
 _SIZING_NOTES = """\
-Sessions are a login, STAT, UIDL, one RETR and QUIT over TLS. Each message is delivered by LMTP from
-one sender, downloaded over TLS one at a time, and deleted, with the default hold of 14 days. Its
-size counts in downloading only. Memory is a server with two workers, and the connections.
+A session consists of a login, STAT, UIDL, one RETR and QUIT over TLS. Each message is delivered
+over LMTP by one sender, downloaded over TLS one at a time, and deleted, with the default hold of 14
+days. The size of messages affects only the download. The memory is that of a server with two
+workers, and of the connections.
 
-Hashing a password takes far more than the session around it, on purpose. Correct passwords are
-remembered for five minutes: clients that poll every five minutes or more often rarely cost a hash,
-others cost one each time.
+Hashing is slow on purpose: hashing a password takes far more CPU time than the rest of the session.
+Correct passwords are cached for five minutes. A client that polls at least every five minutes
+therefore rarely causes a hash; any other client causes one each time it polls.
 
-Keep one worker per core (`workers = "auto"`, the default), and have a core more than the busiest
-minute needs.
+Keep one worker per core (`workers = "auto"`, the default), and use a machine with one more core
+than the busiest minute needs.
 
-## The rows behind them
+## Measurements used
 
 """
 _SIZING_TAIL = """\
 ## Large maildrops
 
-A maildrop with 100,000 messages opens as fast as a small one, once it has been indexed by its first
-login.
+A maildrop with 100,000 messages opens almost as fast as a small one, after its first login has
+indexed it.
 
 ## Disk
 
-- Mail takes its own size, once. Deleted mail takes its size until its [hold](deletion-limits.md) is
-  over; the default is 14 days.
-- Indexes and journals take at most a few MB per user; the journal is limited to 2 MiB.
-- Each delivered message is synced to disk before it is accepted. The disk's time for a flush limits
-  the rate. On a hard disk or network storage expect far less than on the machine that was measured.
+- Each message needs disk space for its own size, once. Deleted mail needs this space until its
+  [hold](deletion-limits.md) is over; the default is 14 days.
+- Indexes and journals need at most a few MB per user; the journal is limited to 2 MiB.
+- Each delivered message is synced to disk before it is accepted, so the rate of deliveries depends
+  on the time that the disk needs for a flush. On a hard disk or on network storage, expect a far
+  lower rate than on the machine that was measured.
 
 ## Connections
 
 `sessions = 4096` and `per_address = 50` under `[limits]` are the defaults. Each connection needs a
-file descriptor: set `LimitNOFILE=` in the unit above `sessions`. If it is too low, the log reports
-`connections limited`.
+file descriptor, so set `LimitNOFILE=` in the unit to a value above `sessions`. If the limit is too
+low, the log reports `connections limited`.
 """
 
 
 def page(results: Results) -> str:
-    """The page.
+    """Return the text of docs/howto/sizing.md.
 
     Raises:
-        Missing: a row behind it was not measured.
+        Missing: a row that the page needs was not measured.
     """
     needs = [need(site, results) for site in SITES]
     head = ["", *(site.name for site in SITES)]
     rule = ["---", *["---:"] * len(SITES)]
     assumed = [[name, *(short(of(site)) for site in SITES)] for name, of in _ASSUMED]
     answers = (
-        ("CPU seconds a day: sessions", "sessions"),
-        ("CPU seconds a day: hashing passwords", "hashing"),
-        ("CPU seconds a day: mail", "mail"),
+        ("CPU seconds per day: sessions", "sessions"),
+        ("CPU seconds per day: hashing passwords", "hashing"),
+        ("CPU seconds per day: mail", "mail"),
         ("cores in the busiest minute", "cores"),
         ("memory, MB", "megabytes"),
-        ("disk writes a day, for deliveries", "writes"),
-        ("disk flushes/s in the busiest minute", "flushes"),
+        ("disk writes per day, for deliveries", "writes"),
+        ("disk flushes per second in the busiest minute", "flushes"),
     )
     answered = [[name, *(short(getattr(each, key)) for each in needs)] for name, key in answers]
-    rows = [["question", "unit", "measured"], ["---", "---", "---:"]]
+    rows = [["measurement", "unit", "result"], ["---", "---", "---:"]]
     for key in (*USED, *MORE):
-        rows.append([key[1], key[2], short(results.figure(*key))])
+        rows.append([label(key[1]), label(key[2]), short(results.figure(*key))])
     commands = dict.fromkeys(results.row(*key).lines[OURS]["command"] for key in (*USED, *MORE))
     return (
         _SIZING_HEAD
         + markdown([head, rule, *assumed])
-        + "\nThis is what they take:\n\n"
+        + "\nEach site needs approximately these resources:\n\n"
         + markdown([head, rule, *answered])
         + f"\n{_SIZING_NOTES}"
         + markdown(rows)
-        + "\nMeasured by:\n\n"
+        + "\nThese commands measured the figures:\n\n"
         + "".join(f"- `{command}`\n" for command in commands)
         + f"\n{_SIZING_TAIL}"
     )

@@ -609,7 +609,7 @@ the path below `tests`; names without a colon are transcripts in `tests/transcri
         yield f"| **{each.number}** {each.text} | {shown or each.because} |"
 
 
-# -- Collectors compared
+# -- Comparison of collectors
 
 
 def comparison() -> Iterator[str]:

@@ -551,7 +551,7 @@ def test_a_large_group_is_synced_with_its_file_system(
             raise OSError(errno.EIO, "disk")
 
     monkeypatch.setattr(syncing, "_syncfs", lambda: syncfs)
-    monkeypatch.setattr(syncing, "_MANY", 3)
+    monkeypatch.setattr(syncing, "_SYNCFS_MIN", 3)
     with opened(kind, tmp_path) as destination:
         assert isinstance(destination, Grouping)
         for word in ("one", "two", "three"):

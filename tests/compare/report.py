@@ -25,7 +25,7 @@ WORDS = {
     "hangs": "hung",
     "fills": "filled the disk",
 }
-_HEAD = """# Collectors compared: what happens to mail when things go wrong
+_HEAD = """# Comparison of collectors: what happens to mail when things go wrong
 
 restante's collector and three others fetched the same mail from the same server over TLS, under
 the same faults. One oracle checked the results: is every message stored exactly once, octet for
@@ -46,7 +46,7 @@ which this page is generated.
 | not deleted | a message is stored, and is still on the server although it should be deleted |
 | wrongly deleted | a message is stored, and was deleted on the server although it should be kept |
 | hung | the program ran for {patience:g} s and had to be stopped, first by SIGTERM |
-| filled the disk | the program wrote megabytes for a few hundred octets of mail, until stopped |
+| filled the disk | the program wrote megabytes for a few hundred octets of mail, and was stopped |
 | – | not applicable |
 
 Keep in mind:

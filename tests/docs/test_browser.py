@@ -81,7 +81,7 @@ def test_a_page_can_be_read_without_scripts(chromium: Browser) -> None:
         ("undelete", "Restore deleted mail"),
         ("restore", "Restore deleted mail"),
         ("migrate", "Migrate from Dovecot, Courier, Cyrus or mbox"),
-        ("Microsoft 365", "Gmail and Microsoft 365: sign in by OAuth 2"),
+        ("Microsoft 365", "Gmail and Microsoft 365: sign in with OAuth 2"),
     ],
 )
 def test_search_finds_the_page(words: str, title: str, chromium: Browser) -> None:
