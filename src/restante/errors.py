@@ -1,8 +1,8 @@
 """All exceptions of restante, and what each means on the wire.
 
-An error has its response code (RFC 2449 §8, RFC 3206) and whether the same request
-may succeed later.  Its message names the object, the limit and the unit; it never
-repeats what a peer sent, so it may be shown to that peer.
+Each exception class has a response code (RFC 2449 §8, RFC 3206), and an attribute that states
+whether the same request may succeed later.  The message of an exception names the object, the limit
+and the unit.  It never repeats input from a peer, so it can be sent to that peer.
 
 RestanteError
 ├── BadCommand                 the command is invalid; the session continues
@@ -29,7 +29,7 @@ RestanteError
 ├── NeedsUTF8                  [UTF8]
 ├── PermanentFailure           [SYS/PERM]
 │   ├── NoMaildrop             the user's name does not fit the path of maildrops
-│   └── CredentialsRefused     by a server to which mail is delivered
+│   └── CredentialsRefused     refused by a server to which mail is delivered
 ├── NoSuchUser                 intake and administration
 ├── MessageRefused             intake: this message will never be accepted
 │   └── MessageTooLarge
@@ -38,7 +38,7 @@ RestanteError
 │   └── CannotListen
 ├── UnsafeArgument             a caller's argument would break the protocol; a ValueError
 │   └── StaleMessage           a message of an earlier session
-├── BodySkipped                a caller came back to a body after another command
+├── BodySkipped                a body was read after another command was sent
 └── ClientError                a remote server, seen by our client
     ├── CommandFailed          the response was -ERR; the session continues
     │   └── LoginFailed
@@ -92,7 +92,7 @@ class OverlongLine(BadCommand):
 
 
 class BareLineFeed(BadCommand):
-    """A line has LF without CR; other software may see one line where restante would see two."""
+    """A line contains LF without CR, which other software may not treat as a line end."""
 
     def __init__(self) -> None:
         super().__init__("lines must end with CRLF, this one has a bare LF")
@@ -160,7 +160,7 @@ class LoginDelayed(RestanteError):
 
 
 class ReadOnly(RestanteError):
-    """DELE in a session that may not change the maildrop; not counted as a bad command."""
+    """DELE was sent in a session that may not change the maildrop; not counted as a bad command."""
 
     def __init__(self) -> None:
         super().__init__("this login is not allowed to delete messages")
@@ -209,7 +209,8 @@ class QuotaExceeded(TemporaryFailure):
 class Damaged(TemporaryFailure):
     """One of restante's own files is damaged and cannot be recreated.
 
-    Peers may try again, since an administrator can restore it; the command line reports EX_DATAERR.
+    Clients may try again, because an administrator can restore the file.  Commands exit with
+    EX_DATAERR.
     """
 
 
@@ -226,7 +227,7 @@ class BackendUnavailable(TemporaryFailure):
 
 class BackendMisconfigured(BackendUnavailable):
     """An authentication back end is unusable until an administrator corrects its configuration or
-    installs a missing library.  Peers may try again."""
+    installs a missing library.  Clients may try again."""
 
 
 class TooBusy(TemporaryFailure):
@@ -265,7 +266,7 @@ class CredentialsRefused(PermanentFailure):
 
 
 class NoSuchUser(RestanteError):
-    """The database of users has no such user."""
+    """The user database contains no such user."""
 
     def __init__(self, user: str) -> None:
         super().__init__(f"no such user: {user!r}")
@@ -305,7 +306,7 @@ class CannotListen(ConfigurationError):
 
 
 class UnsafeArgument(RestanteError, ValueError):
-    """An argument has CR, LF, NUL or another control character, and was refused before sending."""
+    """An argument contains CR, LF, NUL or another control character; nothing was sent."""
 
 
 class StaleMessage(UnsafeArgument):
@@ -316,21 +317,21 @@ class StaleMessage(UnsafeArgument):
 
 
 class BodySkipped(RestanteError):
-    """The rest of a message was skipped, because another command was sent before its end.
+    """The rest of a message was skipped, because another command was sent before it was read.
 
     The part that was read is incomplete.
     """
 
 
-# RFC 2449 §8.1, RFC 3206 §4: whether the same request may succeed later.
-_MAY_PASS = {"IN-USE": True, "LOGIN-DELAY": True, "SYS": True, "SYS/TEMP": True, "SYS/PERM": False}
+# Whether the same request may succeed later (RFC 2449 §8.1, RFC 3206 §4).
+_CAN_RETRY = {"IN-USE": True, "LOGIN-DELAY": True, "SYS": True, "SYS/TEMP": True, "SYS/PERM": False}
 
 
-def _may_pass(code: str | None) -> bool:
-    """Return the meaning of the longest known prefix of a code (RFC 2449 §8: a hierarchy)."""
+def _may_retry(code: str | None) -> bool:
+    """Look up the longest known prefix of a code: codes form a hierarchy (RFC 2449 §8)."""
     while code:
-        if code in _MAY_PASS:
-            return _MAY_PASS[code]
+        if code in _CAN_RETRY:
+            return _CAN_RETRY[code]
         code = code.rpartition("/")[0]
     return False
 
@@ -342,19 +343,20 @@ class ClientError(RestanteError):
 class CommandFailed(ClientError):
     """The server answered -ERR.  The session continues.
 
-    ``code`` is its response code, or the code that its text is known to mean, or None.  ``text`` is
-    the text of the response, without our password if the server repeats it; control characters are
-    escaped in the message of this error, for terminals.  ``remedy`` is advice appended to it.
+    ``code`` is the response code, or the code that the text is known to mean, or None.  ``text`` is
+    the text of the response; if the server repeats the password, it is masked.  Control characters
+    are escaped in the message of the exception, to protect terminals.  ``remedy`` is advice that is
+    appended to the message.
     """
 
     def __init__(self, command: str, text: str, code: str | None, remedy: str = "") -> None:
-        shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-        message = f"{command}: {shown}" if text else command
+        escaped = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+        message = f"{command}: {escaped}" if text else command
         super().__init__(f"{message}; {remedy}" if remedy else message)
         self.command = command
         self.text = text
         self.code = code
-        self.retry = _may_pass(code)
+        self.retry = _may_retry(code)
 
 
 class LoginFailed(CommandFailed):

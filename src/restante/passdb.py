@@ -98,7 +98,7 @@ class Token:
 
     mechanism: str
     identity: str
-    """Empty if the client did not send a user.  In that case the user of the token is meant."""
+    """Empty if the client did not send a user name; the token then determines the user."""
     token: str = field(repr=False)
     address: str = ""
     """The client's IP address, empty for a local peer; filled in by the server."""
@@ -129,7 +129,7 @@ class Digest:
 
 
 Shown = Credentials | Proof | Token | Disproof | Digest
-"""What a client has presented in order to log in."""
+"""Everything that a client can present to log in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class UserAccount:
-    """A user whose identity was verified, and the permissions of the user."""
+    """A user whose identity was verified, and the user's permissions."""
 
     user: str
     maildrop: str
@@ -235,7 +235,7 @@ class UserAccount:
 
 
 class Passdb(Protocol):
-    """Identity: checks credentials."""
+    """Verifies the credentials of users."""
 
     async def verify(self, credentials: Credentials) -> UserAccount:
         """Return the account of these credentials, whether or not it may be opened now.
@@ -289,7 +289,7 @@ class PromptScramKeys(Protocol):
 
 @runtime_checkable
 class Digests(Protocol):
-    """Add-on for APOP (RFC 1939 §7), which needs the passwords themselves."""
+    """Add-on for APOP (RFC 1939 §7): verifies digests, which requires clear-text passwords."""
 
     async def digested(self, shown: Digest) -> UserAccount:
         """Return the account of a digest, whether or not it may be opened now.
@@ -305,7 +305,7 @@ class Digests(Protocol):
 
 @runtime_checkable
 class Tokens(Protocol):
-    """Add-on for OAUTHBEARER (RFC 7628) and XOAUTH2."""
+    """Add-on for OAUTHBEARER (RFC 7628) and XOAUTH2: verifies bearer tokens."""
 
     async def verify_token(self, token: Token) -> UserAccount:
         """Return the account of a bearer token, whether or not it may be opened now.
@@ -319,7 +319,7 @@ class Tokens(Protocol):
 
 @runtime_checkable
 class Certificates(Protocol):
-    """Add-on for EXTERNAL (RFC 4422 appendix A) with client certificates."""
+    """Add-on for EXTERNAL (RFC 4422 appendix A): returns the user of a client certificate."""
 
     async def certified(self, proof: Proof) -> UserAccount:
         """Return the account of a mail address in a trusted certificate.
@@ -368,7 +368,7 @@ class PromptGenerations(Protocol):
 
 @runtime_checkable
 class PromptAnswers(Protocol):
-    """Add-on of a cache that returns the cached account for a password that is still valid."""
+    """Add-on for a cache: returns the account for a cached password without waiting."""
 
     def remembered(self, credentials: Credentials) -> UserAccount | None:
         """Return the result of ``verify``, or None if it must be called.  Must not block."""

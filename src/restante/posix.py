@@ -1,7 +1,7 @@
 """Modules and flags that POSIX systems have and others, such as Windows, do not.
 
-The client, the server for tests and ``restante fetch`` work without them, so importing a module of
-ours must not fail because one is missing.
+The client, the server for tests and ``restante fetch`` work without these modules, so importing
+restante must not fail if one of them is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class NotOnThisSystem(ConfigurationError):
 
 
 class _Missing:
-    """A missing module: importing it is harmless, using it raises."""
+    """A placeholder for a missing module; accessing any of its attributes raises an error."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -46,8 +46,8 @@ else:
 
 
 def flags(*names: str) -> int:
-    """Combine those of these ``os.open`` flags that the system has."""
-    found = 0
+    """Combine the named ``os.open`` flags; flags that the system does not have are left out."""
+    combined = 0
     for name in names:
-        found |= getattr(os, name, 0)
-    return found
+        combined |= getattr(os, name, 0)
+    return combined

@@ -1,7 +1,7 @@
 """Read files named in the configuration, and refuse anything but regular files.
 
-Opening a FIFO waits for its other end, and reading a device may never end.  A server that read
-such a path during a reload would serve no users meanwhile.
+Opening a FIFO waits for its other end, and reading a device may never end.  A server that reads
+such a path during a reload would not respond to any user until then.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file, or a symbolic link to one, for reading.
 
     Raises:
-        OSError: it cannot be opened, or is not a regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
-    opened = os.open(path, os.O_RDONLY | flags("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    descriptor = os.open(path, os.O_RDONLY | flags("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
     try:
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "is not a regular file", str(path))
-        return os.fdopen(opened, "rb")
+        return os.fdopen(descriptor, "rb")
     except BaseException:
-        os.close(opened)
+        os.close(descriptor)
         raise
 
 
@@ -37,7 +37,7 @@ def read_regular(path: Path) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        OSError: it cannot be read, is not a regular file, or is larger than ``MAX_SIZE``.
+        OSError: the file cannot be read, is not a regular file, or is larger than ``MAX_SIZE``.
     """
     with open_regular(path) as file:
         octets = file.read(MAX_SIZE + 1)

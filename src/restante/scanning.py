@@ -6,13 +6,13 @@ IMAP servers rename a file whenever a flag changes.  In a test, logins listed 4,
 messages while an IMAP client marked them as read; clients forget the unique-ids that are missing
 from a listing and download those messages again.
 
-So a scan is the union of several passes, and it ends with the first *clean* pass:
+A scan is therefore the union of several passes, and ends with the first *clean* pass:
 
-1. Before a pass the stamp (inode number, mtime, ctime) of each directory is taken, and it is
-   taken again afterwards.  Any change of a name in a directory sets its mtime and ctime.
+1. The stamp (inode number, mtime, ctime) of each directory is read before and after a pass.  Any
+   change of a name in a directory sets its mtime and ctime.
 2. Equal stamps are not enough.  The clock of a file system is coarse (10 ms with some kernels),
    so a second change within the same tick does not change the stamp.  The stamp must also be
-   older than the pass by at least one tick, so that any change during the pass alters the stamp.
+   older than the pass by at least one tick; then any change during the pass alters the stamp.
 3. A pass that meets both conditions is clean: there was a moment at which the directories contained
    exactly these files.  Only a clean pass shows that a message has been removed.
 4. Any other pass is joined with the previous passes.  Files are matched by the unique part of the
@@ -140,7 +140,7 @@ def passes(
             them does not count as empty).
     """
     known = known or {}
-    found: Mapping[str, Names] = {}
+    union: Mapping[str, Names] = {}
     stamps, since = dict[str, Stamp](), 0
     for pause in _PAUSES:
         if pause:
@@ -162,9 +162,9 @@ def passes(
         if NO_STAMP not in clean.values():
             yield Scan(names, True, clean)
             return
-        found = _joined(found, names)
-        carried = [name for name in found if found[name] != names.get(name)]
-        yield Scan(found, False, clean | dict.fromkeys(carried, NO_STAMP))
+        union = _merged(union, names)
+        differing = [name for name in union if union[name] != names.get(name)]
+        yield Scan(union, False, clean | dict.fromkeys(differing, NO_STAMP))
 
 
 def scan(maildir: int, directories: Sequence[str] = MAIL) -> Scan:
@@ -178,10 +178,10 @@ def scan_for(maildir: int, wanted: Collection[Identity]) -> Scan:
     If the result is exact, messages that were not seen have been removed; otherwise they may still
     exist.
     """
-    for found in passes(maildir):
-        if len(dict(found.select(wanted))) == len(wanted):
+    for result in passes(maildir):
+        if len(dict(result.select(wanted))) == len(wanted):
             break
-    return found
+    return result
 
 
 def scan_exactly(maildir: int, directories: Sequence[str] = MAIL) -> list[File]:
@@ -191,10 +191,10 @@ def scan_exactly(maildir: int, directories: Sequence[str] = MAIL) -> list[File]:
         TemporaryFailure: other programs changed the directories during each pass.
         OSError: a directory cannot be read.
     """
-    found = scan(maildir, directories)
-    if not found.is_exact:
+    result = scan(maildir, directories)
+    if not result.is_exact:
         raise ChangingMaildir
-    return list(found.files())
+    return list(result.files())
 
 
 def scan_folders(maildir: int) -> Scan:
@@ -205,24 +205,24 @@ def scan_folders(maildir: int) -> Scan:
     for _ in _PAUSES:
         folders = list_folders(maildir)
         paths = [f"{folder}/{name}" for folder in (".", *folders) for name in (*MAIL, HELD)]
-        found = scan(maildir, paths)
-        if not found.is_exact or list_folders(maildir) == folders:
-            return found
-    return found._replace(is_exact=False)
+        result = scan(maildir, paths)
+        if not result.is_exact or list_folders(maildir) == folders:
+            return result
+    return result._replace(is_exact=False)
 
 
 def list_folders(maildir: int) -> list[str]:
     """Return the names of the folders (Maildir++): directories that begin with a dot."""
-    opened = os.open(".", _DIRECTORY, dir_fd=maildir)
+    descriptor = os.open(".", _DIRECTORY, dir_fd=maildir)
     try:
-        with os.scandir(opened) as entries:
+        with os.scandir(descriptor) as entries:
             return sorted(
                 entry.name
                 for entry in entries
                 if entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
             )
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -242,7 +242,7 @@ class ChangingMaildir(TemporaryFailure):
         super().__init__("mail storage: changed by another program, try again")
 
 
-def _joined(earlier: Mapping[str, Names], later: Mapping[str, Names]) -> Mapping[str, Names]:
+def _merged(earlier: Mapping[str, Names], later: Mapping[str, Names]) -> Mapping[str, Names]:
     """Return the files of the later pass and the files that only earlier passes saw."""
     if not earlier:
         return later
@@ -261,27 +261,27 @@ def _joined(earlier: Mapping[str, Names], later: Mapping[str, Names]) -> Mapping
 def _stamp(name: str, parent: int) -> Stamp:
     """Return the stamp of a directory.  Any change of a name in the directory alters the stamp."""
     try:
-        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
         if name in MAIL:
             raise
         return _MISSING
-    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _list(name: str, parent: int) -> dict[str, int]:
     try:
-        opened = os.open(name, _DIRECTORY, dir_fd=parent)
+        descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
     except FileNotFoundError:
         if name in MAIL:
             raise
         return {}
     try:
-        with os.scandir(opened) as entries:
+        with os.scandir(descriptor) as entries:
             return {
                 entry.name: entry.inode()
                 for entry in entries
                 if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
             }
     finally:
-        os.close(opened)
+        os.close(descriptor)

@@ -1,9 +1,9 @@
 """Counts and weights, in one process or in memory that the workers of a server share.
 
-Limits: a shared count is a count-min sketch: the smaller of two cells selected by a keyed hash.  A
-count is never too small, and it is too large only if other keys share both cells.  Clients cannot
-cause this, because the hash key is secret.  Each worker writes only its own row, so its counts are
-dropped when it dies.  Weights belong to no worker and are kept.
+Limits: shared counts are stored in a count-min sketch: a count is the smaller of two cells that a
+keyed hash selects.  A count is never too small, and it is too large only if other keys share both
+cells.  Clients cannot cause this, because the hash key is secret.  Each worker writes only its own
+row, so its counts can be dropped when it ends.  Weights do not belong to a worker and are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .posix import fcntl
 _CELLS = 16_384
 _ROW = 1 + 2 * _CELLS  # the total, then the cells
 _WAYS = 8  # entries in which a key may be stored, like the ways of a cache
-_NOTHING = 1 / 128  # a smaller weight counts as 0; a weight of 1 fades to this in seven half-lives
+_MIN_WEIGHT = 1 / 128  # smaller weights count as 0; a weight of 1 reaches this in 7 half-lives
 
 
 class Tally:
@@ -32,28 +32,28 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._all = 0
+        self._total = 0
 
     def exclusively(self) -> AbstractContextManager[None]:
         """Return a lock for a read and the change that depends on it."""
         return nullcontext()
 
     def all(self) -> int:
-        return self._all
+        return self._total
 
     def of(self, key: str) -> int:
         return self._counts[key]
 
     def add(self, key: str, change: int, *, in_all: bool = True) -> None:
         """Change the count of a key.  If ``in_all``, also change the total."""
-        self._all += change if in_all else 0
+        self._total += change if in_all else 0
         self._counts[key] += change
         if not self._counts[key]:
             del self._counts[key]
 
 
 class SharedLock:
-    """A lock between processes forked from the same parent, which is freed when its holder dies.
+    """A lock between processes forked from the same parent; it is released if its holder dies.
 
     The lock does not exclude other threads of the same process.
     """
@@ -104,16 +104,16 @@ class SharedTally(Tally):
         return sum(self._cells[row] for row in self._rows)
 
     def of(self, key: str) -> int:
-        first, second = self._places(key)
+        first, second = self._indexes(key)
         cells, rows = self._cells, self._rows
-        return min(sum(cells[row + at] for row in rows) for at in (first, second))
+        return min(sum(cells[row + index] for row in rows) for index in (first, second))
 
     def add(self, key: str, change: int, *, in_all: bool = True) -> None:
-        places = self._places(key)
-        for at in (0, *places) if in_all else places:
-            self._cells[self._row + at] += change
+        indexes = self._indexes(key)
+        for index in (0, *indexes) if in_all else indexes:
+            self._cells[self._row + index] += change
 
-    def _places(self, key: str) -> tuple[int, int]:
+    def _indexes(self, key: str) -> tuple[int, int]:
         digest = blake2b(key.encode(), digest_size=4, key=self._key).digest()
         first, second = int.from_bytes(digest[:2], "big"), int.from_bytes(digest[2:], "big")
         return 1 + first % _CELLS, 1 + _CELLS + second % _CELLS
@@ -130,54 +130,55 @@ class Weights:
 
     def __init__(
         self,
-        places: int,
+        entries: int,
         half_life: float,
         *,
         clock: Callable[[], float],
         secret: bytes | None = None,
     ) -> None:
-        """``half_life`` is in seconds.  ``octets`` can be loaded with the same ``secret`` only."""
-        self._memory = mmap.mmap(-1, places * 24)
-        whole = memoryview(self._memory)
-        self._ids = whole[: places * 8].cast("Q")
-        self._weights = whole[places * 8 : places * 16].cast("d")
-        self._stamps = whole[places * 16 :].cast("d")
-        self._whole = whole
-        self._buckets = places // _WAYS
+        """``half_life`` is in seconds.  Saved ``octets`` require the same ``secret``."""
+        self._memory = mmap.mmap(-1, entries * 24)
+        table = memoryview(self._memory)
+        self._ids = table[: entries * 8].cast("Q")
+        self._weights = table[entries * 8 : entries * 16].cast("d")
+        self._stamps = table[entries * 16 :].cast("d")
+        self._table = table
+        self._buckets = entries // _WAYS
         self._half_life = half_life
         self._clock = clock
         self.secret = secret or secrets.token_bytes(32)
 
     def of(self, key: bytes) -> float:
-        identity, places = self._find(key)
-        for at in places:
-            if self._ids[at] == identity:
-                return self._weight(at, self._clock())
+        identity, bucket = self._find(key)
+        for index in bucket:
+            if self._ids[index] == identity:
+                return self._weight(index, self._clock())
         return 0.0
 
     def add(self, key: bytes, weight: float, *, most: float = float("inf")) -> None:
-        identity, places = self._find(key)
+        identity, bucket = self._find(key)
         now = self._clock()
-        weights = {at: self._weight(at, now) for at in places}
-        at = next((each for each in places if self._ids[each] == identity), None)
-        if at is None:
-            at = min(places, key=weights.__getitem__)
-            weights[at] = 0.0
-            self._ids[at] = 0  # the entry counts as empty until it is completely written
-        self._weights[at] = min(weights[at] + weight, most)
-        self._stamps[at] = now
-        self._ids[at] = identity
+        weights = {index: self._weight(index, now) for index in bucket}
+        index = next((each for each in bucket if self._ids[each] == identity), None)
+        if index is None:
+            index = min(bucket, key=weights.__getitem__)
+            weights[index] = 0.0
+            self._ids[index] = 0  # the entry counts as empty until it is completely written
+        self._weights[index] = min(weights[index] + weight, most)
+        self._stamps[index] = now
+        self._ids[index] = identity
 
-    def _weight(self, at: int, now: float) -> float:
-        if not self._ids[at]:
+    def _weight(self, index: int, now: float) -> float:
+        if not self._ids[index]:
             return 0.0
-        age = now - self._stamps[at]
-        # A wrong clock has dated the weight in the future, so that it would not fade until then.
+        age = now - self._stamps[index]
+        # The clock was wrong when the weight was stored.  Ignore the weight, because it would not
+        # decrease before that time.
         if age < -SLACK:
             return 0.0
         age = max(0.0, age)
-        weight: float = self._weights[at] * 0.5 ** (age / self._half_life)
-        return weight if weight > _NOTHING else 0.0
+        weight: float = self._weights[index] * 0.5 ** (age / self._half_life)
+        return weight if weight > _MIN_WEIGHT else 0.0
 
     def _find(self, key: bytes) -> tuple[int, range]:
         digest = blake2b(key, digest_size=12, key=self.secret).digest()
@@ -187,13 +188,13 @@ class Weights:
     @property
     def octets(self) -> bytes:
         """The content of the table, so that it can be saved."""
-        return bytes(self._whole)
+        return bytes(self._table)
 
     @octets.setter
-    def octets(self, kept: bytes) -> None:
+    def octets(self, saved: bytes) -> None:
         """Restore saved content.
 
         Raises:
             ValueError: the size differs.
         """
-        self._whole[:] = kept
+        self._table[:] = saved

@@ -57,36 +57,36 @@ _FOLD = b"\r\n " + b"." * 70
 
 
 class Downgrade:
-    """Converts a message, fed in pieces of CRLF text, to its surrogate if it needs one."""
+    """Converts a message to its surrogate if it needs one; fed with pieces of CRLF text."""
 
     def __init__(self) -> None:
-        self._held: bytes | None = b""  # part of the header; None: the header has ended
+        self._pending: bytes | None = b""  # part of the header; None: the header has ended
 
     @property
     def is_in_header(self) -> bool:
-        """False when everything that follows is passed on unchanged."""
-        return self._held is not None
+        """Whether the header has not ended yet; the body is passed on unchanged."""
+        return self._pending is not None
 
     def feed(self, octets: bytes) -> bytes:
         """Take a piece of the message and return the octets that can be sent.
 
         Raises:
-            NeedsUTF8: no surrogate of that size can be created; no octets were returned before.
+            NeedsUTF8: no surrogate of this size can be created; no octets have been returned.
         """
-        if self._held is None:
+        if self._pending is None:
             return octets
-        held = self._held + octets
-        end = 0 if held.startswith(CRLF) else held.find(b"\r\n\r\n") + 2
-        if end == 1 and len(held) <= _MAX_HEADER:
-            self._held = held
+        pending = self._pending + octets
+        end = 0 if pending.startswith(CRLF) else pending.find(b"\r\n\r\n") + 2
+        if end == 1 and len(pending) <= _MAX_HEADER:
+            self._pending = pending
             return b""
-        self._held = None
-        return held if end == 1 else surrogate(held[:end]) + held[end:]
+        self._pending = None
+        return pending if end == 1 else surrogate(pending[:end]) + pending[end:]
 
     def finish(self) -> bytes:
         """Return the rest at the end of the message: a header without a body."""
-        held, self._held = self._held, None
-        return surrogate(held) if held else b""
+        pending, self._pending = self._pending, None
+        return surrogate(pending) if pending else b""
 
 
 def surrogate(header: bytes) -> bytes:
@@ -131,7 +131,7 @@ def _to_ascii(field: str) -> bytes:
     if kind in _WORDS:
         return folded(name, value).encode("ascii")
     if kind in _ADDRESSES:
-        members = [shown for member in split_addresses(value) for shown in _addresses(member)]
+        members = [each for member in split_addresses(value) for each in _addresses(member)]
         return _field(name, ",\r\n ".join(members))
     if kind in ("content-type", "content-disposition"):
         ascii_parts = [part for part in value.split(";") if part.isascii()]
@@ -148,9 +148,9 @@ def _addresses(member: str) -> list[str]:
 
 
 def _address(name: str, address: str) -> str:
-    shown = _quoted(name) if (name or address).isascii() else _encoded(name or address)
+    display_name = _quoted(name) if (name or address).isascii() else _encoded(name or address)
     is_plain = address.isascii() and re.fullmatch(r"[!-~]+", address)
-    return f"{shown} <{address if is_plain else INVALID_ADDRESS}>".lstrip()
+    return f"{display_name} <{address if is_plain else INVALID_ADDRESS}>".lstrip()
 
 
 def _quoted(name: str) -> str:
@@ -168,19 +168,19 @@ def _field(name: str, value: str) -> bytes:
 def _fit_to_size(fields: Sequence[bytes], size: int) -> bytes:
     remaining: list[bytes] = list(fields)
     total = sum(map(len, fields))
-    for at in sorted(reversed(range(len(fields))), key=lambda at: _priority(fields[at])):
+    for index in sorted(reversed(range(len(fields))), key=lambda index: _priority(fields[index])):
         if total <= size:
             break
-        if _priority(fields[at]) < len(_KEPT):  # From is never dropped
-            total -= len(fields[at])
-            remaining[at] = b""
+        if _priority(fields[index]) < len(_KEPT):  # From is never dropped
+            total -= len(fields[index])
+            remaining[index] = b""
     room = size - total
     if room < 0 or not any(remaining):
         raise NeedsUTF8
-    least = len(b"Comments:" + _NOTE + CRLF)
-    if room < least:
+    min_size = len(b"Comments:" + _NOTE + CRLF)
+    if room < min_size:
         return b"".join(remaining)[:-2] + b" " * room + CRLF
-    folds, rest = divmod(room - least, len(_FOLD))
+    folds, rest = divmod(room - min_size, len(_FOLD))
     return b"".join(remaining) + b"Comments:" + _NOTE + b"." * rest + _FOLD * folds + CRLF
 
 

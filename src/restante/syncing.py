@@ -11,22 +11,22 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 
-_AT_ONCE = 16  # fsync calls at a time, so that the disk can order its work
-_MANY = 16  # files; from this number one syncfs is faster than an fsync for each
+_MAX_CALLS = 16  # simultaneous fsync calls; enough for the disk to reorder its work
+_SYNCFS_MIN = 16  # files; for this many files or more, one syncfs is faster than many fsyncs
 
 
 def sync_files(files: Sequence[int]) -> None:
-    """Make the octets of these open files, all on one file system, durable.
+    """Make the content of these open files durable.  All must be on the same file system.
 
     Raises:
         OSError: at least one file may not be durable.
     """
-    if len(files) >= _MANY and (syncfs := _syncfs()) is not None:
+    if len(files) >= _SYNCFS_MIN and (syncfs := _syncfs()) is not None:
         syncfs(files[0])
     elif len(files) > 1:
         from concurrent.futures import ThreadPoolExecutor  # not needed to deliver one message
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_MAX_CALLS) as pool:
             list(pool.map(os.fsync, files))
     elif files:
         os.fsync(files[0])

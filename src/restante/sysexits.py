@@ -1,4 +1,4 @@
-"""Exit codes, as in ``sysexits.h``, also where ``os`` does not have them (Windows)."""
+"""The exit codes of ``sysexits.h``, which Python's ``os`` does not define on Windows."""
 
 from __future__ import annotations
 

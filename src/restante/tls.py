@@ -89,13 +89,13 @@ def load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         context.load_cert_chain(certificate, key, password=_no_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            what = f"tls: {key} is not the key of {certificate}"
+            message = f"tls: {key} is not the key of {certificate}"
         else:
-            what = f"tls: {certificate} and {key} are not a certificate and key in PEM format"
-        raise ConfigurationError(what) from error
+            message = f"tls: {certificate} and {key} are not a certificate and key in PEM format"
+        raise ConfigurationError(message) from error
     except _EncryptedKeyError as error:
-        what = f"tls: {key} is encrypted; store it without a password"
-        raise ConfigurationError(what) from error
+        message = f"tls: {key} is encrypted; store it without a password"
+        raise ConfigurationError(message) from error
 
 
 def server_context(
@@ -129,8 +129,8 @@ def server_context(
             read_regular(client_ca)
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError) as error:
-            what = f"tls: cannot read certificates from {client_ca}"
-            raise ConfigurationError(what) from error
+            message = f"tls: cannot read certificates from {client_ca}"
+            raise ConfigurationError(message) from error
         context.verify_mode = ssl.CERT_OPTIONAL
     return context
 

@@ -1,7 +1,7 @@
 """Lines and multi-line responses, octet by octet (RFC 1939 §3, RFC 2449 §4).
 
 Security: all input is untrusted.  A line ends only with CRLF, in every state and in both
-directions.  So restante never reads two lines where another program between the peers reads a
+directions.  Therefore restante never reads two lines where another program on the way reads a
 single line, and vice versa.  Memory is bounded by the limits.
 """
 
@@ -158,20 +158,20 @@ class Unstuffer:
         self.is_finished = False
         self.rest = b""
         """Octets after the end of the response; they belong to the next response."""
-        self._held = CRLF  # may begin the end of the response
-        self._virtual = 2  # octets of a CRLF before the response, which is not content
+        self._pending = CRLF  # may begin the end of the response
+        self._virtual = 2  # octets of an imaginary CRLF before the response, not content
 
     def feed(self, octets: bytes) -> bytes:
         """Feed octets, and return the octets that are certainly content."""
-        text = self._held + octets
+        text = self._pending + octets
         end = text.find(self._END)
         if end >= 0:
             self.is_finished = True
             self.rest = text[end + len(self._END) :]
-            content, self._held = text[: end + 2], b""
+            content, self._pending = text[: end + 2], b""
         else:
             keep = next((n for n in (4, 3, 2, 1) if text.endswith(self._END[:n])), 0)
-            content, self._held = text[: len(text) - keep], text[len(text) - keep :]
+            content, self._pending = text[: len(text) - keep], text[len(text) - keep :]
         content = content.replace(b"\r\n.", CRLF)
         if self._virtual and content:
             # The virtual CRLF is removed completely or not at all.
