@@ -25,7 +25,7 @@ from restante.errors import (
 from restante.log import Plain
 from restante.pop3.dialogue import Dialogue, Procedure
 from restante.pop3.listing import ListingBuilder, Message
-from restante.sasl import ClientLogin
+from restante.sasl.exchange import ClientLogin
 from restante.wire import Unstuffer
 
 from .pop3.core import Core

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .pop3.dialogue import Capabilities
     from .pop3.listing import Listing, Message
     from .pop3.quirks import Quirks
-    from .sasl import Strength
+    from .sasl.exchange import Strength
 
 _MODULES = {
     "BaseBody": "client.bodies",
@@ -64,7 +64,7 @@ _MODULES = {
     "Service": "client.remote",
     "StaleMessage": "errors",
     "StrPath": "client.remote",
-    "Strength": "sasl",
+    "Strength": "sasl.exchange",
     "TLS": "client.remote",
     "TLSUnavailable": "errors",
     "TokenSource": "client.remote",

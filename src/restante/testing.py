@@ -43,7 +43,7 @@ from .passdb import Credentials, Proof, ScramSecrets, Token, UserAccount
 from .pop3.commands import VERBS
 from .pop3.session import Policy
 from .pop3.state import Event, StartTLS
-from .sasl import MECHANISMS, Needs
+from .sasl.mechanisms import MECHANISMS, Needs
 from .server.address import Address, bind
 from .server.admission import Admission, Slot
 from .server.listener import Listener

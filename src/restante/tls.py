@@ -20,7 +20,7 @@ from typing import cast
 
 from .errors import ConfigurationError
 from .regular import read_regular
-from .sasl import Channel
+from .sasl.exchange import Channel
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # for TLS 1.2; all cipher suites of TLS 1.3 are acceptable

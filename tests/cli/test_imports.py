@@ -23,9 +23,9 @@ _STORE = {"asyncio", "concurrent", "email", "logging", "shutil", "sqlite3", "ssl
 _STORE |= {"tomllib"}
 _PACKAGES = {"app", "auth", "cli", "client", "collect", "config", "pop3", "sasl", "server", "smtp"}
 _PACKAGES |= {"store"}
-_LOCAL = {"app", "auth", "cli", "config", "sasl", "store"}
-# The configuration needs one module of each: languages, addresses and templates.
-_NAMES = {"pop3.texts", "server.address", "store.paths"}
+_LOCAL = {"app", "auth", "cli", "config", "store"}
+# The configuration and user names need one module of each.
+_NAMES = {"pop3.texts", "sasl.prepare", "server.address", "store.paths"}
 
 _PROBE = """
 import sys

@@ -26,7 +26,7 @@ from restante.errors import RestanteError
 from restante.pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
 from restante.pop3.listing import Listing, Message
 from restante.pop3.quirks import PRESETS, Quirks
-from restante.sasl import ClientLogin
+from restante.sasl.exchange import ClientLogin
 
 from ..transcript import FOLDER, octets_of
 

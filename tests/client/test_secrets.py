@@ -21,7 +21,7 @@ from restante.client.remote import Remote
 from restante.errors import LoginFailed, RestanteError, UnsafeArgument
 from restante.pop3.dialogue import Capabilities, Dialogue
 from restante.pop3.record import Record, Secrets
-from restante.sasl import ClientLogin
+from restante.sasl.exchange import ClientLogin
 
 from .shells import NONE, UNUSED, Peer, kinds, opened, scripted
 

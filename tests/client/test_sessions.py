@@ -26,7 +26,7 @@ from restante.errors import (
     UnsafeArgument,
 )
 from restante.pop3.listing import Message
-from restante.sasl import Strength
+from restante.sasl.exchange import Strength
 from restante.testing import Pop3Server
 
 from .shells import (

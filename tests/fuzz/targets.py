@@ -39,7 +39,8 @@ from restante.passdb import Proof, ScramSecrets
 from restante.pop3.dialogue import Dialogue, Procedure
 from restante.pop3.grammar import Command
 from restante.pop3.session import Policy
-from restante.sasl import MECHANISMS, Channel, ClientLogin, Lookup, client_exchange
+from restante.sasl.exchange import Channel, ClientLogin, Lookup
+from restante.sasl.mechanisms import MECHANISMS, client_exchange
 from restante.server import proxy
 from restante.smtp.content import Incoming
 from restante.store import foreign, journal, mbox, names

@@ -8,7 +8,7 @@ from restante.message import Top
 from restante.pop3.commands import VERBS
 from restante.pop3.session import Policy, Session
 from restante.pop3.state import Close, Event, Login, Retrieve, StartTLS, Update, Xclient
-from restante.sasl import Channel, Lookup
+from restante.sasl.exchange import Channel, Lookup
 from restante.wire import Stuffer
 
 from ..support import OneUser

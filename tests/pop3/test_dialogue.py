@@ -21,7 +21,7 @@ from restante.pop3 import dialogue as module
 from restante.pop3.dialogue import Capabilities, Dialogue, Procedure
 from restante.pop3.listing import Message
 from restante.pop3.quirks import Quirks
-from restante.sasl import ClientLogin
+from restante.sasl.exchange import ClientLogin
 from restante.wire import Stuffer
 
 PIPELINING = Capabilities({"PIPELINING": ()})

@@ -17,7 +17,9 @@ from restante.pop3.commands import VERBS
 from restante.pop3.grammar import Response
 from restante.pop3.session import Policy, Session
 from restante.pop3.state import State
-from restante.sasl import MECHANISMS, Lookup, prepare
+from restante.sasl import prepare
+from restante.sasl.exchange import Lookup
+from restante.sasl.mechanisms import MECHANISMS
 from restante.wire import MAX_COMMAND
 
 from .core import Core

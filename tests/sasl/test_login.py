@@ -21,7 +21,9 @@ from restante.pop3.dialogue import Capabilities, Dialogue, Procedure
 from restante.pop3.quirks import Quirks
 from restante.pop3.session import Policy
 from restante.pop3.state import State
-from restante.sasl import MECHANISMS, Channel, ClientLogin, Mechanism, Strength, plain
+from restante.sasl import plain
+from restante.sasl.exchange import Channel, ClientLogin, Strength
+from restante.sasl.mechanisms import MECHANISMS, Mechanism
 from restante.store.memory import MemoryStore
 
 from ..client import certificates

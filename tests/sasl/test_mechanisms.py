@@ -10,27 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scramp import ScramClient, ScramMechanism
 
+from restante import config
+from restante.auth import choices
 from restante.errors import AuthenticationFailed, BadCommand, ProtocolBroken, UnsafeArgument
 from restante.passdb import Credentials, Disproof, Proof, ScramKey, ScramSecrets, Shown, Token
-from restante.sasl import (
-    MECHANISMS,
-    Channel,
-    ClientExchange,
-    ClientLogin,
-    Lookup,
-    client_exchange,
-    external,
-    login,
-    oauth,
-    plain,
-    scram,
-)
+from restante.sasl import external, login, oauth, plain, scram
+from restante.sasl.exchange import Channel, ClientExchange, ClientLogin, Lookup
+from restante.sasl.mechanisms import MECHANISMS, Binding, client_exchange
 
 from ..support import OneUser
 
 BOUND = Channel(end_point=b"hash of the certificate")
 SCRAM = [name for name in MECHANISMS if name.startswith("SCRAM-")]
 KEYS = OneUser().keys
+
+
+def test_configuration_names_all_mechanisms_without_importing_them() -> None:
+    assert tuple(MECHANISMS) == choices.MECHANISMS
+    usual = [name for name, mechanism in MECHANISMS.items() if mechanism.is_usual]
+    bound = {name for name, each in MECHANISMS.items() if each.binding is Binding.REQUIRE}
+    assert tuple(name for name in usual if name not in bound) == config.MECHANISMS
 
 
 def serve(name: str, *responses: bytes, channel: Channel = BOUND) -> Shown:

@@ -16,7 +16,7 @@ from restante.errors import AuthenticationFailed, TemporaryFailure
 from restante.maildrop import Paced, View
 from restante.passdb import Credentials, Proof, Terms, UserAccount
 from restante.pop3.session import Policy
-from restante.sasl import Lookup
+from restante.sasl.exchange import Lookup
 from restante.server.login import look_up, resolve, verify
 from restante.server.views import RECENT, readings, understand
 from restante.store.maildir import MaildirStore

@@ -20,7 +20,7 @@ import pytest
 
 from restante.pop3.commands import VERBS as POP3
 from restante.pop3.session import Policy
-from restante.sasl import MECHANISMS
+from restante.sasl.mechanisms import MECHANISMS
 from restante.server.connection import BaseConnection
 from restante.server.intake import Intake
 from restante.smtp.commands import VERBS as SMTP

@@ -10,3 +10,8 @@ SCHEMES = (
 )
 # Signatures of OAuth 2 tokens (``tokens``).
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
+# SASL mechanisms (``sasl.mechanisms``).
+MECHANISMS = (
+    *("EXTERNAL", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256", "SCRAM-SHA-1"),
+    *("OAUTHBEARER", "XOAUTH2", "PLAIN", "LOGIN"),
+)

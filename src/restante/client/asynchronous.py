@@ -39,7 +39,7 @@ from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Listing, Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
-from ..sasl import Strength
+from ..sasl.exchange import Strength
 from ..threads import in_thread
 from . import logs
 from .bodies import BaseBody, Progress

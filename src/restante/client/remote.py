@@ -19,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 from .. import tls as contexts
 from ..errors import CannotConnect, DeadlineExceeded, TLSUnavailable, UnsafeArgument
 from ..pop3.quirks import PRESETS, Quirks, by_host
-from ..sasl import ClientLogin, Strength
+from ..sasl.exchange import ClientLogin, Strength
 from .routes import Route
 from .secret import Secret, reveal
 

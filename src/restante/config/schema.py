@@ -12,8 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .. import sasl
-from ..auth.choices import ALGORITHMS
+from ..auth import choices
 from ..pop3.texts import LANGUAGES
 from .section import Section
 from .values import (
@@ -52,14 +51,11 @@ from .values import (
     workers,
 )
 
-ALL_MECHANISMS = (*sasl.MECHANISMS, "APOP")
+ALL_MECHANISMS = (*choices.MECHANISMS, "APOP")
 # Without -PLUS: Python's ssl supports only tls-server-end-point as the channel binding.  Clients
 # with GSASL, such as mutt, use tls-unique or tls-exporter: they would choose -PLUS and fail.
-MECHANISMS = tuple(
-    name
-    for name, mechanism in sasl.MECHANISMS.items()
-    if mechanism.is_usual and mechanism.binding is not sasl.Binding.REQUIRE
-)
+# Without LOGIN, which only very old clients need.
+MECHANISMS = ("EXTERNAL", "SCRAM-SHA-256", "SCRAM-SHA-1", "OAUTHBEARER", "XOAUTH2", "PLAIN")
 
 
 def _own_name() -> str:
@@ -306,7 +302,7 @@ class Provider(Section):
     )
     scope: str = option("", "A scope that tokens must have.", example="mail")
     algorithms: tuple[str, ...] = option(
-        ALGORITHMS, "Accepted signature algorithms.", many(one_of(*ALGORITHMS))
+        choices.ALGORITHMS, "Accepted signature algorithms.", many(one_of(*choices.ALGORITHMS))
     )
     users: str = option(
         "known",
@@ -347,7 +343,7 @@ class Auth(Section):
     )
     mechanisms: tuple[str, ...] = option(
         MECHANISMS,
-        f"SASL mechanisms for the AUTH command. Possible values: {', '.join(sasl.MECHANISMS)}. "
+        f"SASL mechanisms for the AUTH command. Possible values: {', '.join(choices.MECHANISMS)}. "
         "A mechanism is offered only if the back ends can check it. APOP enables the APOP command "
         "if passwd-file is the only back end, for users whose password is stored as PLAIN.",
         many(one_of(*ALL_MECHANISMS)),

@@ -11,7 +11,7 @@ from ipaddress import IPv6Address, ip_address
 
 from ..errors import BadCommand, HostileInput, NoExchange, TLSRequired
 from ..passdb import Credentials, Digest
-from ..sasl import MECHANISMS
+from ..sasl.mechanisms import MECHANISMS
 from ..sasl.prepare import prepared
 from ..words import counted
 from . import texts

@@ -28,8 +28,9 @@ from ..errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
-from ..sasl import ClientExchange, ClientLogin, choose, client_exchange, uses_binding
-from ..sasl.choice import USER_AND_PASS
+from ..sasl.choice import USER_AND_PASS, choose, uses_binding
+from ..sasl.exchange import ClientExchange, ClientLogin
+from ..sasl.mechanisms import client_exchange
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
 from .listing import Listing, ListingBuilder, Message
 from .quirks import LineEnds, Quirks, in_words, remedy

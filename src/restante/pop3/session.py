@@ -27,7 +27,8 @@ from ..errors import (
 )
 from ..maildrop import Entry
 from ..passdb import ScramSecrets, Terms, UserAccount
-from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
+from ..sasl.exchange import Channel, Exchange, Lookup
+from ..sasl.mechanisms import MECHANISMS, Mechanism
 from ..wire import CRLF, FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
 from ..words import counted
 from .grammar import Challenge, Command, Repeated, Response, failure

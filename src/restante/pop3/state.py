@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..maildrop import Entry
 from ..passdb import Shown
-from ..sasl import Lookup
+from ..sasl.exchange import Lookup
 from .grammar import Challenge, Repeated, Response
 
 

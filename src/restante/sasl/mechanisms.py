@@ -1,4 +1,7 @@
-"""The table of SASL mechanisms.  A new mechanism needs a module in this package and a row."""
+"""The table of SASL mechanisms.
+
+A new mechanism needs a module in this package, a row, and its name in ``auth.choices``.
+"""
 
 from __future__ import annotations
 

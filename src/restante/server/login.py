@@ -29,7 +29,7 @@ from ..passdb import (
     Tokens,
     UserAccount,
 )
-from ..sasl import Lookup
+from ..sasl.exchange import Lookup
 from .views import readings, understand
 
 _NEEDS: dict[str, type] = {

@@ -56,7 +56,7 @@ from ..pop3.commands import VERBS
 from ..pop3.grammar import Challenge, Repeated, Response
 from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Retrieve, StartTLS, State, Update, Xclient
-from ..sasl import Lookup
+from ..sasl.exchange import Lookup
 from ..wire import TERMINATION
 from . import login, retrieval, views
 from .admission import Slot
