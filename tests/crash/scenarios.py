@@ -100,7 +100,7 @@ async def adoption(store: HoldingStore, oracle: Oracle) -> None:
 
 
 async def journal(store: HoldingStore, oracle: Oracle) -> None:
-    await _journal(store, oracle, module._FULL)
+    await _journal(store, oracle, module._MAX_SIZE)
 
 
 async def full_journal(store: HoldingStore, oracle: Oracle) -> None:
@@ -124,7 +124,7 @@ async def _journal(store: HoldingStore, oracle: Oracle, full: int) -> None:
                 session = SessionRecord(0, 1, "", "", name.decode(), marked, marked, "quit")
                 with pytest.MonkeyPatch.context() as patch:
                     if name == b"session 2":
-                        patch.setattr(module, "_FULL", full)
+                        patch.setattr(module, "_MAX_SIZE", full)
                     module.append(maildrop.maildrop, session)
                 oracle.expect(name, NOTED)
 

@@ -38,7 +38,7 @@ def test_limits_on_the_page_are_those_of_the_code() -> None:
     }
     assert f"more than {content._HOPS} `Received` fields" in PAGE
     assert intake._IN_MEMORY == 64 * 1024
-    assert partial._KEEP == 7 * 86_400
+    assert partial._RETENTION == 7 * 86_400
 
 
 def test_replies_on_the_page_are_those_of_the_code() -> None:

@@ -86,7 +86,7 @@ def test_journal_is_readable_by_its_owner_only(maildir: MaildirStore, place: Pat
 def test_journal_is_bounded(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_FULL", 2000)
+    monkeypatch.setattr(journal, "_MAX_SIZE", 2000)
     done = [session(1, credential=f"c{number}") for number in range(40)]
     run(record(maildir, *done))
     assert (place / JOURNAL).stat().st_size + (place / OLD).stat().st_size < 5000
@@ -141,7 +141,7 @@ def test_journal_that_cannot_be_written_stops_no_session(
 ) -> None:
     run(record(maildir, session(1)))
     if call == "rename":
-        monkeypatch.setattr(journal, "_FULL", 1)
+        monkeypatch.setattr(journal, "_MAX_SIZE", 1)
 
     def full_disk(each: tuple[str, ...]) -> None:
         if each[0] == call and JOURNAL in each[1]:

@@ -54,7 +54,7 @@ def test_a_servers_mbox() -> None:
         b"X-UIDL: given\nX-UID: 13\n\n",
         b"S: x\n\nend",
     ]
-    assert (found.is_servers, found.doubtful) == (True, [])
+    assert (found.has_server_ids, found.doubtful) == (True, [])
 
 
 @pytest.mark.parametrize("field", [b"X-IMAP", b"X-IMAPbase"])

@@ -181,7 +181,7 @@ def test_a_message_that_was_purged_and_came_again_is_here(maildir: MaildirStore)
 def test_a_torn_record_of_purges_costs_no_other_line(
     torn: bytes, maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held, "_PURGED_FULL", 100)
+    monkeypatch.setattr(held, "_PURGED_MAX", 100)
     for at in range(8):
         put_all(maildir, [at])
         run(_remove_all(maildir))

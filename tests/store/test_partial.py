@@ -46,7 +46,7 @@ def test_memory_outlasts_the_retries_of_a_sender(tmp_path: Path, later: int, kno
 
 
 def test_number_of_rows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial, "_MOST", 3)
+    monkeypatch.setattr(partial, "_MAX_ROWS", 3)
     now = 0.0
     deliveries = PartialDeliveries(tmp_path / "x", lambda: now)
     for at in range(5):

@@ -594,5 +594,5 @@ def test_maildirsize_is_recounted_before_it_grows_long(store: MaildirStore, plac
     write(place, "1000000000S\n" + "0 0\n" * 1270)
     for _ in range(8):
         run(deliver(store, "ann", TEN))
-    assert (place / "maildirsize").stat().st_size < quota._LONGEST
+    assert (place / "maildirsize").stat().st_size < quota._MAX_SIZE
     assert total(place) == (80, 8)

@@ -114,7 +114,7 @@ def test_all_waiting_threads_share_the_next_round(
         each.result(WAIT)
     assert slow.count == 2
     assert not files._rounds
-    assert not files._begun
+    assert not files._running
 
 
 def test_error_is_raised_in_all_waiting_threads(

@@ -41,7 +41,7 @@ def read(options: argparse.Namespace) -> Found:
             raise PermanentFailure(f"{options.path} is not a plain mbox ({how}); unpack it first")
         file.seek(0)
         box = mbox.read(iter(partial(file.readline, _LINE), b""))
-    is_servers = options.kind == "uw" or bool(options.uidl) or box.is_servers
+    is_servers = options.kind == "uw" or bool(options.uidl) or box.has_server_ids
     ids = _ids(box) if is_servers else {}
     messages = [each for each in box.messages if is_servers or not each.is_expunged]
     result = Found([], notes=[*_notes(box), *(_notes_of_ids(box) if is_servers else ())])
@@ -95,7 +95,7 @@ def _notes(box: mbox.Mbox) -> Iterator[str]:
             f"beginning of a message; check: {_few(map(str, box.doubtful))}"
         )
     expunged = sum(each.is_expunged for each in box.messages)
-    if expunged and not box.is_servers:
+    if expunged and not box.has_server_ids:
         yield f"left out {counted(expunged, 'message')} deleted in Thunderbird"
 
 

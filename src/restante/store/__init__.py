@@ -1,1 +1,1 @@
-"""Stores: where maildrops are (contract: ``restante.maildrop``; built by ``app.stores``)."""
+"""Stores for maildrops (contract: ``restante.maildrop``; built by ``app.stores``)."""

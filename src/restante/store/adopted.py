@@ -1,4 +1,4 @@
-"""Unique-ids that cannot be derived from a file name; they are kept for ever.
+"""Unique-ids that cannot be derived from a file name and are therefore stored permanently.
 
 There are two kinds.  Ids of mail imported from another server are stored by unique part, in the
 order of that server's listing.  Ids for files that claim the same unique-id are stored by unique
@@ -35,7 +35,7 @@ def read(maildrop: int) -> dict[Identity, str]:
     Raises:
         Damaged: an administrator must restore the file from a backup, or remove it.
     """
-    return unpack(_listed(maildrop))
+    return unpack(_content(maildrop))
 
 
 def contains(maildrop: int, names: Iterable[str]) -> bool:
@@ -46,26 +46,26 @@ def contains(maildrop: int, names: Iterable[str]) -> bool:
     Raises:
         Damaged: an administrator must restore the file from a backup, or remove it.
     """
-    listed = _listed(maildrop)
+    content = _content(maildrop)
     return any(
-        b" %b%b" % (os.fsencode(each), end) in listed for each in names for end in (b" ", b"\0")
+        b" %b%b" % (os.fsencode(name), end) in content for name in names for end in (b" ", b"\0")
     )
 
 
-def _listed(maildrop: int) -> bytes:
+def _content(maildrop: int) -> bytes:
     try:
         octets = files.read(ADOPTED, maildrop)
     except FileNotFoundError:
         return b""
-    head, listed = octets[: len(_MAGIC) + _DIGEST], octets[len(_MAGIC) + _DIGEST :]
-    if head != _MAGIC + hashlib.sha256(listed).digest():
+    head, content = octets[: len(_MAGIC) + _DIGEST], octets[len(_MAGIC) + _DIGEST :]
+    if head != _MAGIC + hashlib.sha256(content).digest():
         _log.error("adopted unique-ids damaged", extra={"fields": {"file": ADOPTED}})
         raise Damaged("the unique-ids of this maildrop are damaged")
-    return listed
+    return content
 
 
 def write(maildrop: int, adopted: Adopted) -> None:
     """Replace the file of adopted unique-ids.  The file is durable on return."""
     assert all(map(UNIQUE_ID.fullmatch, adopted.values()))
-    listed = pack(adopted)
-    files.replace(ADOPTED, _MAGIC + hashlib.sha256(listed).digest() + listed, maildrop)
+    content = pack(adopted)
+    files.replace(ADOPTED, _MAGIC + hashlib.sha256(content).digest() + content, maildrop)

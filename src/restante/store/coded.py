@@ -1,12 +1,12 @@
 """Message files that another program has compressed or encrypted in a Maildir.
 
-They are recognised by their first octets, because names and flags differ between programs.  No
+Such files are recognised by their first octets, because file names differ between programs.  No
 plain message can begin with these octets, because field names are printable ASCII (RFC 5322 §2.2).
 
 Formats: gzip (RFC 1952), bzip2, zstd (RFC 8878), xz, the LZ4 frame format, and Dovecot's own
 LZ4 and mail_crypt.
-Limits: gzip and bzip2 can be unpacked, in bounded memory and up to a limit, because a few kB may
-become gigabytes.
+Limits: only gzip and bzip2 can be unpacked.  Memory and size are limited, because a few kB may
+unpack to gigabytes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ..errors import PermanentFailure
 
-CODED = "message was compressed or encrypted by another program"
+ENCODED_ERROR = "message was compressed or encrypted by another program"
 PREFIX_LENGTH = 16
 """Number of octets at the start of a file that ``encoding_of`` examines."""
 
-_CODINGS = re.compile(
+_ENCODINGS = re.compile(
     rb"""(?P<gzip>\x1f\x8b)
     | (?P<bzip2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))
     | (?P<zstd>\x28\xb5\x2f\xfd)
@@ -36,7 +36,7 @@ _PIECE = 65_536  # octets unpacked at a time
 
 def encoding_of(first: bytes) -> str:
     """Return the encoding of a file with these first octets, empty for a plain file."""
-    match = _CODINGS.match(first)
+    match = _ENCODINGS.match(first)
     return (match.lastgroup or "") if match else ""
 
 
@@ -64,7 +64,7 @@ UNPACKED = frozenset(_UNPACKERS)
 """Encodings that ``unpacked`` supports."""
 
 
-def unpacked(pieces: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes]:
+def unpacked(pieces: Iterable[bytes], encoding: str, limit: int) -> Iterator[bytes]:
     """Yield the unpacked message in pieces of at most 64 KiB.  ``limit`` is in octets.
 
     Raises:
@@ -72,24 +72,24 @@ def unpacked(pieces: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes
     """
     size = 0
     try:
-        for piece in _unpacked(pieces, _UNPACKERS[coding]):
+        for piece in _unpacked(pieces, _UNPACKERS[encoding]):
             if (size := size + len(piece)) > limit:
                 raise PermanentFailure(f"larger than {limit} octets when unpacked")
             yield piece
     except (zlib.error, OSError, EOFError) as error:
-        raise PermanentFailure(f"damaged {coding} data") from error
+        raise PermanentFailure(f"damaged {encoding} data") from error
 
 
-def _unpacked(pieces: Iterable[bytes], make: Callable[[], _Unpacker]) -> Iterator[bytes]:
+def _unpacked(pieces: Iterable[bytes], new_unpacker: Callable[[], _Unpacker]) -> Iterator[bytes]:
     """Unpack all streams of a file, which may contain several streams in succession."""
-    unpacker, has_begun = make(), False
+    unpacker, has_begun = new_unpacker(), False
     for piece in pieces:
         rest, has_begun = piece, has_begun or bool(piece)
         while True:
             if unpacker.eof:
                 if not rest:
                     break
-                unpacker = make()
+                unpacker = new_unpacker()
             octets = unpacker.decompress(rest, _PIECE)
             rest = unpacker.unused_data if unpacker.eof else b""
             if octets:

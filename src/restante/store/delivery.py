@@ -1,4 +1,4 @@
-"""Deliver many messages at once, each under a name given by the caller.
+"""Deliver messages in groups, each message under a name given by the caller.
 
 The name becomes the middle of the unique part, ``<seconds>.<name>.restante``, so it is preserved
 when flags change, when the message is held or restored, and when an index is lost.  The messages
@@ -103,11 +103,11 @@ class NamedDeliveries:
     def _digest(self, path: str) -> bytes:
         *folders, name = path.split("/")
         digest, offset = hashlib.sha256(), 0
-        with ExitStack() as opened:
-            directory = opened.enter_context(files.maildrop(self._base, self._names))
+        with ExitStack() as stack:
+            directory = stack.enter_context(files.maildrop(self._base, self._names))
             for folder in folders:
-                directory = opened.enter_context(files.directory(folder, directory))
-            file = opened.enter_context(files.reading(name, directory))
+                directory = stack.enter_context(files.directory(folder, directory))
+            file = stack.enter_context(files.reading(name, directory))
             while octets := files.read_at(file, offset):
                 digest.update(octets)
                 offset += len(octets)
@@ -125,7 +125,7 @@ class NamedDeliveries:
             self._cached = seen  # only after success: after an error nothing is cached
         return self._cached
 
-    # Arrivals
+    # Delivery
 
     def begin(self, name: str) -> None:
         with storage_errors():
@@ -181,16 +181,17 @@ class _Group:
         self.uncounted = 0
         """Stored octets of complete messages that the maildrop's count does not include yet."""
         self._limit = limit
-        self._begun: tuple[str, str, int, Survey] | None = None  # name, unique, file
-        self._whole: list[_Message] = []
-        self._opened = ExitStack()
+        # The message being written: its name, unique part, descriptor and survey.
+        self._begun: tuple[str, str, int, Survey] | None = None
+        self._complete: list[_Message] = []
+        self._stack = ExitStack()
         try:
-            take = self._opened.enter_context
-            self._maildrop = take(files.maildrop(base, names, make=True))
-            self._tmp = take(files.directory("tmp", self._maildrop))
-            self._new = take(files.directory("new", self._maildrop))
+            enter = self._stack.enter_context
+            self._maildrop = enter(files.maildrop(base, names, make=True))
+            self._tmp = enter(files.directory("tmp", self._maildrop))
+            self._new = enter(files.directory("new", self._maildrop))
         except BaseException:
-            self._opened.close()
+            self._stack.close()
             raise
 
     def begin(self, name: str) -> None:
@@ -213,31 +214,31 @@ class _Group:
         assert self._begun is not None
         name, unique, file, survey = self._begun
         survey.finish()
-        quota.look_for_room(self._maildrop, lambda: uncounted() + survey.stored, self._limit)
+        quota.check_room(self._maildrop, lambda: uncounted() + survey.stored, self._limit)
         final = unique_of(name) + fields(survey)
-        self._whole.append(_Message(file, unique, final, survey.stored))
+        self._complete.append(_Message(file, unique, final, survey.stored))
         self._begun = None
         self.uncounted += survey.stored
 
     def deliver(self) -> list[str]:
         """Make all messages durable.  Returns the names of their files in ``new/``."""
         try:
-            if self._whole:
-                sync_files([each.file for each in self._whole])
-                sizes = [each.octets for each in self._whole]
-                with quota.room(self._maildrop, sizes, self._limit, self._counted):
-                    return self._arrive()
+            if self._complete:
+                sync_files([each.file for each in self._complete])
+                sizes = [each.octets for each in self._complete]
+                with quota.room(self._maildrop, sizes, self._limit, self._mark_counted):
+                    return self._move_into_new()
             return []
         finally:
             self.close()
 
-    def _counted(self) -> None:
+    def _mark_counted(self) -> None:
         self.uncounted = 0
 
-    def _arrive(self) -> list[str]:
+    def _move_into_new(self) -> list[str]:
         arrived: list[str] = []
         try:
-            for each in self._whole:
+            for each in self._complete:
                 files.move(each.unique, self._tmp, each.name, self._new)
                 arrived.append(each.name)
             files.sync_together(self._new)
@@ -257,10 +258,10 @@ class _Group:
     def close(self) -> None:
         """Remove the messages that were not delivered."""
         self.abort()
-        while self._whole:
-            whole = self._whole.pop()
-            self._drop(whole.file, whole.unique)
-        self._opened.close()
+        while self._complete:
+            message = self._complete.pop()
+            self._drop(message.file, message.unique)
+        self._stack.close()
 
     def _drop(self, file: int, unique: str) -> None:
         files.close(file)
@@ -294,10 +295,10 @@ def _by_name(paths: Iterable[str]) -> dict[str, str]:
 
     Messages delivered without a name are left out.
     """
-    names = ((_name_in(path), path) for path in paths)
+    names = ((_delivered_name(path), path) for path in paths)
     return {name: path for name, path in names if name is not None}
 
 
-def _name_in(path: str) -> str | None:
+def _delivered_name(path: str) -> str | None:
     *folders, name = path.split("/")
-    return given_name(held.name_before(name) if folders[-1] == files.HELD else name)
+    return given_name(held.name_before_removal(name) if folders[-1] == files.HELD else name)

@@ -1,6 +1,6 @@
 """Expire old mail and purge held mail.
 
-``until`` is the latest time that has certainly been reached.  ``now`` is the time of the system
+``until`` is the latest time that is known to have been reached.  ``now`` is the time of the system
 clock (see ``clock``), which is never earlier than ``until``.  All calls block.
 """
 
@@ -13,66 +13,67 @@ from ..maildrop import Forecast, Sweep
 from ..scanning import scan
 from . import files, rules
 from .folders import each_folder
-from .held import date_again, purge, removals
+from .held import purge, removals, reset_removal_times
 from .names import File
 from .rules import Rules
 
 _LEFT_OVER = 36 * 3600  # seconds after which a file in tmp/ is abandoned (maildir(5))
 
 
-def purge_due(maildrop: int, known: Rules, *, until: float, now: float) -> Sweep:
+def purge_due(maildrop: int, recorded: Rules, *, until: float, now: float) -> Sweep:
     """Destroy the held messages whose hold time is over, in all folders."""
     purged = doubtful = 0
     for _, folder in each_folder(maildrop):
-        moments = removals(folder)
-        if not all(is_credible(each, now) for each in moments):
-            date_again(folder, now)
-            moments = removals(folder)
-        ends = [known.held_until(each) for each in moments]
+        times = removals(folder)
+        if not all(is_credible(each, now) for each in times):
+            reset_removal_times(folder, now)
+            times = removals(folder)
+        ends = [recorded.held_until(each) for each in times]
         doubtful += sum(until < each <= now for each in ends)
         if any(each <= until for each in ends):
-            purged += purge(folder, lambda removed_at: known.held_until(removed_at) <= until)
+            purged += purge(folder, lambda removed_at: recorded.held_until(removed_at) <= until)
     return Sweep(purged, doubtful)
 
 
-def arrivals(maildrop: int, now: float, *, date_again: bool = False) -> list[float]:
-    """Return the time of arrival of each message.  ``date_again`` is passed to ``arrived``."""
+def arrivals(maildrop: int, now: float, *, reset_time: bool = False) -> list[float]:
+    """Return the time of arrival of each message; see ``arrived`` for ``reset_time``."""
     seen = scan(maildrop).files()  # the next call processes messages that the scan missed
-    moments = [arrived(maildrop, file, now, date_again=date_again) for file in seen]
-    return [each for each in moments if each is not None]
+    times = [arrived(maildrop, file, now, reset_time=reset_time) for file in seen]
+    return [each for each in times if each is not None]
 
 
-def arrived(maildrop: int, file: File, now: float, *, date_again: bool = False) -> float | None:
+def arrived(maildrop: int, file: File, now: float, *, reset_time: bool = False) -> float | None:
     """Return the later of mtime and ctime, or None if the file has been removed.
 
-    This time is never before the message arrived.  Mail copied from another server or a backup
-    with its old mtime counts as having arrived when it was copied.  A file with an impossible ctime
-    counts as having arrived now; with ``date_again`` its ctime is also set to the current time.
+    This time is never before the message arrived.  Mail that was copied from another server or a
+    backup with its old mtime counts as having arrived when it was copied.  A file with an
+    impossible ctime counts as having arrived now; with ``reset_time`` its ctime is also set to the
+    current time.
     """
     try:
         with files.directory(file.directory, maildrop) as directory:
             entry = files.status(file.name, directory)
             if is_credible(entry.st_ctime, now):
-                is_sure = is_credible(entry.st_mtime, now)
-                return max(entry.st_ctime, entry.st_mtime) if is_sure else entry.st_ctime
+                is_mtime_credible = is_credible(entry.st_mtime, now)
+                return max(entry.st_ctime, entry.st_mtime) if is_mtime_credible else entry.st_ctime
             with suppress(PermissionError):  # another user's file
-                if date_again:
-                    files.move_stamp(file.name, directory)
+                if reset_time:
+                    files.renew_ctime(file.name, directory)
             return now
     except FileNotFoundError:  # another program removed or renamed it
         return None
 
 
-def is_anything_held(maildrop: int) -> bool:
+def has_held_mail(maildrop: int) -> bool:
     return any(removals(folder) for _, folder in each_folder(maildrop))
 
 
 def forecast(maildrop: int, before: Rules, after: Rules, now: float) -> Forecast:
-    """Return a forecast of the removals that only the change of these rules causes."""
+    """Return a forecast of the removals that the change of these rules will cause."""
 
     def removed() -> list[float]:
-        moments = [each for _, folder in each_folder(maildrop) for each in removals(folder)]
-        return [each if is_credible(each, now) else now for each in moments]
+        times = [each for _, folder in each_folder(maildrop) for each in removals(folder)]
+        return [each if is_credible(each, now) else now for each in times]
 
     return rules.forecast(before, after, removed=removed, arrived=lambda: arrivals(maildrop, now))
 

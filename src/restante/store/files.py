@@ -1,4 +1,4 @@
-"""Files and directories of a maildrop: all calls of the store to the operating system.
+"""Access to the files and directories of a maildrop; only this module calls the operating system.
 
 Standards: POSIX.1-2008 (``openat`` and related functions), Linux ``preadv2``.
 Security: a name is always looked up in an open directory, and symbolic links are not followed,
@@ -31,7 +31,7 @@ at the end of the message, the result does not exceed 64 KiB."""
 # The directory for removed mail.  It is created together with the maildrop; otherwise users could
 # not delete mail on a full disk.
 HELD = "held"
-_PARTS = ("cur", "new", "tmp", HELD)
+_SUBDIRECTORIES = ("cur", "new", "tmp", HELD)
 LOCK = "restante.lock"  # in the maildrop
 
 LOGIN = "restante.login"  # the file's mtime is the last login that counts (RFC 2449 §6.5)
@@ -69,7 +69,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 # -- Directories
 
 
-class Opened:
+class OpenDescriptors:
     """Context manager that closes descriptors at the end of a block.
 
     It is not a generator, because a session may be idle for a long time and a frame takes five
@@ -79,7 +79,7 @@ class Opened:
     __slots__ = ("_descriptors", "_value")
 
     def __init__(self, *descriptors: int, value: int | None = None) -> None:
-        """``value`` is passed to the block; the default is the first descriptor."""
+        """``value`` is the target of ``as``; the default is the first descriptor."""
         self._descriptors = descriptors
         self._value = descriptors[0] if value is None else value
 
@@ -91,11 +91,11 @@ class Opened:
             os.close(each)
 
 
-def directory(name: str, parent: int) -> Opened:
-    return Opened(os.open(name, _DIRECTORY, dir_fd=parent))
+def directory(name: str, parent: int) -> OpenDescriptors:
+    return OpenDescriptors(os.open(name, _DIRECTORY, dir_fd=parent))
 
 
-def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Opened:
+def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> OpenDescriptors:
     """Open the directory of a maildrop.
 
     With ``make``, missing directories below ``base`` are created durably (0700).  The lock file is
@@ -105,81 +105,81 @@ def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Opened:
         TemporaryFailure: ``base`` is missing.
         FileNotFoundError: the maildrop is missing and ``make`` is false.
     """
-    return Opened(_open_maildrop(base, names, make))
+    return OpenDescriptors(_open_maildrop(base, names, make))
 
 
 def _open_maildrop(base: str, names: Sequence[str], make: bool) -> int:
     if not make:
         return _descend(base, names)
     with suppress(FileNotFoundError):
-        opened, is_whole = _descend(base, names), False
+        descriptor, is_complete = _descend(base, names), False
         try:
-            is_whole = all(exists(name, opened) for name in (*_PARTS, LOCK))
+            is_complete = all(exists(name, descriptor) for name in (*_SUBDIRECTORIES, LOCK))
         finally:
-            if not is_whole:
-                os.close(opened)
-        if is_whole:
-            return opened
+            if not is_complete:
+                os.close(descriptor)
+        if is_complete:
+            return descriptor
     with ExitStack() as stack:
-        chain = [_open_base(base)]
-        stack.callback(os.close, chain[0])
+        descriptors = [_open_base(base)]
+        stack.callback(os.close, descriptors[0])
         refuse_unmounted(base)
-        made = False
+        was_created = False
         for name in names:
-            made |= _make(name, chain[-1])
-            chain.append(stack.enter_context(directory(name, chain[-1])))
-        for name in _PARTS:
-            made |= _make(name, chain[-1])
-        if made or not exists(LOCK, chain[-1]):
-            for each in chain:
+            was_created |= _make_directory(name, descriptors[-1])
+            descriptors.append(stack.enter_context(directory(name, descriptors[-1])))
+        for name in _SUBDIRECTORIES:
+            was_created |= _make_directory(name, descriptors[-1])
+        if was_created or not exists(LOCK, descriptors[-1]):
+            for each in descriptors:
                 os.fsync(each)
-            os.close(os.open(LOCK, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=chain[-1]))
-        return os.dup(chain[-1])
+            os.close(os.open(LOCK, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=descriptors[-1]))
+        return os.dup(descriptors[-1])
 
 
 def _descend(base: str, names: Sequence[str]) -> int:
-    opened = _open_base(base)
+    descriptor = _open_base(base)
     for name in names:
-        above = opened
+        above = descriptor
         try:
-            opened = os.open(name, _DIRECTORY, dir_fd=above)
+            descriptor = os.open(name, _DIRECTORY, dir_fd=above)
         finally:
             os.close(above)
-    return opened
+    return descriptor
 
 
 def _open_base(base: str) -> int:
     try:
         return os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:  # not given as the cause, because a disk may be mounted later
+    except FileNotFoundError:  # not chained, so the error counts as temporary
         raise TemporaryFailure("mail storage: not found; is it mounted?") from None
 
 
 @contextmanager
 def folder(name: str, maildrop: int) -> Iterator[int]:
-    """Open a folder inside a Maildir, with the files that our sessions need.
+    """Open a folder inside a Maildir, and create the files that a session needs.
 
     Raises:
         FileNotFoundError: the folder is missing.  It is not created.
     """
     try:
-        opened = os.open(name, _DIRECTORY, dir_fd=maildrop)
+        descriptor = os.open(name, _DIRECTORY, dir_fd=maildrop)
     except NotADirectoryError as error:  # a file, or a symbolic link
         raise FileNotFoundError(errno.ENOENT, "not a directory") from error
     try:
         for each in ("cur", "new"):  # a home directory also has other directories with a dot
-            if not exists(each, opened):
+            if not exists(each, descriptor):
                 raise FileNotFoundError(errno.ENOENT, "not a Maildir")
-        made = [_make(each, opened) for each in ("tmp", HELD)]
-        if any(made) or not exists(LOCK, opened):
-            os.fsync(opened)
-            os.close(os.open(LOCK, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=opened))
-        yield opened
+        was_created = [_make_directory(each, descriptor) for each in ("tmp", HELD)]
+        if any(was_created) or not exists(LOCK, descriptor):
+            os.fsync(descriptor)
+            os.close(os.open(LOCK, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=descriptor))
+        yield descriptor
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
-def _make(name: str, parent: int) -> bool:
+def _make_directory(name: str, parent: int) -> bool:
     try:
         os.mkdir(name, 0o700, dir_fd=parent)
     except FileExistsError:
@@ -210,14 +210,14 @@ def touch(name: str, parent: int) -> None:
 
 
 @contextmanager
-def time_stamp(name: str, parent: int) -> Iterator[tuple[int, float | None]]:
+def locked_time_stamp(name: str, parent: int) -> Iterator[tuple[int, float | None]]:
     """Lock a file that is used only for its mtime.
 
     Yields the descriptor of the file and its mtime in seconds since the epoch.  A missing file is
     created, and None is yielded instead of the mtime.  The call waits for the lock, so the block
     must be short.
     """
-    file, is_new = _open_or_make(name, parent)
+    file, is_new = _open_or_create(name, parent)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file, None if is_new else os.fstat(file).st_mtime
@@ -230,14 +230,14 @@ def set_time(file: int) -> None:
     os.utime(file)
 
 
-def _open_or_make(name: str, parent: int) -> tuple[int, bool]:
+def _open_or_create(name: str, parent: int) -> tuple[int, bool]:
     """Return a descriptor, and whether this call has created the file."""
     while True:
         with suppress(FileNotFoundError):
             return os.open(name, os.O_RDWR | _FLAGS, dir_fd=parent), False
         with suppress(FileExistsError):
-            making = os.O_RDWR | os.O_CREAT | os.O_EXCL
-            return os.open(name, making | _FLAGS, 0o600, dir_fd=parent), True
+            create_flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+            return os.open(name, create_flags | _FLAGS, 0o600, dir_fd=parent), True
 
 
 def stamp(name: str, parent: int) -> tuple[int, int, int]:
@@ -246,7 +246,7 @@ def stamp(name: str, parent: int) -> tuple[int, int, int]:
     return entry.st_ino, entry.st_mtime_ns, entry.st_ctime_ns
 
 
-def move_stamp(name: str, parent: int) -> None:
+def renew_ctime(name: str, parent: int) -> None:
     """Set the ctime to the current time, as a change of a name does.  The mtime does not change."""
     entry = status(name, parent)
     times = entry.st_atime_ns, entry.st_mtime_ns
@@ -259,7 +259,7 @@ def inode(file: int) -> int:
 
 def list_files(name: str, parent: int) -> list[tuple[str, int]]:
     """Return names and inode numbers of the regular files in a directory, without dotfiles."""
-    with directory(name, parent) as opened, os.scandir(opened) as entries:
+    with directory(name, parent) as descriptor, os.scandir(descriptor) as entries:
         return [
             (entry.name, entry.inode())
             for entry in entries
@@ -267,9 +267,9 @@ def list_files(name: str, parent: int) -> list[tuple[str, int]]:
         ]
 
 
-def list_strange(name: str, parent: int) -> list[str]:
+def list_others(name: str, parent: int) -> list[str]:
     """Return the names that ``list_files`` skips, without dotfiles."""
-    with directory(name, parent) as opened, os.scandir(opened) as entries:
+    with directory(name, parent) as descriptor, os.scandir(descriptor) as entries:
         return [
             entry.name
             for entry in entries
@@ -280,8 +280,8 @@ def list_strange(name: str, parent: int) -> list[str]:
 def sync(*directories: str, parent: int) -> None:
     """Make all changes of names durable, in each of these directories in order."""
     for name in directories:
-        with directory(name, parent) as opened:
-            os.fsync(opened)
+        with directory(name, parent) as descriptor:
+            os.fsync(descriptor)
 
 
 class _SyncRound:
@@ -289,62 +289,62 @@ class _SyncRound:
 
     def __init__(self, before: _SyncRound | None) -> None:
         self.before = before
-        self.is_over = Event()
+        self.is_done = Event()
         self.error: BaseException | None = None
 
 
 _rounds: dict[tuple[int, int], _SyncRound] = {}
 """Rounds that have not begun, by device and inode number of the directory."""
-_begun: dict[tuple[int, int], _SyncRound] = {}
+_running: dict[tuple[int, int], _SyncRound] = {}
 _rounds_lock = Lock()
 
 
 def sync_together(directory: int) -> None:
     """Sync an open directory.  Threads that wait for a running fsync share the next fsync.
 
-    Changes made before the call are durable on return.  So a caller never joins an fsync that has
-    already begun, because it may have missed the changes.
+    Changes made before the call are durable on return.  Therefore a caller never shares an fsync
+    that has already begun, because it may have missed the changes.
     """
     entry = os.fstat(directory)
     key = entry.st_dev, entry.st_ino
     with _rounds_lock:
-        ours = _rounds.get(key)
-        is_first = ours is None
-        if ours is None:
-            ours = _rounds[key] = _SyncRound(_begun.get(key))
+        sync_round = _rounds.get(key)
+        is_first = sync_round is None
+        if sync_round is None:
+            sync_round = _rounds[key] = _SyncRound(_running.get(key))
     if is_first:
-        _carry_out(ours, key, directory)
-    ours.is_over.wait()
-    if ours.error is not None:
-        raise ours.error
+        _run_round(sync_round, key, directory)
+    sync_round.is_done.wait()
+    if sync_round.error is not None:
+        raise sync_round.error
 
 
-def _carry_out(ours: _SyncRound, key: tuple[int, int], directory: int) -> None:
-    if ours.before is not None:
-        ours.before.is_over.wait()
-        ours.before = None
+def _run_round(sync_round: _SyncRound, key: tuple[int, int], directory: int) -> None:
+    if sync_round.before is not None:
+        sync_round.before.is_done.wait()
+        sync_round.before = None
     with _rounds_lock:
         del _rounds[key]
-        _begun[key] = ours
+        _running[key] = sync_round
     try:
         os.fsync(directory)
     except BaseException as error:
-        ours.error = error
+        sync_round.error = error
     with _rounds_lock:
-        if _begun[key] is ours:
-            del _begun[key]
-    ours.is_over.set()
+        if _running[key] is sync_round:
+            del _running[key]
+    sync_round.is_done.set()
 
 
 # -- Locks
 
 
-def session_lock(maildrop: int) -> Opened:
-    """Take the exclusive-access lock of a session.  The kernel frees it when the process dies.
+def session_lock(maildrop: int) -> OpenDescriptors:
+    """Acquire a session's exclusive-access lock.  The kernel releases it when the process ends.
 
     The lock file exists for older versions and for its time stamp.  If it is removed or replaced
-    during a session (``rm restante.*``, a restore), the next session locks another file.  So
-    ``cur/`` is locked as well, because it is never replaced.
+    during a session (``rm restante.*``, a restore), the next session locks another file.  Therefore
+    ``cur/``, which is never replaced, is locked as well.
 
     The value for the block is the start time of the session in nanoseconds, on the file
     system's clock.  On a read-only file system the value is an earlier time.
@@ -357,35 +357,35 @@ def session_lock(maildrop: int) -> Opened:
         lock = os.open(LOCK, os.O_RDWR | _FLAGS, dir_fd=maildrop)
     except OSError:  # read-only file system; flock needs no write access except over NFS
         lock = os.open(LOCK, os.O_RDONLY | _FLAGS, dir_fd=maildrop)
-    opened = [lock]
+    descriptors = [lock]
     try:
-        opened.append(os.open("cur", _DIRECTORY, dir_fd=maildrop))
+        descriptors.append(os.open("cur", _DIRECTORY, dir_fd=maildrop))
         try:
-            for each in opened:
+            for each in descriptors:
                 fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise MaildropInUse(max(0.0, time.time() - os.fstat(lock).st_mtime)) from None
         with suppress(OSError):
             os.utime(lock)
-        return Opened(*opened, value=os.fstat(lock).st_mtime_ns)
+        return OpenDescriptors(*descriptors, value=os.fstat(lock).st_mtime_ns)
     except BaseException:
-        for each in opened:
+        for each in descriptors:
             os.close(each)
         raise
 
 
 @contextmanager
-def lock(opened: int, *, shared: bool = False) -> Iterator[None]:
+def lock(descriptor: int, *, shared: bool = False) -> Iterator[None]:
     """Lock an open directory, exclusively or ``shared``.
 
     The lock excludes other descriptors of the directory, but not other users of this descriptor.
     The call waits for the lock, so the block must be short.
     """
-    fcntl.flock(opened, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
         yield
     finally:
-        fcntl.flock(opened, fcntl.LOCK_UN)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @contextmanager
@@ -394,10 +394,10 @@ def directory_lock(name: str, parent: int) -> Iterator[int]:
 
     The call waits for the lock, so the block must be short.
     """
-    _make(name, parent)
-    with directory(name, parent) as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield opened
+    _make_directory(name, parent)
+    with directory(name, parent) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
 
 
 # -- Files
@@ -513,16 +513,16 @@ def append_bounded(
 ) -> None:
     """Append complete lines to a file.  A missing file is created.
 
-    A file of ``max_octets`` or more is first renamed to ``old``, which replaces the previous old
+    A file of ``max_octets`` or more is first renamed to ``old``, replacing the previous old
     file.  With ``durably``, the lines are durable on return.  The name of a new file is always
     durable.
     """
-    octets, is_whole = size_and_end(name, parent, b"\n")
+    octets, is_complete = size_and_end(name, parent, b"\n")
     if octets >= max_octets:
         rename(name, old, parent)
         octets = 0
-    # A line that a crash has torn is ended first; otherwise the first new line would be lost.
-    append(name, lines if is_whole else b"\n" + lines, parent, durably=durably)
+    # If a crash has torn the last line, end it first; otherwise the first new line would be lost.
+    append(name, lines if is_complete else b"\n" + lines, parent, durably=durably)
     if not octets:
         sync(".", parent=parent)
 

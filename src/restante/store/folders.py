@@ -86,9 +86,9 @@ def names_held(maildrop: int, names: Collection[str]) -> Iterator[tuple[int, lis
     for name in names:
         folder, _, rest = name.rpartition("/")
         by_folder.setdefault(folder or INBOX, []).append(rest)
-    for directory, opened in each_folder(maildrop):
+    for directory, descriptor in each_folder(maildrop):
         if directory in by_folder:
-            yield opened, by_folder[directory]
+            yield descriptor, by_folder[directory]
 
 
 class FolderMaildrop(Maildrop, RawReading, Paced, Protocol):
@@ -113,41 +113,41 @@ class Part(NamedTuple):
 def recent(maildrop: int, listing: Index, since: float) -> list[int]:
     """Return the positions of messages that arrived after ``since``.
 
-    The time of arrival is taken from the file name, or from the mtime if the name has no valid
+    The time of arrival is read from the file name, or from the mtime if the name has no valid
     time.
 
-    A file that another program keeps renaming is included, because its age cannot be read.
+    A file that another program keeps renaming is included, because its age cannot be determined.
     """
     with ExitStack() as stack:
-        opened = {each: stack.enter_context(files.directory(each, maildrop)) for each in MAIL}
+        directories = {each: stack.enter_context(files.directory(each, maildrop)) for each in MAIL}
         positions: list[int] = []
-        moved: dict[Identity, int] = {}
+        renamed: dict[Identity, int] = {}
         for directory in MAIL:
-            for name, at in listing.files_in(directory).items():
+            for name, position in listing.files_in(directory).items():
                 try:
-                    if _arrived(name, opened[directory]) >= since:
-                        positions.append(at)
+                    if _arrival_time(name, directories[directory]) >= since:
+                        positions.append(position)
                 except FileNotFoundError:
-                    moved[unique_part(name), listing.inodes[at]] = at
+                    renamed[unique_part(name), listing.inodes[position]] = position
         for _ in range(_ATTEMPTS):
-            if not moved:
+            if not renamed:
                 break
-            seen = scan_for(maildrop, moved)
-            selected = seen.select(moved)
-            left = {identity for identity, _ in selected} if seen.is_exact else set(moved)
+            seen = scan_for(maildrop, renamed)
+            selected = seen.select(renamed)
+            remaining = {identity for identity, _ in selected} if seen.is_exact else set(renamed)
             for identity, file in selected:
                 with suppress(FileNotFoundError):
-                    if _arrived(file.name, opened[file.directory]) >= since:
-                        positions.append(moved[identity])
-                    left.discard(identity)
-            moved = {each: moved[each] for each in left}
-    return sorted({*positions, *moved.values()})
+                    if _arrival_time(file.name, directories[file.directory]) >= since:
+                        positions.append(renamed[identity])
+                    remaining.discard(identity)
+            renamed = {each: renamed[each] for each in remaining}
+    return sorted({*positions, *renamed.values()})
 
 
-def _arrived(name: str, directory: int) -> float:
-    arrived = delivered_at(name)
-    is_time = is_credible(arrived, time.time())  # otherwise another number, or a wrong clock
-    return arrived if is_time else files.status(name, directory).st_mtime
+def _arrival_time(name: str, directory: int) -> float:
+    arrived_at = delivered_at(name)
+    is_time = is_credible(arrived_at, time.time())  # otherwise another number, or a wrong clock
+    return arrived_at if is_time else files.status(name, directory).st_mtime
 
 
 def joined(parts: Sequence[Part]) -> Index:
@@ -157,14 +157,14 @@ def joined(parts: Sequence[Part]) -> Index:
     folders are hashes of folder and id, so that copies of a message in two folders have different
     ids.
     """
-    taken: set[str] = set()
+    used_ids: set[str] = set()
     messages = []
     for part in parts:
         for entry in map(part.session.listing.__getitem__, part.positions):
             unique_id = entry.unique_id if part.is_own else _digest(part.folder, entry.unique_id)
-            while unique_id in taken:
+            while unique_id in used_ids:
                 unique_id = _digest(part.folder, unique_id)
-            taken.add(unique_id)
+            used_ids.add(unique_id)
             messages.append(Row(unique_id, File("new", unique_id, 0), entry.size))
     return Index(messages)
 
@@ -183,31 +183,31 @@ class ViewMaildrop:
         self._ends = list(accumulate(len(part.positions) for part in parts))
 
     def _find(self, entry: Entry) -> tuple[int, Entry]:
-        """Return the number of the part, and the entry in its folder.
+        """Return the index of the part, and the entry in its folder.
 
         Raises:
             MessageGone: the entry does not belong to this view.
         """
-        at = self.listing.find(entry)
-        if at is None:
+        position = self.listing.find(entry)
+        if position is None:
             raise MessageGone
-        number = bisect_right(self._ends, at)
-        part = self._parts[number]
-        first = self._ends[number] - len(part.positions)
-        return number, part.session.listing[part.positions[at - first]]
+        part_index = bisect_right(self._ends, position)
+        part = self._parts[part_index]
+        first = self._ends[part_index] - len(part.positions)
+        return part_index, part.session.listing[part.positions[position - first]]
 
     async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
-        number, own = self._find(entry)
-        async with aclosing(self._parts[number].session.read(own)) as pieces:
+        part_index, own = self._find(entry)
+        async with aclosing(self._parts[part_index].session.read(own)) as pieces:
             async for piece in pieces:
                 yield piece
 
     def open_raw(self, entry: Entry) -> RawMessage | None:
         try:
-            number, own = self._find(entry)
+            part_index, own = self._find(entry)
         except MessageGone:
             return None
-        return self._parts[number].session.open_raw(own)
+        return self._parts[part_index].session.open_raw(own)
 
     def cached_texts(
         self, entries: Sequence[Entry], most: int, lines: int | None = None
@@ -215,8 +215,8 @@ class ViewMaildrop:
         texts: list[bytes] = []
         with suppress(MessageGone):
             for entry in entries:
-                number, own = self._find(entry)
-                text = self._parts[number].session.cached_texts([own], most, lines)
+                part_index, own = self._find(entry)
+                text = self._parts[part_index].session.cached_texts([own], most, lines)
                 if not text:
                     break
                 texts += text
@@ -225,26 +225,26 @@ class ViewMaildrop:
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
         with suppress(MessageGone):
-            number, own = self._find(entry)
-            self._parts[number].session.learn(own, is_wire_ready=is_wire_ready)
+            part_index, own = self._find(entry)
+            self._parts[part_index].session.learn(own, is_wire_ready=is_wire_ready)
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         """Remove messages, one folder at a time; in each folder, either all or none are removed."""
         wanted: list[list[tuple[Entry, Entry]]] = [[] for _ in self._parts]
         for entry in entries:
-            number, own = self._find(entry)
-            wanted[number].append((own, entry))
-        left: list[Entry] = []
+            part_index, own = self._find(entry)
+            wanted[part_index].append((own, entry))
+        remaining: list[Entry] = []
         for part, pairs in zip(self._parts, wanted, strict=True):
             if pairs:
-                left += await _remove(part.session, pairs)
-        return left
+                remaining += await _remove(part.session, pairs)
+        return remaining
 
     async def pace(self, delay: float) -> float:
         return await self._parts[0].session.pace(delay)
 
     async def record(self, session: SessionRecord) -> None:
-        """Record the session with the unique-ids of the folders, which held mail has as well."""
+        """Record the session with the folders' own unique-ids, which held mail keeps."""
         first = self._parts[0].session
         if offers(first, Journal):
             retrieved = [self._find(entry)[1] for entry in session.retrieved]
@@ -263,8 +263,8 @@ async def _remove(session: FolderMaildrop, pairs: Sequence[tuple[Entry, Entry]])
     """
     own = [each for each, _ in pairs]
     try:
-        left = await session.remove(own)
+        remaining = await session.remove(own)
     except RestanteError:  # removals from other folders remain in effect
-        left = own
-    unremoved = {each.unique_id for each in left}
+        remaining = own
+    unremoved = {each.unique_id for each in remaining}
     return [entry for each, entry in pairs if each.unique_id in unremoved]

@@ -1,10 +1,10 @@
 """Read the files in which other POP3 servers keep unique-ids and the order of messages.
 
-No I/O.  The unique-ids are those that the old server showed, so clients that remember them do not
-download any message again.
+This module does no I/O.  The unique-ids are those that clients have seen on the old server, so
+clients do not download any message again.
 
 Formats: ``dovecot-uidlist`` versions 1 and 3, Courier's ``courierpop3dsizelist`` versions 2 and
-3, the lines of any server's UIDL; ``mbox`` reads mbox files.
+3, the UIDL response of any server.  The module ``mbox`` reads mbox files.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def dovecot(uidlist: bytes, template: str = DOVECOT) -> dict[str, str]:
             raise PermanentFailure(f"dovecot-uidlist: invalid line: {line[:40]!r}")
         extras = (parts[2] or b"").decode("utf-8", "surrogateescape").split(" ")
         fields = {each[:1]: each[1:] for each in extras}
-        uid, name = int(parts[1]), _base(parts[3])
+        uid, name = int(parts[1]), _without_flags(parts[3])
         unique_id = fields.get("P") or render(
             template, uid=uid, uid_validity=validity, file=name, guid=fields.get("G", "")
         )
@@ -92,7 +92,7 @@ def courier(sizelist: bytes) -> dict[str, str]:
         )
         if match is None:
             raise PermanentFailure(f"courierpop3dsizelist: invalid line: {line[:40]!r}")
-        name = _base(match[1])
+        name = _without_flags(match[1])
         ids[name] = f"UID{int(match[2])}-{int(match[3])}" if int(match[2]) else name
     return ids
 
@@ -113,6 +113,6 @@ def unique_id_list(lines: bytes) -> dict[int, str]:
     return ids
 
 
-def _base(name: bytes) -> str:
+def _without_flags(name: bytes) -> str:
     """Return a name without flags; octets that are not UTF-8 become lone surrogates."""
     return name.decode("utf-8", "surrogateescape").partition(":")[0]

@@ -1,6 +1,6 @@
 """Remove mail from a maildrop, and hold, restore or destroy removed mail.
 
-UPDATE (RFC 1939 §6) must be all or nothing for the client, although each message requires a
+UPDATE (RFC 1939 §6) must appear atomic to the client, although each message requires a
 separate rename and the machine may crash between two of them:
 
 1. The list of victims (identity and unique-id) is written to ``restante.removing`` and synced.
@@ -65,15 +65,15 @@ from .names import (
 
 VICTIMS = "restante.removing"
 PURGED, _PURGED_BEFORE = "restante.purged", "restante.purged.1"
-# Octets: 31,775 names of 33 octets, more than are purged between two polls of a collector.  One
-# older file of this size is kept as well.
-_PURGED_FULL = 1_048_576
+# Maximum size in octets: 31,775 names of 33 octets, more than are purged between two polls of a
+# collector.  One older file of this size is kept as well.
+_PURGED_MAX = 1_048_576
 
 _NAME_MAX = 255  # octets of a file name on nearly every file system
-_LONGEST = _NAME_MAX - 12  # octets after 11 digits of seconds (until the year 5138) and a dot
+_MAX_NAME = _NAME_MAX - 12  # octets after 11 digits of seconds (until the year 5138) and a dot
 _ATTEMPTS = 3  # scans for files that another program renames while they are moved
-_NAMES_A_FILE = re.compile("[^.,:/][^,:/]*")  # a unique-id that can be a unique part
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_VALID_UNIQUE_PART = re.compile("[^.,:/][^,:/]*")  # a unique-id that can be a unique part
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _log = logging.getLogger(__name__)
 
@@ -97,13 +97,13 @@ def update(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
             try:
                 files.replace(VICTIMS, pack(victims), maildrop)
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in _DISK_FULL:
                     _withdraw(maildrop)
                     raise
                 files.sync(".", parent=maildrop)  # held/ may be new
-            return _take(maildrop, victims, removed_at)
+            return _remove_victims(maildrop, victims, removed_at)
     except OSError as error:
-        _note("update failed", reason=error.strerror)
+        _log_error("update failed", reason=error.strerror)
         return set(victims.values())
 
 
@@ -128,21 +128,21 @@ def finish_update(maildrop: int, removed_at: int | None) -> None:
 def _finish(maildrop: int, removed_at: int | None) -> None:
     victims = _victims(maildrop)
     if victims is not None:
-        left = _take(maildrop, victims, removed_at)
-        _note("update finished", messages=len(victims), left=len(left))
+        left = _remove_victims(maildrop, victims, removed_at)
+        _log_error("update finished", messages=len(victims), left=len(left))
         removed = [Entry(each, 0) for each in victims.values() if each not in left]
         now = time.time()
         journal.record(maildrop, SessionRecord(now, now, "", "", "", (), removed, "crash"))
 
 
-def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
-    """Do steps 2 to 4 of UPDATE.  May be repeated, and affects only the victims."""
+def _remove_victims(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
+    """Perform steps 2 to 4 of UPDATE.  The call can be repeated, and affects only the victims."""
     wanted, left = dict(victims), set[str]()
     try:
         for _ in range(_ATTEMPTS):
             scan = scan_for(maildrop, wanted)
             seen = [(file, wanted[identity]) for identity, file in scan.select(wanted)]
-            failed, renamed = _take_once(maildrop, seen, removed_at)
+            failed, renamed = _remove_seen(maildrop, seen, removed_at)
             left |= failed
             done = {unique_id for _, unique_id in seen} - renamed
             wanted = {key: each for key, each in wanted.items() if each not in done}
@@ -154,13 +154,13 @@ def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
         # held/ is synced first, so that a message cannot be lost in a crash.
         files.sync(files.HELD, "cur", "new", parent=maildrop)
     except OSError as error:
-        _note("update failed", reason=error.strerror)
+        _log_error("update failed", reason=error.strerror)
         left = set(victims.values())
     _withdraw(maildrop, durably=bool(left))
     return left
 
 
-def _take_once(
+def _remove_seen(
     maildrop: int, victims: Iterable[tuple[File, str]], removed_at: int | None
 ) -> tuple[set[str], set[str]]:
     """Move or unlink messages.
@@ -184,7 +184,7 @@ def _take_once(
             except FileNotFoundError:
                 renamed.add(unique_id)
             except OSError as error:
-                _note("message not removed", reason=error.strerror, unique_id=unique_id)
+                _log_error("message not removed", reason=error.strerror, unique_id=unique_id)
                 left.add(unique_id)
     return left, renamed
 
@@ -200,13 +200,13 @@ def _name_in_held(name: str, unique_id: str) -> str:
     If an adopted id makes this impossible, ``restante.ids`` contains the id for the old name.
     """
     names = _names_in_held(name, unique_id)
-    return next(each for each in names if 0 < len(os.fsencode(each)) <= _LONGEST)
+    return next(each for each in names if 0 < len(os.fsencode(each)) <= _MAX_NAME)
 
 
 def _names_in_held(name: str, unique_id: str) -> Iterator[str]:
     """Yield the best name first, then shorter names."""
     own_id = unique_id_of(name)
-    if own_id == unique_id or not _NAMES_A_FILE.fullmatch(unique_id):
+    if own_id == unique_id or not _VALID_UNIQUE_PART.fullmatch(unique_id):
         yield name
         yield unique_part(name)  # without very long fields and flags of other programs
     else:
@@ -239,7 +239,7 @@ def _withdraw(maildrop: int, *, durably: bool = True) -> None:
             files.sync(".", parent=maildrop)
 
 
-def _note(event: str, **fields: object) -> None:
+def _log_error(event: str, **fields: object) -> None:
     _log.error(event, extra={"fields": fields})
 
 
@@ -248,11 +248,11 @@ def _note(event: str, **fields: object) -> None:
 
 def list_held(maildrop: int) -> list[HeldMessage]:
     """Return the held messages, the oldest removal first."""
-    settled = _settled(maildrop)
+    adopted_ids = _adopted_ids(maildrop)
     try:
         with files.directory(files.HELD, maildrop) as held:
             messages = [
-                _held_message(name, inode, held, settled)
+                _held_message(name, inode, held, adopted_ids)
                 for name, inode in files.list_files(files.HELD, maildrop)
             ]
     except FileNotFoundError:
@@ -260,7 +260,7 @@ def list_held(maildrop: int) -> list[HeldMessage]:
     return sorted(filter(None, messages), key=lambda message: (message.removed_at, message.name))
 
 
-def _held_message(name: str, inode: int, held: int, settled: Adopted) -> HeldMessage | None:
+def _held_message(name: str, inode: int, held: int, adopted_ids: Adopted) -> HeldMessage | None:
     removed_at, old_name = _parse(name)
     try:
         size = files.status(name, held).st_size
@@ -268,11 +268,11 @@ def _held_message(name: str, inode: int, held: int, settled: Adopted) -> HeldMes
         return None
     if not old_name:
         return None
-    unique_id = _unique_id(File(files.HELD, old_name, inode), settled)
+    unique_id = _unique_id(File(files.HELD, old_name, inode), adopted_ids)
     return HeldMessage(name, unique_id, size, removed_at)
 
 
-def _settled(maildrop: int) -> Adopted:
+def _adopted_ids(maildrop: int) -> Adopted:
     """Return the adopted unique-ids, or an empty mapping if their file is damaged.
 
     A damaged file prevents the maildrop from being opened, but held messages can still be listed.
@@ -282,17 +282,17 @@ def _settled(maildrop: int) -> Adopted:
     return {}
 
 
-def _unique_id(file: File, settled: Adopted) -> str:
-    return adopted_id(file, settled) or unique_id_of(file.name)
+def _unique_id(file: File, adopted_ids: Adopted) -> str:
+    return adopted_id(file, adopted_ids) or unique_id_of(file.name)
 
 
-def name_before(name: str) -> str:
-    """Return the name that a held file had before its removal, or "" if the file is not ours."""
+def name_before_removal(name: str) -> str:
+    """Return a held file's name before its removal, or "" for files of other programs."""
     return _parse(name)[1]
 
 
 def _parse(name: str) -> tuple[int, str]:
-    """Return the time of removal and the old name of a held file; 0 and "" if it is not ours.
+    """Return the time of removal and the old name of a held file; 0 and "" for other files.
 
     The old name never begins with a dot, because ``scanning`` skips dotfiles.
     """
@@ -328,25 +328,25 @@ def restore(
         _finish(maildrop, removed_at)
         # Even after a power failure, the list must not contain messages that are restored below.
         files.sync(".", parent=maildrop)
-        settled = _settled(maildrop)
+        adopted_ids = _adopted_ids(maildrop)
         parts, ids, inodes = set(), set(), {0}
         for file in scan_exactly(maildrop):
             parts.add(unique_part(file.name))
-            ids.add(_unique_id(file, settled))
+            ids.add(_unique_id(file, adopted_ids))
             inodes.add(file.inode)
         inode_of = dict(files.list_files(files.HELD, maildrop))
         for name in names:
             old = File(files.HELD, _parse(name)[1], inode_of.get(name, 1))
             new_name = old.name if same_unique_ids else _another_name(old.name, parts)
-            unique_id = _unique_id(old._replace(name=new_name), settled)
+            unique_id = _unique_id(old._replace(name=new_name), adopted_ids)
             # If a message was linked twice, the other link stays held and is purged later.
             if not old.name or unique_id in ids or old.inode in inodes:
                 continue
             # Names in new/ have no flags (Maildir).
-            place = "cur" if ":" in new_name else "new"
+            directory_name = "cur" if ":" in new_name else "new"
             with (
                 suppress(FileNotFoundError, FileExistsError),
-                files.directory(place, maildrop) as directory,
+                files.directory(directory_name, maildrop) as directory,
             ):
                 files.move(name, held, new_name, directory)
                 parts.add(unique_part(new_name))
@@ -389,10 +389,10 @@ def _record_purged(maildrop: int, names: Iterable[str]) -> None:
         octets = "".join(lines).encode("ascii")
         try:
             files.append_bounded(
-                PURGED, _PURGED_BEFORE, octets, maildrop, max_octets=_PURGED_FULL, durably=True
+                PURGED, _PURGED_BEFORE, octets, maildrop, max_octets=_PURGED_MAX, durably=True
             )
         except OSError as error:
-            _note("purge not recorded", reason=error.strerror)
+            _log_error("purge not recorded", reason=error.strerror)
 
 
 def purged(maildrop: int) -> set[str]:
@@ -414,7 +414,7 @@ def removals(maildrop: int) -> list[int]:
     return [removed_at for removed_at, old_name in parsed if old_name]
 
 
-def date_again(maildrop: int, now: float) -> None:
+def reset_removal_times(maildrop: int, now: float) -> None:
     """Set the removal time of messages that were removed while the clock was wrong to ``now``."""
     with files.directory_lock(files.HELD, maildrop) as held:
         for name, _ in files.list_files(files.HELD, maildrop):

@@ -613,7 +613,7 @@ def forget(maildrop: int) -> None:
     """Make every process rebuild its index at the next login."""
     with suppress(FileNotFoundError):
         files.unlink(INDEX, maildrop)
-    files.move_stamp("new", maildrop)
+    files.renew_ctime("new", maildrop)
 
 
 def apply_change(maildrop: int, old: Index, change: IndexChange, stamps: Stamps) -> Index:

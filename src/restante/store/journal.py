@@ -2,11 +2,11 @@
 
 A line is a checksum of the rest, a space, and a JSON object.  Lines are only appended, under the
 session's lock, and do not depend on each other: readers skip a line that a crash has torn, and
-writers start a new line after a torn line.  When the file reaches ``_FULL`` octets, it becomes the
-old file, and the previous old file is deleted.
+writers start a new line after a torn line.  When the file reaches ``_MAX_SIZE`` octets, it becomes
+the old file, and the previous old file is deleted.
 
 Security: the journal contains unique-ids, sizes, addresses and names of credentials, but never a
-password or the text of a message.  Only the file's owner can read it (0600).
+password or the text of a message.  Only the file's owner can read it (mode 0600).
 All calls block.
 """
 
@@ -24,7 +24,7 @@ from . import files
 
 JOURNAL, OLD = "restante.journal", "restante.journal.1"
 
-_FULL = 1_048_576  # octets; both files together have up to 2 MiB, thousands of sessions
+_MAX_SIZE = 1_048_576  # octets; both files together have up to 2 MiB, thousands of sessions
 _DIGEST = 8  # octets; detects torn lines, not forgeries
 
 _JSON = json.JSONEncoder(separators=(",", ":"))  # ``json.dumps`` would create one for each line
@@ -39,7 +39,7 @@ def record(maildrop: int, session: SessionRecord) -> None:
         _log.error("journal not written", extra={"fields": {"reason": error.strerror}})
 
 
-def record_at_once(maildrop: int, session: SessionRecord) -> bool:
+def record_without_waiting(maildrop: int, session: SessionRecord) -> bool:
     """Append a session if this is possible without waiting for the disk.
 
     Otherwise the function does nothing and returns False.
@@ -47,7 +47,7 @@ def record_at_once(maildrop: int, session: SessionRecord) -> bool:
     if session.removed:
         return False
     try:
-        return files.append_line(JOURNAL, _line(session), maildrop, max_octets=_FULL)
+        return files.append_line(JOURNAL, _line(session), maildrop, max_octets=_MAX_SIZE)
     except OSError:
         return False  # ``record`` gets the same error and logs it
 
@@ -59,7 +59,9 @@ def append(maildrop: int, session: SessionRecord) -> None:
         OSError: the line was not written, or is not durable.
     """
     durably = bool(session.removed)
-    files.append_bounded(JOURNAL, OLD, _line(session), maildrop, max_octets=_FULL, durably=durably)
+    files.append_bounded(
+        JOURNAL, OLD, _line(session), maildrop, max_octets=_MAX_SIZE, durably=durably
+    )
 
 
 def read(maildrop: int) -> Iterator[SessionRecord]:

@@ -53,7 +53,7 @@ from ..message import LineEnds, Survey, Top, crlf_text
 from ..scanning import ChangingMaildir, scan_exactly, scan_for
 from ..wire import stuffed
 from . import adopted, expiry, files, journal, quota, rules
-from .coded import CODED, PREFIX_LENGTH, encoding_of
+from .coded import ENCODED_ERROR, PREFIX_LENGTH, encoding_of
 from .delivery import NamedDeliveries
 from .files import in_thread
 from .folders import (
@@ -79,7 +79,7 @@ from .index import Form, Index, forget, load, save, stamps
 from .names import File, Identity, fields, fresh_unique, unique_id_of, unique_part
 from .paths import Template
 from .refresh import correct, current_index
-from .rules import Rules, lasting
+from .rules import Rules, days_to_seconds
 from .verification import Finding, verify
 
 # The index is written if a session has learned the form of at least one message in 16.  For fewer,
@@ -389,8 +389,8 @@ class MaildirStore:
 
     async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
         def read_arrivals(maildrop: int) -> tuple[Rules, list[float]]:
-            known = rules.read(maildrop).changed(int(now), expire=lasting(days))
-            arrivals = expiry.arrivals(maildrop, now, date_again=True)
+            known = rules.read(maildrop).changed(int(now), expire=days_to_seconds(days))
+            arrivals = expiry.arrivals(maildrop, now, reset_time=True)
             return known, [known.kept_until(each) for each in arrivals]
 
         if days is None:
@@ -409,10 +409,10 @@ class MaildirStore:
     async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
         def note(maildrop: int) -> Forecast:
             hold, before = self.hold(user), rules.read(maildrop)
-            quota.settle(maildrop, self.limit(user))
-            if days is None and before.is_empty and not expiry.is_anything_held(maildrop):
+            quota.update_limit(maildrop, self.limit(user))
+            if days is None and before.is_empty and not expiry.has_held_mail(maildrop):
                 return Forecast()  # no rule has ever applied to this maildrop
-            before, after = rules.note(maildrop, int(now), hold=hold, expire=lasting(days))
+            before, after = rules.note(maildrop, int(now), hold=hold, expire=days_to_seconds(days))
             return expiry.forecast(maildrop, before, after, now)
 
         return await in_thread(self._at, user, note, Forecast())
@@ -420,8 +420,8 @@ class MaildirStore:
     async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
         def compute(maildrop: int) -> Forecast:
             known, hold = rules.read(maildrop), self.hold(user)
-            after = known.changed(int(now), hold=hold, expire=lasting(days))
-            return expiry.forecast(maildrop, after.a_day_before(now), after, now)
+            after = known.changed(int(now), hold=hold, expire=days_to_seconds(days))
+            return expiry.forecast(maildrop, after.without_recent_changes(now), after, now)
 
         return await in_thread(self._at, user, compute, Forecast())
 
@@ -652,7 +652,7 @@ class _OpenMaildir:
                 )
         for name in arrivals:
             if (file := present.get(unique_part(name))) and self._coding(file):
-                raise PermanentFailure(f"{file.name}: {CODED}")
+                raise PermanentFailure(f"{file.name}: {ENCODED_ERROR}")
         if any(settled.get(identity) != unique_id for identity, unique_id in wanted.items()):
             adopted.write(self.maildrop, settled | wanted)
         return {
@@ -783,7 +783,7 @@ class _OpenMaildir:
             file = await in_thread(self._open, stack, entry)
             while octets := await files.read_piece(file, offset):
                 if not offset and encoding_of(octets):
-                    raise PermanentFailure(CODED)
+                    raise PermanentFailure(ENCODED_ERROR)
                 offset += len(octets)
                 waiting.append(ends.feed(octets))
                 del octets
@@ -837,7 +837,7 @@ class _OpenMaildir:
         The delay applies per user: sessions with different folders have different locks but share
         one time stamp.
         """
-        with suppress(OSError), files.time_stamp(files.LOGIN, self._root) as (stamp, last):
+        with suppress(OSError), files.locked_time_stamp(files.LOGIN, self._root) as (stamp, last):
             now = time.time()
             if last is not None and last <= now < last + delay:  # otherwise the clock was set back
                 return last + delay - now
@@ -862,7 +862,7 @@ class _OpenMaildir:
         if not session.retrieved and not session.removed and session.end != BRAKED:
             return
         # Appending to the page cache costs less than a switch to a thread and back.
-        if not journal.record_at_once(self._root, session):
+        if not journal.record_without_waiting(self._root, session):
             await in_thread(journal.record, self._root, session)
 
     async def past(self, credential: str) -> Sequence[SessionRecord]:
@@ -891,7 +891,7 @@ class _OpenMaildir:
             rules.note(self._root, removed_at, hold=hold)
         left = update(self.maildrop, by_file, removed_at if hold else None)
         gone = [size for unique_id, size in sizes.items() if unique_id not in left]
-        quota.changed(self._root, -sum(gone), -len(gone))
+        quota.record_change(self._root, -sum(gone), -len(gone))
         return left
 
 
@@ -940,7 +940,7 @@ def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
     with (
         files.directory("tmp", maildrop) as tmp,
         files.directory(place, maildrop) as directory,
-        files.Opened(files.create(unique, tmp)) as file,
+        files.OpenDescriptors(files.create(unique, tmp)) as file,
         files.UndoneOnError(unique, tmp),
     ):
         survey = yield from _written(file)
@@ -962,7 +962,7 @@ def _delivery(
         files.maildrop(base, names, make=True) as maildrop,
         files.directory("tmp", maildrop) as tmp,
         files.directory("new", maildrop) as new,
-        files.Opened(files.create(unique, tmp)) as file,
+        files.OpenDescriptors(files.create(unique, tmp)) as file,
         files.UndoneOnError(unique, tmp),
     ):
         survey = yield from _written(file)

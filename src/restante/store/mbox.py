@@ -1,9 +1,9 @@
-"""Read mbox files of servers, mail programs and exports: each message's position and unique-id.
+"""Find the messages in mbox files of servers, mail programs and exports, with their unique-ids.
 
 This module does no I/O.  Programs do not agree on a grammar for mbox (RFC 4155 appendix A), so the
-beginning of a message is inferred from the line before it, the date in its From_ line, and the line
-after it.  Content-Length is ignored, because any sender can write this field.  Lines that may or
-may not begin a message are reported.
+beginning of a message is inferred from the previous line, the date in its From_ line, and the next
+line.  Content-Length is ignored, because any sender can write this field.  Lines that may or may
+not begin a message are reported.
 
 Formats: mboxo, mboxrd (``>From`` quoting); UW's server (X-IMAP, X-UID), qpopper (X-UIDL),
 Thunderbird (``From - …``, X-Mozilla-Status), Google Takeout; LF or CRLF, with or without empty
@@ -39,7 +39,7 @@ _FIRST_FIELD = re.compile(
     re.IGNORECASE,
 )
 _QUOTED = re.compile(rb">?From ")
-_NOTED = re.compile(rb"(X-UIDL|X-UID|X-IMAP(?:base)?|Subject): *([^\r\n]*)", re.IGNORECASE)
+_RECORDED_FIELD = re.compile(rb"(X-UIDL|X-UID|X-IMAP(?:base)?|Subject): *([^\r\n]*)", re.IGNORECASE)
 # Subject of the message in which UW's server and Dovecot store their own data.
 _INTERNAL = b"DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA"
 _MOZILLA_STATUS = re.compile(rb"X-Mozilla-Status: *([0-9A-Fa-f]{4})")
@@ -50,7 +50,7 @@ _FLAGS = re.compile(
     re.IGNORECASE,
 )
 _UNQUOTE = re.compile(rb"^>(>*From )", re.MULTILINE)
-_LONGEST = 65_536  # octets of a line in memory; longer lines are passed on in pieces
+_MAX_LINE = 65_536  # octets of a line in memory; longer lines are passed on in pieces
 
 
 @dataclass(slots=True)
@@ -78,14 +78,14 @@ class Mbox:
     messages: list[Section] = field(default_factory=list)
     doubtful: list[int] = field(default_factory=list)
     """Numbers of the lines that may or may not begin a message."""
-    is_thunderbirds: bool = False
-    """Whether Thunderbird wrote the file.  In that case X-UIDL comes from the server from which
-    Thunderbird fetched the message."""
+    is_from_thunderbird: bool = False
+    """Whether Thunderbird wrote the file.  X-UIDL then contains the unique-id of the server from
+    which Thunderbird fetched the message."""
 
     @property
-    def is_servers(self) -> bool:
+    def has_server_ids(self) -> bool:
         """Whether a POP3 server used the file and gave its messages unique-ids."""
-        return not self.is_thunderbirds and any(each.unique_id for each in self.messages)
+        return not self.is_from_thunderbird and any(each.unique_id for each in self.messages)
 
 
 def read(lines: Iterable[bytes]) -> Mbox:
@@ -118,30 +118,31 @@ class _Reader:
 
     def __init__(self) -> None:
         self.result = Mbox()
-        self._at = self._number = 0  # number of octets and lines read so far
-        self._is_start = True  # whether the next piece begins a line
+        self._offset = self._line_number = 0  # number of octets and lines read so far
+        self._is_line_start = True  # whether the next piece begins a line
         self._empty = b""  # the last line if it is empty, because it may separate two messages
         self._section: Section | None = None
         self._sections = 0
         self._candidate: _Candidate | None = None
         self._fields: dict[bytes, bytes] = {}
-        self._validity = 0
-        self._in_head = self._is_first_field = self._is_flag = self._is_mozillas = False
+        self._uid_validity = 0
+        self._is_in_header = self._is_first_field = False
+        self._is_flag_field = self._may_be_mozilla = False
         self._hash = hashlib.sha256()
 
     def feed(self, line: bytes) -> None:
-        if not self._number:
+        if not self._line_number:
             line = self._without_mark(line)
         if self._candidate is not None:
             self._decide(line)
-        if self._is_start:
-            self._number += 1
-        if self._is_start and self._may_begin(line):
+        if self._is_line_start:
+            self._line_number += 1
+        if self._is_line_start and self._may_begin(line):
             is_after_empty = bool(self._empty) or self._section is None
-            self._candidate = _Candidate(line, self._number, is_after_empty)
+            self._candidate = _Candidate(line, self._line_number, is_after_empty)
         else:
-            self._take(line)
-        self._is_start = line.endswith(b"\n")
+            self._add(line)
+        self._is_line_start = line.endswith(b"\n")
 
     def finish(self) -> None:
         if self._candidate is not None:
@@ -149,13 +150,13 @@ class _Reader:
         self._end()
 
     def _without_mark(self, line: bytes) -> bytes:
-        for mark, coding in _BOMS.items():
+        for mark, encoding in _BOMS.items():
             if line.startswith(mark):
-                if coding:
+                if encoding:
                     raise PermanentFailure(
-                        f"mbox: the file is encoded in {coding}; convert it to UTF-8 first"
+                        f"mbox: the file is encoded in {encoding}; convert it to UTF-8 first"
                     )
-                self._at = len(mark)
+                self._offset = len(mark)
                 line = line.removeprefix(mark)
         if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):
             raise PermanentFailure("mbox: the lines end with CR; convert them to LF first")
@@ -174,7 +175,7 @@ class _Reader:
             self._end()
             self._begin(candidate)
         else:
-            self._take(candidate.line)
+            self._add(candidate.line)
 
     def _begins_message(self, candidate: _Candidate, following: bytes) -> bool:
         has_header = bool(_FIELD.match(following) or _QUOTED.match(following))
@@ -192,75 +193,75 @@ class _Reader:
         return begins
 
     def _begin(self, candidate: _Candidate) -> None:
-        self._at += len(candidate.line)
-        self._section = Section(len(self.result.messages) + 1, self._at)
+        self._offset += len(candidate.line)
+        self._section = Section(len(self.result.messages) + 1, self._offset)
         self._sections += 1
         self._fields, self._hash = {}, hashlib.sha256()
-        self._in_head = self._is_first_field = True
-        self._empty, self._is_flag = b"", False
+        self._is_in_header = self._is_first_field = True
+        self._empty, self._is_flag_field = b"", False
         is_bare = _BARE.fullmatch(candidate.line) is not None
-        self._is_mozillas = is_bare or candidate.line.startswith(b"From - ")
+        self._may_be_mozilla = is_bare or candidate.line.startswith(b"From - ")
 
-    def _take(self, line: bytes) -> None:
+    def _add(self, line: bytes) -> None:
         """Add a line, or a piece of a line, to the current message."""
-        self._at += len(line)
-        is_empty = self._is_start and not line.strip(b"\r\n")
+        self._offset += len(line)
+        is_empty = self._is_line_start and not line.strip(b"\r\n")
         if self._section is None:
             if not is_empty:
                 raise PermanentFailure("mbox: does not begin with a From_ line")
             return
         self._hash.update(self._empty)
         self._empty = line if is_empty else b""
-        self._in_head = self._in_head and not is_empty
-        if self._in_head:
-            self._take_header(line)
+        self._is_in_header = self._is_in_header and not is_empty
+        if self._is_in_header:
+            self._add_header_line(line)
         elif not is_empty:
             self._hash.update(line)
 
-    def _take_header(self, line: bytes) -> None:
+    def _add_header_line(self, line: bytes) -> None:
         assert self._section is not None
         if self._is_first_field and _QUOTED.match(
             line
         ):  # a From_ line that another program has added
-            self._section.begin = self._at
+            self._section.begin = self._offset
             return
-        if self._is_start and not line.startswith((b" ", b"\t")):
-            self._is_flag = _FLAGS.match(line) is not None
-            if match := _NOTED.match(line):
-                self._note(match[1].upper(), match[2].strip())
+        if self._is_line_start and not line.startswith((b" ", b"\t")):
+            self._is_flag_field = _FLAGS.match(line) is not None
+            if match := _RECORDED_FIELD.match(line):
+                self._record_field(match[1].upper(), match[2].strip())
             elif self._is_first_field and (match := _MOZILLA_STATUS.match(line)):
-                self._note_mozilla(int(match[1], 16))
+                self._record_mozilla_flags(int(match[1], 16))
         self._is_first_field = False
-        if not self._is_flag:
+        if not self._is_flag_field:
             self._hash.update(line)
 
-    def _note_mozilla(self, flags: int) -> None:
-        """Note Thunderbird's flags.
+    def _record_mozilla_flags(self, flags: int) -> None:
+        """Record Thunderbird's flags.
 
         Senders cannot forge these flags, because Thunderbird's field is the first field.
         """
         assert self._section is not None
-        if self._is_mozillas:
-            self.result.is_thunderbirds = True
+        if self._may_be_mozilla:
+            self.result.is_from_thunderbird = True
             self._section.is_expunged = bool(flags & _EXPUNGED)
 
-    def _note(self, name: bytes, value: bytes) -> None:
-        """Note a field.
+    def _record_field(self, name: bytes, value: bytes) -> None:
+        """Record a header field.
 
-        UIDVALIDITY is read only from the first message, into which senders cannot write it.
+        UIDVALIDITY is read only from the first message, because senders cannot write it there.
         """
         if name.startswith(b"X-IMAP"):
             if self._sections > 1:
                 return
             if number := re.match(rb"[0-9]{1,10}", value):
-                self._validity = int(number[0])
+                self._uid_validity = int(number[0])
         self._fields[name] = value
 
     def _end(self) -> None:
         if self._section is None:
             return
         section, self._section = self._section, None
-        section.end = max(self._at - len(self._empty), section.begin)
+        section.end = max(self._offset - len(self._empty), section.begin)
         section.digest = self._hash.hexdigest()[:40]
         section.unique_id = self._unique_id()
         if not self._is_internal():
@@ -278,23 +279,23 @@ class _Reader:
         if given := self._fields.get(b"X-UIDL"):
             unique_id = given.decode("latin-1")
             return unique_id if UNIQUE_ID.fullmatch(unique_id) else ""
-        if self._validity and re.fullmatch(rb"[0-9]{1,10}", uid):
-            return f"{self._validity:08x}{int(uid):08x}"
+        if self._uid_validity and re.fullmatch(rb"[0-9]{1,10}", uid):
+            return f"{self._uid_validity:08x}{int(uid):08x}"
         return ""
 
 
 def unquoted(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the message without the ``>`` that mboxrd adds before each ``>*From ``."""
-    held, is_start = b"", True
+    pending, is_start = b"", True
     for piece in pieces:
-        text = held + piece
-        cut = text.rfind(b"\n") + 1
-        if not cut and len(text) > _LONGEST:  # a long line, which is passed on in pieces
-            cut = len(text)
-        yield _unquoted(text[:cut], is_start=is_start)
-        is_start = text[:cut].endswith(b"\n") or (not cut and is_start)
-        held = text[cut:]
-    yield _unquoted(held, is_start=is_start)
+        text = pending + piece
+        end = text.rfind(b"\n") + 1
+        if not end and len(text) > _MAX_LINE:  # a long line, which is passed on in pieces
+            end = len(text)
+        yield _unquoted(text[:end], is_start=is_start)
+        is_start = text[:end].endswith(b"\n") or (not end and is_start)
+        pending = text[end:]
+    yield _unquoted(pending, is_start=is_start)
 
 
 def _unquoted(text: bytes, *, is_start: bool) -> bytes:

@@ -1,4 +1,4 @@
-"""A store in memory, for tests of the layers above and for demonstrations.
+"""A store in memory, for demonstrations and for tests of the layers that use a store.
 
 Limits: one process and one event loop; all mail is lost when the process ends.
 """
@@ -16,9 +16,9 @@ from math import inf
 from ..errors import MaildropInUse, MessageGone
 from ..maildrop import BRAKED, Entry, Forecast, HeldMessage, Maildrop, SessionRecord, Sweep
 from ..message import LineEnds
-from .rules import Rules, forecast, lasting
+from .rules import Rules, days_to_seconds, forecast
 
-_PIECE = 65_536  # octets, the longest piece that maildrop.py allows
+_PIECE = 65_536  # octets; the longest piece that ``restante.maildrop`` allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class MemoryStore:
 
     async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
         box = self._boxes.setdefault(user, _Box())
-        end = box.rules.changed(int(now), expire=lasting(days)).kept_until
+        end = box.rules.changed(int(now), expire=days_to_seconds(days)).kept_until
         ends = {unique_id: end(box.arrived[unique_id]) for unique_id in box.messages}
         expired = [unique_id for unique_id, at in ends.items() if at <= until]
         if expired:
@@ -105,13 +105,13 @@ class MemoryStore:
     async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
         box = self._boxes.get(user, _Box())
         before = box.rules
-        box.rules = before.changed(int(now), hold=self.hold(user), expire=lasting(days))
+        box.rules = before.changed(int(now), hold=self.hold(user), expire=days_to_seconds(days))
         return _forecast(box, before, box.rules)
 
     async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
         box = self._boxes.get(user, _Box())
-        after = box.rules.changed(int(now), hold=self.hold(user), expire=lasting(days))
-        return _forecast(box, after.a_day_before(now), after)
+        after = box.rules.changed(int(now), hold=self.hold(user), expire=days_to_seconds(days))
+        return _forecast(box, after.without_recent_changes(now), after)
 
     async def held(self, user: str) -> Sequence[HeldMessage]:
         return [held for held, _ in self._boxes.get(user, _Box()).held.values()]
@@ -120,7 +120,7 @@ class MemoryStore:
         entry = self._boxes.get(user, _Box()).held.get(held.name)
         if entry is None:
             raise MessageGone
-        for piece in _cut(entry[1].stored):
+        for piece in _pieces(entry[1].stored):
             yield piece
 
     async def restore(
@@ -168,7 +168,7 @@ class _MemoryMaildrop:
         message = self._box.messages.get(entry.unique_id)
         if message is None:
             raise MessageGone
-        for piece in _cut(_wire_text(message.stored)):
+        for piece in _pieces(_wire_text(message.stored)):
             yield piece
 
     async def pace(self, delay: float) -> float:
@@ -214,5 +214,5 @@ def _wire_text(stored: bytes) -> bytes:
     return ends.feed(stored) + ends.finish()
 
 
-def _cut(octets: bytes) -> list[bytes]:
-    return [octets[at : at + _PIECE] for at in range(0, len(octets), _PIECE)]
+def _pieces(octets: bytes) -> list[bytes]:
+    return [octets[start : start + _PIECE] for start in range(0, len(octets), _PIECE)]

@@ -1,8 +1,8 @@
-"""File names in a Maildir: their parts, and the unique-ids that follow from them.
+"""File names in a Maildir: their parts, and the unique-ids that are derived from them.
 
 A name is ``<unique>,S=<octets stored>,W=<octets on the wire>,D=<lines that begin with a
 dot>:2,<flags>``.  Only restante writes D=, which means that all lines end with CRLF.  Other
-programs omit or add parts, and they rename files whenever a flag changes.  So a message is
+programs omit or add parts, and they rename files whenever a flag changes.  Therefore a message is
 identified by its unique part together with its inode number.  A rename changes neither, and two
 files with the same unique part are never confused.
 
@@ -27,7 +27,7 @@ from ..scanning import Identity as Identity
 from ..scanning import unique_part as unique_part
 
 Adopted = Mapping[Identity, str]
-"""Unique-ids that do not follow from a file name (see the module ``adopted``)."""
+"""Unique-ids that cannot be derived from a file name (see the module ``adopted``)."""
 
 _UNIQUE_ID = re.compile("[!-~]{1,70}")
 _SECONDS = re.compile("[0-9]{1,18}")
@@ -45,39 +45,41 @@ def identify(
     neither on flags nor on the directory.  Two links to the same inode count as one message.
     """
     adopted = adopted or {}
-    holders = {unique_id: inode for (_, inode), unique_id in adopted.items() if inode}
+    inode_of_adopted = {unique_id: inode for (_, inode), unique_id in adopted.items() if inode}
     by_id: dict[str, File] = {}
-    rivals: dict[str, list[File]] = {}
-    for file in _each_once(candidates):
+    conflicts: dict[str, list[File]] = {}
+    for file in _without_second_links(candidates):
         own_id = (adopted and adopted_id(file, adopted)) or unique_id_of(file.name)
         holder = by_id.setdefault(own_id, file)
-        if holder is not file or holders.get(own_id, file.inode) != file.inode:
-            rivals.setdefault(own_id, [holder]).append(file)
-    losers: list[tuple[str, File]] = []
-    for own_id, files in rivals.items():
+        if holder is not file or inode_of_adopted.get(own_id, file.inode) != file.inode:
+            conflicts.setdefault(own_id, [holder]).append(file)
+    unassigned: list[tuple[str, File]] = []
+    for own_id, files in conflicts.items():
         first, *others = sorted(
             set(files), key=lambda file: (not adopted_id(file, adopted), rank(file), file)
         )
         by_id[own_id] = first
-        if holders.get(own_id, first.inode) != first.inode and not adopted_id(first, adopted):
+        if inode_of_adopted.get(own_id, first.inode) != first.inode and not adopted_id(
+            first, adopted
+        ):
             others.append(by_id.pop(own_id))
-        losers += [(own_id, file) for file in others]
-    for own_id, file in sorted(losers):
+        unassigned += [(own_id, file) for file in others]
+    for own_id, file in sorted(unassigned):
         unique_id = own_id
-        while unique_id in by_id or unique_id in holders:
+        while unique_id in by_id or unique_id in inode_of_adopted:
             unique_id = _digest(f"{unique_id} {own_id} {file.inode}")
         by_id[unique_id] = file
-    listed = [unique_id for (_, inode), unique_id in adopted.items() if not inode]
-    place = {unique_id: at for at, unique_id in enumerate(listed)}
+    imported = [unique_id for (_, inode), unique_id in adopted.items() if not inode]
+    order = {unique_id: index for index, unique_id in enumerate(imported)}
     return dict(
         sorted(
             by_id.items(),
-            key=lambda item: (place.get(item[0], len(place)), delivered_at(item[1].name), item[0]),
+            key=lambda item: (order.get(item[0], len(order)), delivered_at(item[1].name), item[0]),
         )
     )
 
 
-def _each_once(candidates: Iterable[File]) -> Iterable[File]:
+def _without_second_links(candidates: Iterable[File]) -> Iterable[File]:
     """Drop second links to a message.  The link in cur/ is kept, or else the first by name."""
     files = list(candidates)
     if len({file.inode for file in files}) < len(files):
@@ -92,20 +94,20 @@ def contested(by_id: Mapping[str, File], adopted: Adopted) -> dict[Identity, str
     These ids must be adopted so that they never change.  Otherwise another file would inherit an id
     when the message with this id is removed.
     """
-    settled = {}
+    ids = {}
     for unique_id, file in by_id.items():
         if unique_id == unique_part(file.name):
             continue
         own_id = adopted_id(file, adopted) or unique_id_of(file.name)
         if own_id != unique_id:
-            settled[file.identity] = unique_id
+            ids[file.identity] = unique_id
             if holder := by_id.get(own_id):
-                settled[holder.identity] = own_id
-    return settled
+                ids[holder.identity] = own_id
+    return ids
 
 
 def adopted_id(file: File, adopted: Adopted) -> str:
-    """Return the adopted id of a file, or an empty string if its id follows from its name."""
+    """Return the adopted id of a file, or an empty string if it has none."""
     unique, inode = file.identity
     return adopted.get((unique, inode)) or adopted.get((unique, 0)) or ""
 
@@ -156,8 +158,8 @@ def size_fields(name: str) -> str:
 def fresh_unique() -> str:
     """Return a new unique part of at most 70 characters; 64 random bits make it unique.
 
-    The time determines the order of the listing.  Time and process also help operators who look
-    into the directory.
+    The time determines the order of the listing.  Time and process also help operators who inspect
+    the directory.
     """
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     random = secrets.token_hex(8)
@@ -192,8 +194,8 @@ def delivered_at(name: str) -> int:
     """
     match = _SECONDS.match(name)
     seconds = int(match[0]) if match else 0
-    noted = field("T", name) if ",T=" in name else None
-    return seconds if noted is None else noted
+    recorded = field("T", name) if ",T=" in name else None
+    return seconds if recorded is None else recorded
 
 
 def renamed(name: str, unique_id: str) -> str:

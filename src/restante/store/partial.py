@@ -22,9 +22,9 @@ from pathlib import Path
 
 from ..errors import ConfigurationError, TemporaryFailure
 
-_KEEP = 7 * 86_400  # seconds; senders give up after 4 to 5 days (RFC 5321 §4.5.4.1)
-_MOST = 100_000  # rows of about 100 octets, so 10 MB; a limit, because senders cause the rows
-_PATIENCE = 5.0  # seconds for another worker to finish writing
+_RETENTION = 7 * 86_400  # seconds; senders give up after 4 to 5 days (RFC 5321 §4.5.4.1)
+_MAX_ROWS = 100_000  # about 10 MB; limited, because senders cause the rows
+_LOCK_TIMEOUT = 5.0  # seconds for another worker to finish writing
 _VERSION = 1
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS stored (
@@ -72,7 +72,7 @@ class PartialDeliveries:
         now = self._clock()
         with self._database() as database, database:
             database.execute(
-                "DELETE FROM stored WHERE at < ? OR at > ?", (now - _KEEP, now + _KEEP)
+                "DELETE FROM stored WHERE at < ? OR at > ?", (now - _RETENTION, now + _RETENTION)
             )
             database.executemany(
                 "INSERT OR REPLACE INTO stored VALUES (?, ?, ?)",
@@ -81,7 +81,7 @@ class PartialDeliveries:
             database.execute(
                 "DELETE FROM stored WHERE (message, maildrop) IN (SELECT message, maildrop"
                 " FROM stored ORDER BY at DESC LIMIT -1 OFFSET ?)",
-                (_MOST,),
+                (_MAX_ROWS,),
             )
 
     async def forget(self, message: bytes, maildrops: Collection[str]) -> None:
@@ -107,7 +107,7 @@ class PartialDeliveries:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            with closing(sqlite3.connect(self._path, timeout=_PATIENCE)) as database:
+            with closing(sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT)) as database:
                 database.execute("PRAGMA synchronous = FULL")
                 (version,) = database.execute("PRAGMA user_version").fetchone()
                 if version > _VERSION:

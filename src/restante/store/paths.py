@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ..errors import ConfigurationError, NoMaildrop
 
 MAX_PART = 128  # octets of a local part or a domain; ours, RFC 5321 §4.5.3.1 allows 64 and 255
-_REMEMBERED = 4096  # number of users whose paths are cached, which takes about 1 MB
+_CACHED_USERS = 4096  # number of users whose paths are cached, which takes about 1 MB
 _NAME_MAX = 255  # octets of a file name on nearly every file system
 
 
@@ -51,11 +51,11 @@ class Template:
             raise ConfigurationError(f"maildrop path {template!r}: not absolute")
         if not {"u", "n"} & set(variables):
             raise ConfigurationError(f"maildrop path {template!r}: needs %u or %n")
-        fixed = next(at for at, component in enumerate(components) if component.variable)
+        fixed = next(n for n, component in enumerate(components) if component.variable)
         self.base = "/" + "/".join(component.before for component in components[:fixed])
         self._below = components[fixed:]
         self._has_domain = bool({"u", "d"} & set(variables))
-        self.names: Callable[[str], tuple[str, ...]] = lru_cache(_REMEMBERED)(self._names)
+        self.names: Callable[[str], tuple[str, ...]] = lru_cache(_CACHED_USERS)(self._names)
         """Cached version of ``_names``, which each message and login calls more than once."""
 
     def _names(self, user: str) -> tuple[str, ...]:
@@ -99,27 +99,27 @@ class Template:
         """
         return self._users_below(self.base, [], {})
 
-    def _users_below(self, path: str, above: list[str], values: dict[str, str]) -> Iterator[str]:
-        if len(above) == len(self._below):
+    def _users_below(self, path: str, parents: list[str], values: dict[str, str]) -> Iterator[str]:
+        if len(parents) == len(self._below):
             user = values.get("u") or "@".join(values[part] for part in "nd" if part in values)
-            if os.path.isdir(f"{path}/new") and self._lies_at(user, above):
+            if os.path.isdir(f"{path}/new") and self._has_path(user, parents):
                 yield user
             return
-        before, variable, after = self._below[len(above)]
+        before, variable, after = self._below[len(parents)]
         try:
             with os.scandir(path) as entries:
                 names = sorted(each.name for each in entries if each.is_dir(follow_symlinks=False))
         except PermissionError:
-            if not above:
+            if not parents:
                 raise
             return  # for example lost+found
         for name in names:
             value = name[len(before) : len(name) - len(after)]
             if name == before + value + after and bool(value) == bool(variable):
                 below = {**values, variable: value} if variable else values
-                yield from self._users_below(f"{path}/{name}", [*above, name], below)
+                yield from self._users_below(f"{path}/{name}", [*parents, name], below)
 
-    def _lies_at(self, user: str, names: list[str]) -> bool:
+    def _has_path(self, user: str, names: list[str]) -> bool:
         try:
             return self.names(user) == tuple(names)
         except NoMaildrop:
@@ -138,7 +138,7 @@ def _component(template: str, text: str) -> _Component:
     parts = re.sub("%(.?)", expand, text).split("\0")
     if text in (".", "..") or "\0" in text or len(variables) > 1:
         raise ConfigurationError(
-            f"maildrop path {template!r}: {text!r} is no name with at most one variable"
+            f"maildrop path {template!r}: {text!r} is not a name with at most one variable"
         )
     if not set(variables) <= {"u", "n", "d"}:
         raise ConfigurationError(f"maildrop path {template!r}: unknown variable in {text!r}")

@@ -6,16 +6,16 @@ lines is the size of all messages in ``new/`` and ``cur/`` of the Maildir and of
 Dovecot counts them.  Held mail does not count, so deleting mail frees space immediately.
 
 The file is a cache and never synced.  By the rules of Maildir++, messages are recounted if the file
-is missing, damaged, ``_LONGEST`` octets long or has another limit, and before mail is refused
-because of a count that is not fresh.  If we set no limit, no file is created.  In that case the
-file of another program is kept correct, but a file with a limit that we set earlier is removed,
-because other programs would continue to refuse mail because of this limit.
+is missing, damaged, ``_MAX_SIZE`` octets long or has another limit, and before mail is refused
+because of a count that is not fresh.  If restante has no limit, it creates no file.  It then keeps
+the file of another program correct, but removes a limit that it has set earlier, because other
+programs would continue to refuse mail due to this limit.
 
 A message is added to the count before it is delivered, and subtracted if the delivery fails, so a
-crash can only make the count too large.  Our deliveries change the file one at a time, under a lock
-on the maildrop's directory, and hold a shared lock on ``tmp/`` until their messages are delivered.
-A recount waits for the lock on ``tmp/``.  Counts of other programs are only as exact as Maildir++
-allows.  All calls block.
+crash can only make the count too large.  Deliveries by restante change the file one at a time,
+under a lock on the maildrop's directory, and hold a shared lock on ``tmp/`` until their messages
+are delivered.  A recount waits for the lock on ``tmp/``.  Counts of other programs are only as
+exact as Maildir++ allows.  All calls block.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from .names import File, field
 
 MAILDIRSIZE = "maildirsize"
 
-_LONGEST = 5120  # octets; Maildir++ requires a recount if the file has this length
-_STALE = 15 * 60  # seconds; an older count must not refuse mail (Maildir++)
+_MAX_SIZE = 5120  # octets; Maildir++ requires a recount if the file has this size
+_MAX_AGE = 15 * 60  # seconds; an older count must not refuse mail (Maildir++)
 _LINE = re.compile(rb" *([-+]?[0-9]{1,18}) +([-+]?[0-9]{1,18}) *")
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def room(
 
     If the block fails, the messages are subtracted again.  ``limit`` is in octets; 0 means that
     there is no limit, but the count of another program is kept correct.  ``counted`` is called
-    after the messages were added to the count, and before ``look_for_room`` can read the new count.
+    after the messages were added to the count, and before ``check_room`` can read the new count.
 
     Raises:
         QuotaExceeded: the quota does not allow all of these messages at present.
@@ -71,20 +71,20 @@ def room(
     if limit and max(sizes) > limit:
         raise LargerThanQuota(limit)
     octets = sum(sizes)
-    with ExitStack() as arrived:
-        counted_in = _reserve(maildrop, octets, len(sizes), limit, arrived, counted)
+    with ExitStack() as until_visible:
+        counted_inode = _reserve(maildrop, octets, len(sizes), limit, until_visible, counted)
         try:
             yield
         except BaseException:
-            if counted_in:
+            if counted_inode:
                 with suppress(OSError):
-                    _append(maildrop, -octets, -len(sizes), counted_in)
+                    _append(maildrop, -octets, -len(sizes), counted_inode)
             raise
-    if counted_in and counted_in != _inode(maildrop):
-        forget(maildrop)  # another program has recounted, possibly without our messages
+    if counted_inode and counted_inode != _inode(maildrop):
+        forget(maildrop)  # another program has recounted, possibly without these messages
 
 
-def look_for_room(maildrop: int, octets: Callable[[], int], limit: int) -> None:
+def check_room(maildrop: int, octets: Callable[[], int], limit: int) -> None:
     """Check whether the quota allows a message, without adding it to the count.
 
     Other deliveries may use the space before the message is delivered.  ``octets`` is called while
@@ -95,10 +95,10 @@ def look_for_room(maildrop: int, octets: Callable[[], int], limit: int) -> None:
     """
     if limit:
         with files.lock(maildrop):
-            _look_for_room(maildrop, octets(), limit)
+            _check_room(maildrop, octets(), limit)
 
 
-def _look_for_room(maildrop: int, octets: int, limit: int) -> None:
+def _check_room(maildrop: int, octets: int, limit: int) -> None:
     count = _read(maildrop, limit) or _recount(maildrop, limit)
     if count.octets + octets > limit and not count.is_fresh:
         count = _recount(maildrop, limit)
@@ -106,7 +106,7 @@ def _look_for_room(maildrop: int, octets: int, limit: int) -> None:
         raise QuotaExceeded(limit)
 
 
-def changed(maildrop: int, octets: int, messages: int) -> None:
+def record_change(maildrop: int, octets: int, messages: int) -> None:
     """Record that messages were added or removed, if a count is kept."""
     if messages:
         with suppress(OSError):
@@ -118,13 +118,14 @@ def sizes(maildrop: int, folder: int, messages: Mapping[str, File]) -> dict[str,
     octets = {}
     if is_counted(maildrop):
         for key, file in messages.items():
-            with suppress(FileNotFoundError), files.directory(file.directory, folder) as opened:
-                files.status(file.name, opened)  # fails if another program has moved the file
-                octets[key] = _size(file.name, opened)
+            with suppress(FileNotFoundError), files.directory(file.directory, folder) as descriptor:
+                # Fails if another program has moved the file.
+                files.status(file.name, descriptor)
+                octets[key] = _size(file.name, descriptor)
     return octets
 
 
-def settle(maildrop: int, limit: int) -> None:
+def update_limit(maildrop: int, limit: int) -> None:
     """Write the current limit to the file, so that other programs can read it.
 
     Raises:
@@ -133,20 +134,20 @@ def settle(maildrop: int, limit: int) -> None:
     if is_counted(maildrop):
         with files.lock(maildrop):
             if not limit:
-                _leave_to_others(maildrop)
+                _remove_our_limit(maildrop)
             elif _limit(_definition(maildrop)) != limit:
                 _recount(maildrop, limit)
 
 
-def _leave_to_others(maildrop: int) -> None:
-    """Remove the limit that we set earlier and that no longer applies."""
+def _remove_our_limit(maildrop: int) -> None:
+    """Remove a limit that restante has set earlier and that no longer applies."""
     definition, ours = _definition(maildrop), rules.read(maildrop).quota
     if ours and _limit(definition) == ours:
         if rest := [each for each in definition.split(b",") if each != b"%dS" % ours]:
             _rewrite(maildrop, b",".join(rest))  # another program limits the number of messages
         else:
             files.unlink(MAILDIRSIZE, maildrop)
-    elif files.status(MAILDIRSIZE, maildrop).st_size >= _LONGEST:
+    elif files.status(MAILDIRSIZE, maildrop).st_size >= _MAX_SIZE:
         _rewrite(maildrop, definition)
     rules.set_quota(maildrop, 0)
 
@@ -174,24 +175,24 @@ def _reserve(
     octets: int,
     messages: int,
     limit: int,
-    arrived: ExitStack,
+    until_visible: ExitStack,
     counted: Callable[[], None],
 ) -> int:
     """Add messages to the count.
 
     Returns the inode number of the file, or 0 if no count is kept.  The caller must close
-    ``arrived`` when the messages are visible.
+    ``until_visible`` when the messages are visible.
     """
     if not limit and not is_counted(maildrop):
         return 0
     with files.lock(maildrop):
         if limit:
-            _look_for_room(maildrop, octets, limit)
+            _check_room(maildrop, octets, limit)
         else:
             with suppress(OSError):  # the file is only a cache
-                _leave_to_others(maildrop)
-        tmp = arrived.enter_context(files.directory("tmp", maildrop))
-        arrived.enter_context(files.lock(tmp, shared=True))
+                _remove_our_limit(maildrop)
+        tmp = until_visible.enter_context(files.directory("tmp", maildrop))
+        until_visible.enter_context(files.lock(tmp, shared=True))
         try:
             inode = _append(maildrop, octets, messages, 0)
         except OSError as error:  # the file is only a cache; the disk may be full
@@ -201,7 +202,7 @@ def _reserve(
         return inode
 
 
-def _append(maildrop: int, octets: int, messages: int, only_to: int) -> int:
+def _append(maildrop: int, octets: int, messages: int, expected_inode: int) -> int:
     """Append a line with a single write.
 
     Returns the inode number of the file, or 0 if there is no file.
@@ -209,7 +210,7 @@ def _append(maildrop: int, octets: int, messages: int, only_to: int) -> int:
     try:
         with files.appending(MAILDIRSIZE, maildrop) as file:
             inode = files.inode(file)
-            if only_to in (0, inode):
+            if expected_inode in (0, inode):
                 files.write(file, b"%d %d\n" % (octets, messages))
             return inode
     except FileNotFoundError:
@@ -231,7 +232,7 @@ def _read(maildrop: int, limit: int) -> _Count | None:
     except OSError:
         return None
     definition, *lines = octets.split(b"\n")
-    if lines[-1:] != [b""] or len(octets) >= _LONGEST or (limit and _limit(definition) != limit):
+    if lines[-1:] != [b""] or len(octets) >= _MAX_SIZE or (limit and _limit(definition) != limit):
         return None
     changes = [_LINE.fullmatch(line) for line in lines[:-1]]
     total = messages = 0
@@ -242,7 +243,7 @@ def _read(maildrop: int, limit: int) -> _Count | None:
         messages += int(change[2])
     if not changes or total < 0 or messages < 0:
         return None
-    is_fresh = len(changes) == 1 and 0 <= time.time() - status.st_mtime < _STALE
+    is_fresh = len(changes) == 1 and 0 <= time.time() - status.st_mtime < _MAX_AGE
     return _Count(total, messages, status.st_ino, is_fresh)
 
 
@@ -255,23 +256,23 @@ def _recount(maildrop: int, limit: int) -> _Count:
     """Count all messages.  If there is a limit, write the result to the file."""
     if not limit:
         return _count(maildrop)
-    definition, number = _definition(maildrop), b""
+    definition, message_limit = _definition(maildrop), b""
     if match := re.search(rb"(?:^|,)([0-9]{1,18}C)(?=,|$)", definition):
-        number = b"," + match[1]  # another program's limit on the number of messages
+        message_limit = b"," + match[1]  # another program's limit on the number of messages
     with suppress(OSError):
         rules.set_quota(maildrop, limit)
-    return _rewrite(maildrop, b"%dS%s" % (limit, number))
+    return _rewrite(maildrop, b"%dS%s" % (limit, message_limit))
 
 
 def _rewrite(maildrop: int, definition: bytes) -> _Count:
     """Count all messages, and write the result unless the Maildir has changed during the count."""
-    before = _latest(maildrop)
+    before = _last_change(maildrop)
     count = _count(maildrop)
     with suppress(OSError):
         text = b"%s\n%d %d\n" % (definition, count.octets, count.messages)
         files.replace_cache(MAILDIRSIZE, text, maildrop)
         count = replace(count, inode=_inode(maildrop))
-        if _latest(maildrop) != before:
+        if _last_change(maildrop) != before:
             files.unlink(MAILDIRSIZE, maildrop)
     return count
 
@@ -283,7 +284,7 @@ def _count(maildrop: int) -> _Count:
 
 
 def _definition(maildrop: int) -> bytes:
-    """Return the first line of the file, or nothing."""
+    """Return the first line of the file, or an empty value if the file cannot be read."""
     with suppress(OSError):
         return files.read(MAILDIRSIZE, maildrop).partition(b"\n")[0]
     return b""
@@ -298,11 +299,11 @@ def _sizes(maildrop: int) -> Iterable[int]:
     for folder in [".", *list_folders(maildrop)]:
         with (
             suppress(FileNotFoundError, NotADirectoryError),
-            files.directory(folder, maildrop) as opened,
+            files.directory(folder, maildrop) as descriptor,
         ):
-            present = [name for name in MAIL if files.exists(name, opened)]
-            for name, names in scan(opened, present).names.items():
-                with files.directory(name, opened) as directory:
+            present = [name for name in MAIL if files.exists(name, descriptor)]
+            for name, names in scan(descriptor, present).names.items():
+                with files.directory(name, descriptor) as directory:
                     for each in names:
                         with suppress(FileNotFoundError):
                             yield _size(each, directory)
@@ -313,7 +314,7 @@ def _size(name: str, directory: int) -> int:
     return files.status(name, directory).st_size if size is None else size
 
 
-def _latest(maildrop: int) -> int:
+def _last_change(maildrop: int) -> int:
     """Return the time of the last change of a counted directory, in nanoseconds since the epoch."""
     times = [0]
     for folder in [".", *list_folders(maildrop)]:

@@ -340,7 +340,7 @@ def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
     corrected = index.changed(IndexChange(other=others), UNKNOWN)
     save(maildrop, corrected, durably=True)
     with suppress(OSError):
-        files.move_stamp("new", maildrop)  # so that other processes rebuild their indexes
+        files.renew_ctime("new", maildrop)  # so that other processes rebuild their indexes
     return corrected
 
 

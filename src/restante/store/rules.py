@@ -11,8 +11,8 @@ a change.
 is already held, or that expires, is held according to the previous rule, or for ``DEFAULT_HOLD`` if
 there is no previous rule.
 
-The file begins with a checksum.  If the file is lost or damaged, mail only stays longer.  All calls
-with a maildrop as an argument block.
+The file begins with a checksum.  If the file is lost or damaged, mail is kept longer than required.
+All calls with a maildrop as an argument block.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GRACE = 86_400
 DEFAULT_HOLD = 14 * 86_400.0
 """Seconds; also the default of ``store.hold``."""
 
-_MOST = 16  # number of recorded changes; if older changes are forgotten, mail only stays longer
+_MAX_CHANGES = 16  # recorded changes; dropping older changes can only keep mail longer
 _DIGEST = 8  # octets; detects torn files, not forgeries
 
 
@@ -58,7 +58,7 @@ class Rules:
     hold: History = ()
     expire: History = ()
     quota: int = 0
-    """The limit that we have written to ``maildirsize``, in octets; 0 if the limit is not ours."""
+    """The limit that restante has written to ``maildirsize``, in octets; 0 if it has not."""
 
     def changed(self, at: int, *, hold: float | None = None, expire: float | None = None) -> Rules:
         """Return the rules after a change at the time ``at``.  None leaves a rule unchanged.
@@ -71,7 +71,7 @@ class Rules:
         new_hold, new_expire = _changed(self.hold, hold, at), _changed(self.expire, expire, at)
         return replace(self, hold=new_hold, expire=new_expire)
 
-    def a_day_before(self, now: float) -> Rules:
+    def without_recent_changes(self, now: float) -> Rules:
         """Return the rules without the changes whose grace period is not over."""
         histories = (self.hold, self.expire)
         hold, expire = (tuple(e for e in each if e.since + GRACE <= now) for each in histories)
@@ -96,10 +96,10 @@ class Rules:
 
 
 def _changed(history: History, seconds: float | None, at: int) -> History:
-    known = tuple(each._replace(since=min(each.since, at)) for each in history)
-    if seconds is None or (known and known[-1].seconds == seconds):
-        return known
-    return (*known, RuleChange(at, seconds))[-_MOST:]
+    changes = tuple(each._replace(since=min(each.since, at)) for each in history)
+    if seconds is None or (changes and changes[-1].seconds == seconds):
+        return changes
+    return (*changes, RuleChange(at, seconds))[-_MAX_CHANGES:]
 
 
 def _without_keep(history: History) -> Iterator[RuleChange]:
@@ -109,23 +109,23 @@ def _without_keep(history: History) -> Iterator[RuleChange]:
         yield RuleChange(since, before if seconds == inf else seconds)
 
 
-def _end(begun: float, history: History) -> float:
-    """Return the end for mail from ``begun``, under the rule of that time and all later rules.
+def _end(start: float, history: History) -> float:
+    """Return the end for mail from ``start``, under the rule of that time and all later rules.
 
     A later rule may postpone the end immediately, or bring it forward, but not before ``GRACE``
     seconds after the change.  Mail from the second in which a rule changed belongs to the rule
     before the change.
     """
-    first = sum(since < begun for since, _ in history)  # changes before the message
-    if history and history[0].since == begun:
+    first = sum(since < start for since, _ in history)  # changes before the message
+    if history and history[0].since == start:
         first = 1
-    end = begun + history[first - 1].seconds if first else inf
+    end = start + history[first - 1].seconds if first else inf
     for since, seconds in history[first:]:
-        end = max(begun + seconds, min(end, since + GRACE))
+        end = max(start + seconds, min(end, since + GRACE))
     return end
 
 
-def lasting(days: int | None) -> float:
+def days_to_seconds(days: int | None) -> float:
     """Convert days to seconds, and None to infinity."""
     return inf if days is None else days * 86_400.0
 
@@ -145,20 +145,20 @@ def forecast(
     held, expiring = list[float](), list[float]()
     if before.hold != after.hold:
         old, new = (tuple(_without_keep(each.hold)) for each in (before, after))
-        held = list(_going(old, new, removed()))
+        held = list(_earlier_ends(old, new, removed()))
     if before.expire != after.expire:
-        expiring = list(_going(before.expire, after.expire, arrived()))
+        expiring = list(_earlier_ends(before.expire, after.expire, arrived()))
     return Forecast(len(held), len(expiring), min([*held, *expiring], default=inf))
 
 
-def _going(before: History, after: History, begun: Iterable[float]) -> Iterator[float]:
-    """Yield ends that are earlier under the new rule.
+def _earlier_ends(before: History, after: History, start: Iterable[float]) -> Iterator[float]:
+    """Yield the ends that are earlier under the new rule than under the old rule.
 
     If no rule was recorded before, mail that should already have been removed under the new rule
     shows that the rule is new.
     """
     since, seconds = after[-1]
-    for each in begun:
+    for each in start:
         end = _end(each, after)
         is_sooner = end < _end(each, before) if before else each + seconds <= since
         if is_sooner and end <= since + GRACE:
@@ -178,7 +178,7 @@ def read(maildrop: int) -> Rules:
         return Rules()
     with suppress(ValueError, TypeError, KeyError, AttributeError):
         fields = json.loads(octets)
-        return Rules(_parsed(fields["hold"]), _parsed(fields["expire"]), int(fields["quota"]))
+        return Rules(_from_json(fields["hold"]), _from_json(fields["expire"]), int(fields["quota"]))
     return Rules()
 
 
@@ -197,23 +197,27 @@ def note(
 
 
 def set_quota(maildrop: int, octets: int) -> None:
-    """Record our quota durably.  The caller must hold ``files.lock`` of the maildrop."""
+    """Record restante's quota durably.  The caller must hold ``files.lock`` of the maildrop."""
     before = read(maildrop)
     if before.quota != octets:
         _write(maildrop, replace(before, quota=octets))
 
 
-def _write(maildrop: int, known: Rules) -> None:
-    fields = {"hold": _plain(known.hold), "expire": _plain(known.expire), "quota": known.quota}
+def _write(maildrop: int, changes: Rules) -> None:
+    fields = {
+        "hold": _to_json(changes.hold),
+        "expire": _to_json(changes.expire),
+        "quota": changes.quota,
+    }
     octets = json.dumps(fields).encode("ascii")
     files.replace(RULES, b"%b\n%b" % (_checksum(octets), octets), maildrop)
 
 
-def _plain(history: History) -> list[tuple[int, float | None]]:
+def _to_json(history: History) -> list[tuple[int, float | None]]:
     return [(since, None if seconds == inf else seconds) for since, seconds in history]
 
 
-def _parsed(rows: list[tuple[int, float | None]]) -> History:
+def _from_json(rows: list[tuple[int, float | None]]) -> History:
     return tuple(
         RuleChange(int(since), inf if seconds is None else float(seconds))
         for since, seconds in rows

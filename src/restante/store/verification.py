@@ -1,4 +1,4 @@
-"""Verify a maildrop: compare index, file names and records with the mail itself.
+"""Verify a maildrop: compare the index, file names and records with the messages themselves.
 
 Every message is read, and nothing is changed.  ``reindex`` repairs the index.  Damaged mail must be
 restored from a backup.
@@ -15,7 +15,7 @@ from ..scanning import scan_exactly
 from ..words import counted
 from . import adopted, files, journal
 from .coded import PREFIX_LENGTH, encoding_of
-from .held import VICTIMS, is_unfinished, name_before
+from .held import VICTIMS, is_unfinished, name_before_removal
 from .index import INDEX, Form, Index, Row, is_damaged, load, stamps
 from .names import File, Identity, contested, field, identify
 from .refresh import are_names_trusted, measured
@@ -43,23 +43,23 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
     """
     if is_unfinished(maildrop):
         yield Finding("update unfinished", VICTIMS, "the next login finishes it")
-    settled: dict[Identity, str] = {}
+    adopted_ids: dict[Identity, str] = {}
     try:
-        settled = adopted.read(maildrop)
+        adopted_ids = adopted.read(maildrop)
     except TemporaryFailure:
         text = "logins fail until the file is restored from a backup or removed"
         yield Finding("ids damaged", adopted.ADOPTED, text)
-    by_id = identify(scan_exactly(maildrop), settled)
-    if contested(by_id, settled):
+    by_id = identify(scan_exactly(maildrop), adopted_ids)
+    if contested(by_id, adopted_ids):
         yield Finding("ids contested", adopted.ADOPTED, "the next login assigns different ids")
     index, finding = _index(maildrop, by_id)
     if finding is not None:
         yield finding
     positions = index.positions()
     for unique_id, file in by_id.items():
-        announced, at = Row(unique_id, file, -1), positions.get(file.inode)
-        if at is not None and index.is_of(at, file):
-            announced = Row(unique_id, file, *index.measured(at))
+        announced, position = Row(unique_id, file, -1), positions.get(file.inode)
+        if position is not None and index.is_of(position, file):
+            announced = Row(unique_id, file, *index.measured(position))
         finding = _message(maildrop, announced)
         if finding is not None:
             yield finding
@@ -70,14 +70,14 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
 
 
 def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | None]:
-    """Return the index, which may be older than the mail."""
+    """Return the index, which may be older than the mail, and a finding about it or None."""
     index = load(maildrop)
     if index is None:
         try:
-            is_bad, text = is_damaged(maildrop), "the next login rebuilds the index"
+            is_faulty, text = is_damaged(maildrop), "the next login rebuilds the index"
         except OSError as error:
-            is_bad, text = True, f"cannot be read: {error.strerror}; logins measure all messages"
-        return Index(), Finding("index damaged", INDEX, text) if is_bad else None
+            is_faulty, text = True, f"cannot be read: {error.strerror}; logins measure all messages"
+        return Index(), Finding("index damaged", INDEX, text) if is_faulty else None
     if index.stamps == stamps(maildrop):
         messages = list(map(index.row, range(len(index))))
         listed = [(each.unique_id, each.file) for each in messages]
@@ -92,12 +92,12 @@ def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | N
 
 def _message(maildrop: int, announced: Row) -> Finding | None:
     try:
-        how = _coding(maildrop, announced.file)
+        encoding = _encoding(maildrop, announced.file)
         actual = measured(maildrop, announced)
     except FileNotFoundError:  # another program has moved or removed the message
         return None
-    if how:
-        return Finding("coded", announced.unique_id, f"cannot be read by clients: {how}")
+    if encoding:
+        return Finding("coded", announced.unique_id, f"cannot be read by clients: {encoding}")
     size: int | None = announced.size
     if announced.size < 0:
         size = field("W", announced.file.name) if are_names_trusted(maildrop) else None
@@ -113,11 +113,11 @@ def _message(maildrop: int, announced: Row) -> Finding | None:
     return None
 
 
-def _coding(maildrop: int, file: File) -> str:
+def _encoding(maildrop: int, file: File) -> str:
     with files.directory(file.directory, maildrop) as directory:
         try:
-            with files.reading(file.name, directory) as opened:
-                return encoding_of(files.beginning(opened, PREFIX_LENGTH))
+            with files.reading(file.name, directory) as message:
+                return encoding_of(files.beginning(message, PREFIX_LENGTH))
         except FileNotFoundError:
             raise
         except OSError:
@@ -127,13 +127,13 @@ def _coding(maildrop: int, file: File) -> str:
 def _others(maildrop: int, listed: Collection[int]) -> Iterator[Finding]:
     """Check held mail, and files that are not messages."""
     for directory in ("new", "cur"):
-        for name in files.list_strange(directory, maildrop):
+        for name in files.list_others(directory, maildrop):
             yield Finding("no file", f"{directory}/{name}", "is not a regular file and is ignored")
     if not files.exists(files.HELD, maildrop):
         return
     with files.directory(files.HELD, maildrop) as held:
         for name, inode in files.list_files(files.HELD, maildrop):
-            if not name_before(name):
+            if not name_before_removal(name):
                 yield Finding("held unknown", name, "does not have the name of a held message")
             elif inode in listed:
                 yield Finding("twice", name, "is both held and listed")
