@@ -482,7 +482,7 @@ class _TestUsers:
         both = made.sha1 if digest == "sha1" else made.sha256
         if identity not in self.passwords or both is None:
             return scram.decoy_secrets(b"restante.testing", identity, digest)
-        return ScramSecrets(salt, _ITERATIONS, (scram.key("password", both),))
+        return ScramSecrets(salt, _ITERATIONS, (scram.split_keys("password", both),))
 
     async def proved(self, proof: Proof) -> UserAccount:
         if proof.authorization not in ("", proof.identity):

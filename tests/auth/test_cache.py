@@ -158,7 +158,7 @@ def test_temporary_failure_is_not_cached_or_hidden_by_the_cache() -> None:
 
 
 def test_guesses_do_not_displace_right_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_RIGHT", 2)
+    monkeypatch.setattr(module, "_MAX_CORRECT", 2)
     monkeypatch.setattr(module, "_MAX_WRONG", 2)
     passdb = Telling(right={(name, "tan staaf") for name in "abc"})
     cache = Cache(passdb)
@@ -389,7 +389,7 @@ def test_no_password_is_stored_in_the_cache() -> None:
     cache = Cache(Telling())
     verify(cache)
     refused(cache)
-    kept = repr([cache._right._entries, cache._wrong._entries])
+    kept = repr([cache._correct._entries, cache._wrong._entries])
     assert "UserAccount" in kept
     assert "staaf" not in kept
     assert "'wrong'" not in kept

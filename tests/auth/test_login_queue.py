@@ -86,8 +86,8 @@ def run(test: Callable[[Bench], Awaitable[None]], **given: float) -> None:
             task.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*bench.tasks.values(), return_exceptions=True)
-        if bench.queue._alarm is not None:
-            bench.queue._alarm.cancel()
+        if bench.queue._timer is not None:
+            bench.queue._timer.cancel()
 
     asyncio.run(main())
 

@@ -539,6 +539,6 @@ def test_hashes_that_no_password_matches_are_problems(path: Path) -> None:
     )
     with closing(PasswdFile(path)) as file:
         assert [each.partition(": ")[2] for each in file.review()[1]] == [
-            f"no password matches the hash of {name}: malformed, or too costly"
+            f"the hash of {name} is malformed or too expensive, so no password matches it"
             for name in ("bob", "cat")
         ]

@@ -136,7 +136,7 @@ class Directory(Ldap):
     def _find(self, name: str, end: float) -> str | None:
         return f"uid={name}" if self.known and name == "ann" else None
 
-    def _binds(self, entry: str, password: bytes, end: float) -> bool:
+    def _accepts(self, entry: str, password: bytes, end: float) -> bool:
         return (entry, password) == ("uid=ann", b"ldap")
 
 
@@ -145,7 +145,7 @@ class System(Pam):
 
     state = "good"
 
-    def _known(self, name: str) -> UserAccount | None:
+    def _look_up(self, name: str) -> UserAccount | None:
         return UserAccount("ann", "ann") if name == "ann" and self.state != "absent" else None
 
     async def _check(self, name: str, password: str) -> None:

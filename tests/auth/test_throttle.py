@@ -46,7 +46,7 @@ def make(clock: Clock) -> Iterator[Callable[..., Throttle]]:
     with ExitStack() as stack:
 
         def make(**more: Any) -> Throttle:
-            given = {"clock": clock, "chance": lambda: 0.0, "places": 1024, **more}
+            given = {"clock": clock, "chance": lambda: 0.0, "entries": 1024, **more}
             return stack.enter_context(closing(Throttle(**given)))
 
         yield make
@@ -62,7 +62,7 @@ def shown(password: str = "tan staaf", identity: str = "mrose", address: str = H
 
 
 def guess(throttle: Throttle, number: int, address: str = HERE, identity: str = "mrose") -> float:
-    return throttle.refused(shown(f"guess {number}", identity, address))
+    return throttle.record_failure(shown(f"guess {number}", identity, address))
 
 
 # The answer to a wrong password.
@@ -80,16 +80,16 @@ def test_the_first_wrong_password_waits_two_seconds_and_later_ones_longer(
 def test_no_answer_waits_longer_than_eight_seconds(make: Callable[..., Throttle]) -> None:
     late = make(chance=lambda: 1.0)
     assert max(guess(late, number) for number in range(50)) == 8.0
-    assert make(delay=0.0, chance=lambda: 1.0).refused(shown("wrong")) == 0.0
+    assert make(delay=0.0, chance=lambda: 1.0).record_failure(shown("wrong")) == 0.0
 
 
 def test_the_same_wrong_password_again_counts_once(throttle: Throttle, clock: Clock) -> None:
     """I 188: a forgotten device tries it every minute for a day, and the delay stays the same."""
-    first = throttle.refused(shown("old"))
+    first = throttle.record_failure(shown("old"))
     for _ in range(24 * 60):
         clock.now += 60
-        assert throttle.refused(shown("old")) <= first
-    throttle.accepted(shown(), MROSE)
+        assert throttle.record_failure(shown("old")) <= first
+    throttle.record_success(shown(), MROSE)
     assert throttle.priority(shown())[0] is Priority.KNOWN
 
 
@@ -111,12 +111,12 @@ def test_entries_of_a_clock_that_was_ahead_are_ignored(
     """Otherwise their weights would not decay until that time.  A small step is tolerated."""
     for number in range(8):
         guess(throttle, number)
-    throttle.accepted(shown(address="198.51.100.9"), MROSE)
+    throttle.record_success(shown(address="198.51.100.9"), MROSE)
     clock.now -= back
     assert (throttle.facts("mrose", HERE).guesses > 7) is is_known
     assert throttle.facts("mrose", "198.51.100.9").is_known is is_known
     guess(throttle, 100)
-    throttle.accepted(shown(address="198.51.100.9"), MROSE)
+    throttle.record_success(shown(address="198.51.100.9"), MROSE)
     assert throttle.facts("mrose", HERE).guesses == pytest.approx(9 if is_known else 1)
     assert throttle.facts("mrose", "198.51.100.9").is_known
     clock.now += 30 * DAY
@@ -157,7 +157,7 @@ def test_addresses_of_one_customer_are_one(throttle: Throttle) -> None:
 )
 def test_other_mechanisms_count_too(throttle: Throttle, failed: Disproof | Token | Proof) -> None:
     for _ in range(3):
-        throttle.refused(failed)
+        throttle.record_failure(failed)
     assert throttle.facts("mrose", HERE).guesses == pytest.approx(3)
 
 
@@ -178,7 +178,7 @@ def test_guesses_from_trusted_networks_are_not_counted(
 def spray(throttle: Throttle, users: int, password: str = "Winter2026") -> list[float]:
     """Each guess at another user from another network."""
     return [
-        throttle.refused(shown(password, f"user{each}", f"10.{each // 256}.{each % 256}.1"))
+        throttle.record_failure(shown(password, f"user{each}", f"10.{each // 256}.{each % 256}.1"))
         for each in range(users)
     ]
 
@@ -191,8 +191,8 @@ def test_a_password_that_fails_at_many_users_is_answered_later_from_anywhere(
     clock.now += 600
     waits += spray(throttle, 20)[9:]
     assert waits == [2.5] * 9 + [7.0] * 11
-    assert throttle.refused(shown("Winter2026", "ann", ELSEWHERE)) == 7.0
-    assert throttle.refused(shown("Winter2027", "ann", NEXT_DOOR)) == 2.5, "another password"
+    assert throttle.record_failure(shown("Winter2026", "ann", ELSEWHERE)) == 7.0
+    assert throttle.record_failure(shown("Winter2027", "ann", NEXT_DOOR)) == 2.5, "another password"
 
 
 def test_sprayed_password_is_logged_once_and_not_shown(
@@ -212,7 +212,7 @@ def test_the_same_users_again_are_no_more_users(throttle: Throttle) -> None:
         spray(throttle, 9)
     assert throttle.facts("ann", ELSEWHERE).sprayed == 0
     for number in range(100):
-        throttle.refused(shown("Winter2026", "USER3", f"10.9.{number}.1"))
+        throttle.record_failure(shown("Winter2026", "USER3", f"10.9.{number}.1"))
     assert throttle.facts("ann", ELSEWHERE).sprayed == 0
 
 
@@ -226,7 +226,7 @@ def test_a_sprayed_password_opens_as_fast_where_it_is_right(throttle: Throttle) 
     assert [
         throttle.priority(shown("Winter2026", "ann", where)) for where in (HERE, ELSEWHERE)
     ] == priorities
-    throttle.accepted(shown("Winter2026", "ann"), UserAccount("ann", "ann"))
+    throttle.record_success(shown("Winter2026", "ann"), UserAccount("ann", "ann"))
     assert throttle.priority(shown("Winter2026", "ann", ELSEWHERE))[0] is Priority.KNOWN
 
 
@@ -234,14 +234,14 @@ def test_a_spray_fades(throttle: Throttle, clock: Clock) -> None:
     spray(throttle, 12)
     assert throttle.facts("ann", ELSEWHERE).sprayed == pytest.approx(3)
     clock.now += DAY
-    assert throttle.refused(shown("Winter2026", "ann", ELSEWHERE)) < 7.0
+    assert throttle.record_failure(shown("Winter2026", "ann", ELSEWHERE)) < 7.0
 
 
 def test_a_slow_spray_is_seen(throttle: Throttle, clock: Clock) -> None:
     """One user an hour."""
     for number in range(48):
         clock.now += 3600
-        wait = throttle.refused(shown("Winter2026", f"user{number}", f"10.0.{number}.1"))
+        wait = throttle.record_failure(shown("Winter2026", f"user{number}", f"10.0.{number}.1"))
     assert wait == 7.0
 
 
@@ -254,11 +254,13 @@ def test_spray_through_a_trusted_network_is_recognised(make: Callable[..., Throt
 
 def test_a_flood_does_not_hide_a_spray(make: Callable[..., Throttle]) -> None:
     """Tables of fixed size: the entries with the highest counts stay."""
-    throttle = make(places=64)
+    throttle = make(entries=64)
     spray(throttle, 30)
     for number in range(1_000):
-        throttle.refused(shown(f"flood {number}", f"user{number}", f"2001:db8:{number:x}::1"))
-    assert throttle.refused(shown("Winter2026", "ann", ELSEWHERE)) == 7.0
+        throttle.record_failure(
+            shown(f"flood {number}", f"user{number}", f"2001:db8:{number:x}::1")
+        )
+    assert throttle.record_failure(shown("Winter2026", "ann", ELSEWHERE)) == 7.0
 
 
 def test_nothing_of_a_sprayed_password_outlives_a_restart(
@@ -270,7 +272,7 @@ def test_nothing_of_a_sprayed_password_outlives_a_restart(
     again = make()
     again.load(tmp_path / "guesses")
     assert again.facts("ann", ELSEWHERE).sprayed == pytest.approx(3)
-    assert again.refused(shown("Winter2026", "ann", ELSEWHERE)) == 2.5
+    assert again.record_failure(shown("Winter2026", "ann", ELSEWHERE)) == 2.5
 
 
 # Priorities for hashing.
@@ -278,7 +280,7 @@ def test_nothing_of_a_sprayed_password_outlives_a_restart(
 
 def test_unknown_login_from_a_clean_network_is_behind_known_users(throttle: Throttle) -> None:
     assert throttle.priority(shown("wrong"))[0] is Priority.CLEAN
-    throttle.accepted(shown(), MROSE)
+    throttle.record_success(shown(), MROSE)
     assert throttle.priority(shown("wrong"))[0] is Priority.KNOWN, (
         "from where they have been before"
     )
@@ -305,7 +307,7 @@ def test_right_password_is_first_in_a_guessing_network(
     throttle: Throttle,
 ) -> None:
     """I 187, 189: an attacker behind the same address guesses at the same user."""
-    throttle.accepted(shown(), MROSE)
+    throttle.record_success(shown(), MROSE)
     for number in range(1000):
         guess(throttle, number)
     assert throttle.priority(shown())[0] is Priority.KNOWN
@@ -314,10 +316,10 @@ def test_right_password_is_first_in_a_guessing_network(
 
 
 def test_a_user_is_at_home_for_thirty_days(throttle: Throttle, clock: Clock) -> None:
-    throttle.accepted(shown(), MROSE)
+    throttle.record_success(shown(), MROSE)
     clock.now += 29 * DAY
     assert throttle.facts("mrose", HERE).is_known
-    throttle.accepted(shown(), MROSE)
+    throttle.record_success(shown(), MROSE)
     clock.now += 29 * DAY
     assert throttle.facts("mrose", HERE).is_known
     clock.now += 2 * DAY
@@ -326,37 +328,39 @@ def test_a_user_is_at_home_for_thirty_days(throttle: Throttle, clock: Clock) -> 
 
 def test_remembered_logins_keep_a_home(throttle: Throttle, clock: Clock) -> None:
     """As other logins do: at once in a new network, for another name, and for months."""
-    throttle.accepted(shown(), MROSE)
-    throttle.accepted(shown(address=ELSEWHERE), MROSE, is_remembered=True)
-    throttle.accepted(shown(identity="m.rose"), MROSE, is_remembered=True)
-    throttle.accepted(Proof("SCRAM-SHA-256", "rose", "phone", address=HERE), MROSE)
+    throttle.record_success(shown(), MROSE)
+    throttle.record_success(shown(address=ELSEWHERE), MROSE, is_cached=True)
+    throttle.record_success(shown(identity="m.rose"), MROSE, is_cached=True)
+    throttle.record_success(Proof("SCRAM-SHA-256", "rose", "phone", address=HERE), MROSE)
     for name, address in (("mrose", HERE), ("mrose", ELSEWHERE), ("m.rose", HERE), ("rose", HERE)):
         assert throttle.facts(name, address).is_known
     for _ in range(100):
         clock.now += DAY
-        throttle.accepted(shown(), MROSE, is_remembered=True)
+        throttle.record_success(shown(), MROSE, is_cached=True)
     assert throttle.facts("mrose", HERE).is_known
     clock.now -= 90 * DAY  # an entry of a clock that was ahead is ignored, so it is made again
-    throttle.accepted(shown(), MROSE, is_remembered=True)
+    throttle.record_success(shown(), MROSE, is_cached=True)
     assert throttle.facts("mrose", HERE).is_known
-    throttle.accepted(shown("another"), MROSE)  # a password that was checked is always recorded
+    throttle.record_success(
+        shown("another"), MROSE
+    )  # a password that was checked is always recorded
     assert throttle.priority(shown("another", address="203.0.113.7"))[0] is Priority.KNOWN
 
 
 def test_recent_homes_are_bounded(throttle: Throttle) -> None:
     for number in range(10_000):
-        throttle.accepted(shown(address=f"10.{number >> 8}.{number & 255}.1"), MROSE)
+        throttle.record_success(shown(address=f"10.{number >> 8}.{number & 255}.1"), MROSE)
     assert len(throttle._recent) <= 4096
 
 
 def test_user_is_known_by_typed_and_own_name(throttle: Throttle) -> None:
-    throttle.accepted(shown(identity="MRose@Example.org"), MROSE)
+    throttle.record_success(shown(identity="MRose@Example.org"), MROSE)
     for name in ("mrose@example.org", "mrose"):
         assert throttle.priority(shown("x", name))[0] is Priority.KNOWN
 
 
 def test_network_is_known_after_a_login(throttle: Throttle, clock: Clock) -> None:
-    throttle.accepted(shown(), MROSE)
+    throttle.record_success(shown(), MROSE)
     guess(throttle, 1, ELSEWHERE)
     assert throttle.is_known_network(NEXT_DOOR)
     assert not throttle.is_known_network(ELSEWHERE)
@@ -374,8 +378,8 @@ def test_each_user_of_a_trusted_webmail_has_a_turn(throttle: Throttle) -> None:
 def test_no_guesses_of_others_lock_a_user(guesses: list[tuple[str, int]]) -> None:
     """I 189: no state refuses a right password, and a known user stays first."""
     home = shown("right", "ann")
-    with closing(Throttle(clock=Clock(), places=64)) as throttle:
-        throttle.accepted(home, UserAccount("ann", "ann"))
+    with closing(Throttle(clock=Clock(), entries=64)) as throttle:
+        throttle.record_success(home, UserAccount("ann", "ann"))
         for number, (identity, host) in enumerate(guesses):
             guess(throttle, number, f"198.51.100.{host}", identity)
         assert throttle.priority(home)[0] is Priority.KNOWN
@@ -385,8 +389,8 @@ def test_no_guesses_of_others_lock_a_user(guesses: list[tuple[str, int]]) -> Non
 
 def test_flood_of_addresses_harms_no_user(make: Callable[..., Throttle]) -> None:
     """I 190: far more IPv6 networks than the tables have places."""
-    throttle = make(places=64)
-    throttle.accepted(shown(), MROSE)
+    throttle = make(entries=64)
+    throttle.record_success(shown(), MROSE)
     for number in range(64):
         guess(throttle, number, ELSEWHERE)
     for number in range(1_000):
@@ -404,7 +408,7 @@ def test_flood_of_addresses_harms_no_user(make: Callable[..., Throttle]) -> None
 def test_homes_and_guesses_outlive_a_restart_and_passwords_do_not(
     throttle: Throttle, make: Callable[..., Throttle], tmp_path: Path
 ) -> None:
-    throttle.accepted(shown(), MROSE)
+    throttle.record_success(shown(), MROSE)
     for number in range(3):
         guess(throttle, number, ELSEWHERE)
     throttle.save(tmp_path / "guesses")
@@ -445,22 +449,22 @@ def test_damaged_saved_tables_are_ignored(
     damage: Callable[[bytes], bytes],
 ) -> None:
     path = tmp_path / "guesses"
-    throttle.accepted(shown(), MROSE)
+    throttle.record_success(shown(), MROSE)
     throttle.save(path)
     path.write_bytes(damage(path.read_bytes()))
     again = make()
     again.load(path)
     assert not again.facts("mrose", HERE).is_known
-    again.accepted(shown(), MROSE)
+    again.record_success(shown(), MROSE)
     assert again.facts("mrose", HERE).is_known
 
 
 def test_tables_of_another_size_are_not_taken(
     throttle: Throttle, make: Callable[..., Throttle], tmp_path: Path
 ) -> None:
-    throttle.accepted(shown(), MROSE)
+    throttle.record_success(shown(), MROSE)
     throttle.save(tmp_path / "guesses")
-    again = make(places=64)
+    again = make(entries=64)
     again.load(tmp_path / "guesses")
     assert not again.facts("mrose", HERE).is_known
 
@@ -482,7 +486,7 @@ def test_two_workers_share_and_the_death_of_one_forgets_nothing(throttle: Thrott
     def guess_and_die(first: int) -> None:
         for number in range(first, first + 5):
             guess(throttle, number)
-        throttle.accepted(shown(), MROSE)
+        throttle.record_success(shown(), MROSE)
         throttle._lock.__enter__()
         raise SystemExit(9)
 
@@ -498,7 +502,7 @@ def test_workers_lose_no_count_to_one_another(throttle: Throttle) -> None:
 
     def work(first: int) -> None:
         for number in range(first, first + 500):
-            throttle.refused(Disproof("SCRAM-SHA-256", str(number), HERE))
+            throttle.record_failure(Disproof("SCRAM-SHA-256", str(number), HERE))
 
     workers = [context.Process(target=work, args=(at,)) for at in (0, 1000)]
     for worker in workers:

@@ -48,11 +48,13 @@ class Guard:
     successes: list[tuple[Shown, UserAccount]] = field(default_factory=list)
     heard: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def accepted(self, shown: Shown, account: UserAccount, *, is_remembered: bool = False) -> None:
+    def record_success(
+        self, shown: Shown, account: UserAccount, *, is_cached: bool = False
+    ) -> None:
         self.successes.append((shown, account))
         self.heard.set()
 
-    def refused(self, shown: Shown) -> float:
+    def record_failure(self, shown: Shown) -> float:
         self.failures.append(shown)
         self.heard.set()
         return self.wait

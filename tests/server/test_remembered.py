@@ -290,7 +290,7 @@ def test_login_delay_holds_for_remembered_logins(users: Users) -> None:
 
     async def main() -> None:
         async with remembering(users) as server:
-            announced = users.worst_terms(server.service.policy.terms)
+            announced = users.announced_terms(server.service.policy.terms)
             server.service.policy = replace(server.service.policy, announced=announced)
             assert (await log_in(server)).startswith(b"+OK")
             assert (await log_in(server)).startswith(b"-ERR [LOGIN-DELAY]")

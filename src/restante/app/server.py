@@ -508,7 +508,7 @@ async def _end_disabled_sessions(service: Service) -> None:
 def _terms_to_announce(users: Users, policy: Policy) -> Terms | None:
     """Return the terms to announce before login; the previous ones if users cannot be read."""
     try:
-        return users.worst_terms(policy.terms)
+        return users.announced_terms(policy.terms)
     except RestanteError as error:
         _log.warning("users not read", extra={"fields": {"reason": str(error)}})
         return policy.announced

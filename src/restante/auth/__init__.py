@@ -1,4 +1,4 @@
-"""Identity back ends: they check logins and look users up.
+"""Identity back ends, which check logins and look users up.
 
-The contract is in ``restante.passdb``; ``app.backends`` has the table of back ends.
+``restante.passdb`` defines their contract, and ``app.backends`` contains the table of back ends.
 """

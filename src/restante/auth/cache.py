@@ -1,13 +1,14 @@
-"""Caches the answers to passwords, so that the next poll of a client costs no hash.
+"""Cache the results of password checks, so that a client's next poll requires no hashing.
 
-Security (compare CVE-2025-30189 and CVE-2026-27855): the key is a keyed hash, with a secret of this
-process, of everything that the answer depends on, each part with its length: service,
-mechanism, both identities, password and the user's generation.  If a credential or a permission
-changes, so does the generation, and older entries never match again.  No password is stored.  Only
-answers to passwords are cached; challenges and tokens are checked each time.  Whether an account
-may be opened now is not cached, but checked at each login.
+Security (compare CVE-2025-30189 and CVE-2026-27855): the key of an entry is a keyed hash of
+everything on which the result depends: service, mechanism, both identities, password and the user's
+generation.  The length of each part is included.  The hash key is a secret of this process.  If a
+credential or a permission changes, the generation changes too, and older entries never match again.
+No password is stored.  Only results of password checks are cached; challenges and tokens are
+checked each time.  Whether an account may be opened now is not cached, but checked at each login.
 
-Limits: two tables of fixed size, so that wrong guesses do not displace correct passwords.
+Limits: correct and wrong passwords are cached in separate tables of fixed size, so that guesses do
+not displace correct passwords.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from ..passdb import (
     UserAccount,
 )
 
-# Seconds; estimates.  A correct password is cached for one interval of a client that polls every
-# few minutes.  Without generations a change takes effect after a minute.
-_RIGHT_LIFETIME, _RIGHT_LIFETIME_WITHOUT_GENERATION = 300.0, 60.0
-_WRONG_LIFETIME = 10.0  # seconds; an estimate for clients that repeat a wrong password at once
-_MAX_RIGHT, _MAX_WRONG = 16_384, 4_096  # entries of about 0.5 KiB: 10 MiB together
+# Seconds; estimates.  The first is long enough for clients that poll every few minutes.  The second
+# applies to users without a generation: a change takes effect after a minute.
+_CORRECT_LIFETIME, _CORRECT_LIFETIME_WITHOUT_GENERATION = 300.0, 60.0
+_WRONG_LIFETIME = 10.0  # seconds; an estimate, for clients that retry a wrong password immediately
+_MAX_CORRECT, _MAX_WRONG = 16_384, 4_096  # entries of about 0.5 KiB: 10 MiB together
 
 T = TypeVar("T")
 
 
 class Cache:
-    """A ``Passdb`` in front of another one, with ``PromptAnswers``."""
+    """A cache in front of a ``Passdb``; implements ``Passdb`` and ``PromptAnswers``."""
 
     def __init__(
         self,
@@ -54,8 +55,8 @@ class Cache:
         """
         Args:
             verifier: used instead of ``passdb`` for passwords, for example a queue in front of it.
-            has_all_generations: False if some changes do not change the generation, because one
-                of several back ends has none.
+            has_all_generations: whether every change also changes the generation.  False if one of
+                several back ends has no generations.
         """
         self._passdb = verifier or passdb
         self._generations = passdb if offers(passdb, Generations) else None
@@ -64,7 +65,7 @@ class Cache:
         self._has_all_generations = has_all_generations
         self._service = service
         self._secret = secrets.token_bytes(32)
-        self._right = _Table[UserAccount](_MAX_RIGHT, clock)
+        self._correct = _Table[UserAccount](_MAX_CORRECT, clock)
         self._wrong = _Table[str](_MAX_WRONG, clock)
 
     def remembered(self, credentials: Credentials) -> UserAccount | None:
@@ -73,12 +74,12 @@ class Cache:
         generation = self._prompt_generations.generation_now(credentials.identity)
         if generation is None:
             return None
-        return self._known(credentials, self._key(credentials, generation))
+        return self._cached_account(credentials, self._key(credentials, generation))
 
     async def verify(self, credentials: Credentials) -> UserAccount:
         generation = await self._generation(credentials)
         key = self._key(credentials, generation)
-        account, reason = self._known(credentials, key), self._wrong.get(key)
+        account, reason = self._cached_account(credentials, key), self._wrong.get(key)
         if account is not None:
             return account
         if reason is not None:
@@ -86,29 +87,29 @@ class Cache:
         try:
             account = await self._passdb.verify(credentials)
         except AuthenticationFailed as error:
-            # Only a changed generation shows that the password was corrected meanwhile.
+            # Without a generation, the cache could not detect that the password was corrected.
             if self._is_exact(generation) and generation == await self._generation(credentials):
                 self._wrong.put(key, error.reason, _WRONG_LIFETIME)
             raise
-        if generation == await self._generation(credentials):  # nothing changed meanwhile
+        if generation == await self._generation(credentials):  # no change during the check
             is_exact = self._is_exact(generation)
-            lifetime = _RIGHT_LIFETIME if is_exact else _RIGHT_LIFETIME_WITHOUT_GENERATION
-            self._right.put(key, account, lifetime)
+            lifetime = _CORRECT_LIFETIME if is_exact else _CORRECT_LIFETIME_WITHOUT_GENERATION
+            self._correct.put(key, account, lifetime)
         return account
 
-    def _known(self, credentials: Credentials, key: bytes) -> UserAccount | None:
-        account = self._right.get(key)
+    def _cached_account(self, credentials: Credentials, key: bytes) -> UserAccount | None:
+        account = self._correct.get(key)
         if account is not None and self._last_uses is not None:
             self._last_uses.used(account, credentials.address)
         return account
 
     def _is_exact(self, generation: bytes | None) -> bool:
-        """Return whether every relevant change would have changed this generation."""
+        """Return whether any relevant change would have changed this generation."""
         return generation is not None and self._has_all_generations
 
     def clear(self) -> None:
-        """Forget all answers."""
-        self._right.clear()
+        """Remove all entries."""
+        self._correct.clear()
         self._wrong.clear()
 
     async def _generation(self, credentials: Credentials) -> bytes | None:
@@ -116,22 +117,23 @@ class Cache:
             return None
         return await self._generations.generation(credentials.identity)
 
-    def _key(self, shown: Credentials, generation: bytes | None) -> bytes:
+    def _key(self, credentials: Credentials, generation: bytes | None) -> bytes:
         texts = (
             self._service,
-            shown.mechanism,
-            shown.identity,
-            shown.authorization,
-            shown.password,
+            credentials.mechanism,
+            credentials.identity,
+            credentials.authorization,
+            credentials.password,
         )
         parts = [text.encode("utf-8", "surrogatepass") for text in texts]
         parts.append(generation or b"")
-        framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
-        return blake2b(framed, key=self._secret, digest_size=32).digest()
+        octets = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+        return blake2b(octets, key=self._secret, digest_size=32).digest()
 
 
 class _Table(Generic[T]):
-    """At most ``size`` entries that expire; the least recently used one is evicted."""
+    """A table of ``size`` entries that expire.  When it is full, the least recently used entry is
+    evicted."""
 
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
         self._size = size
@@ -142,8 +144,8 @@ class _Table(Generic[T]):
         entry = self._entries.get(key)
         if entry is None:
             return None
-        until, value = entry
-        if self._clock() >= until:
+        expires_at, value = entry
+        if self._clock() >= expires_at:
             del self._entries[key]
             return None
         self._entries.move_to_end(key)

@@ -1,9 +1,9 @@
-"""Several identity back ends as one: the first that knows a user decides.
+"""Combine several identity back ends: the first back end that has a user checks the user's logins.
 
-Security: exactly one back end checks a password, so the second back end never accepts a password
-that the first one has refused.  A refusal takes as long as for an unknown user: every back end
-has looked the name up, and one has computed a hash.  If a back end is down or slow, the login fails
-temporarily; that never counts as a wrong password.
+Security: exactly one back end checks a password, so a password that the first back end has refused
+is never accepted by the second one.  A refusal takes as long for an existing user as for an unknown
+one: every back end looks the name up, and one of them computes a hash.  If a back end is down or
+slow, the login fails temporarily and does not count as a wrong password.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ..passdb import (
     end_of,
 )
 from ..threads import deadline, running_loop
-from .names import BadName, addressed, check_name, key, normalise
+from .names import BadName, check_name, key, normalise, possible_users
 
 if TYPE_CHECKING:
     from .tokens import Issuer
@@ -63,21 +63,22 @@ async def _generation(backend: Backend, identity: str) -> bytes | None:
     return await backend.generation(identity) if offers(backend, Generations) else None
 
 
-def _combined(generations: Iterable[bytes | None]) -> bytes | None:
+def _combine(generations: Iterable[bytes | None]) -> bytes | None:
     """Combine the generations of all back ends; returns None if no back end has generations."""
-    known = [each for each in generations if each is not None]
+    existing = [each for each in generations if each is not None]
     digest = blake2b(digest_size=16)
-    for each in known:
+    for each in existing:
         digest.update(blake2b(each).digest())
-    return digest.digest() if known else None
+    return digest.digest() if existing else None
 
 
 class Chain:
-    """Implements ``Passdb``, ``Accounts``, ``Directory``, ``Generations``, ``PromptGenerations``
-    and ``LastUses``.
+    """Several back ends that are used like one.
 
-    It implements ``ScramKeys`` only if every back end does; otherwise clients would choose SCRAM
-    and then fail for users of a back end without keys.  The same applies to ``Digests``.
+    Implements ``Passdb``, ``Accounts``, ``Directory``, ``Generations``, ``PromptGenerations`` and
+    ``LastUses``.  A chain implements ``ScramKeys`` only if all of its back ends do; otherwise
+    clients would choose SCRAM, and the login of a user in a back end without keys would fail.  The
+    same applies to ``Digests``.
     """
 
     def __init__(
@@ -95,16 +96,19 @@ class Chain:
     ) -> None:
         """
         Args:
-            backends: by name, in the order of the queries; at least one.
-            domains: mail domains of users whose names have none.
-            deadline: seconds for all queries of one login together.
+            backends: at least one back end, by name; they are queried in this order.
+            domains: mail domains of users whose names contain no domain.
+            deadline: maximum number of seconds for all queries of one login together.
             issuer: verifies OAuth 2 tokens; if given, the chain implements ``Tokens``.
-            takes_unknown_users: whether a token also admits a user that no back end knows.
+            takes_unknown_users: whether a valid token admits a user who is in none of the back
+                ends.
             takes_certificates: whether the chain implements ``Certificates``.
-            verifiers: used instead of the back ends of these names for passwords, for example a
-                queue in front of each, so that a back end that hangs delays only its own users.
-            lookups: the same for look-ups of names.
-            check_maildrop: raises NoMaildrop for an invalid maildrop, which gets no mail.
+            verifiers: for some back ends, by name, the object that checks passwords instead, for
+                example a queue in front of the back end.  With a queue for each back end, a back
+                end that hangs delays only its own users.
+            lookups: for some back ends, by name, the object that looks names up instead.
+            check_maildrop: must raise NoMaildrop if a maildrop is invalid; recipients with such a
+                maildrop are refused.
         """
         self._backends = dict(backends)
         self._verifiers: dict[str, Passdb] = {**backends, **(verifiers or {})}
@@ -113,14 +117,14 @@ class Chain:
         self._deadline = deadline
         self._check_maildrop = check_maildrop
         self.has_all_generations = all(offers(each, Generations) for each in backends.values())
-        """Whether every back end has generations; if not, a cache may keep answers only briefly."""
+        """Whether every back end has generations; if not, results may be cached only briefly."""
         if all(offers(each, ScramKeys) for each in self._backends.values()):
             self.scram = self._scram
             self.proved = self._proved
-            only = next(iter(self._backends.values())) if len(self._backends) == 1 else None
-            if offers(only, PromptScramKeys):
-                self.scram_now = only.scram_now
-                self.proved_now = only.proved_now
+            single = next(iter(self._backends.values())) if len(self._backends) == 1 else None
+            if offers(single, PromptScramKeys):
+                self.scram_now = single.scram_now
+                self.proved_now = single.proved_now
         if all(offers(each, Digests) for each in self._backends.values()):
             self.digested = self._digested
         if issuer is not None:
@@ -130,30 +134,32 @@ class Chain:
             self.certified = self._certified
 
     async def verify(self, credentials: Credentials) -> UserAccount:
-        return await self._verdict(
+        return await self._authenticate(
             credentials.identity, lambda name: self._verifiers[name].verify(credentials)
         )
 
-    async def _verdict(
+    async def _authenticate(
         self, identity: str, verify: Callable[[str], Awaitable[UserAccount]]
     ) -> UserAccount:
-        """Let the back end that knows a user check the login; its name is passed to ``verify``."""
+        """Check a login with the back end that has the user; ``verify`` gets its name."""
         end = self._end()
         async with self._within(end) as queried:
-            name = await self._deciding(identity, queried)
+            name = await self._responsible_backend(identity, queried)
             try:
                 return await verify(name)
             except AuthenticationFailed as error:
-                refused = error
+                refusal = error
         await self._equalise_timing(identity, name, end)
-        raise refused
+        raise refusal
 
     async def account(self, identity: str) -> UserAccount | None:
         _, account = await self.find(identity)
         return account
 
     async def find(self, identity: str) -> tuple[str, UserAccount | None]:
-        """Return the name of the back end that knows a user, and the account in it.
+        """Return the name of the back end that has a user, and the user's account.
+
+        Returns an empty name and None if no back end has the user.
 
         Raises:
             TemporaryFailure: a back end cannot be queried now.
@@ -170,17 +176,17 @@ class Chain:
             backend.close()
 
     async def maildrop_of(self, recipient: str) -> str:
-        for name in addressed(recipient, self._domains):
+        for name in possible_users(recipient, self._domains):
             if account := await self.account(name):
-                return self._receiving(recipient, account.maildrop)
+                return self._checked(recipient, account.maildrop)
         raise NoSuchUser(recipient)
 
-    def _receiving(self, recipient: str, maildrop: str) -> str:
+    def _checked(self, recipient: str, maildrop: str) -> str:
         """Return the maildrop if it is valid.
 
         Raises:
-            NoSuchUser: the maildrop is invalid; a note states the reason for the operator.  The
-                sender's server must not try again, because that would not help.
+            NoSuchUser: the maildrop is invalid.  A note states the reason for the operator.  The
+                error is permanent, because trying again would not help.
         """
         try:
             self._check_maildrop(maildrop)
@@ -193,23 +199,24 @@ class Chain:
     async def generation(self, identity: str) -> bytes | None:
         """Return a digest of the generations of all back ends that have one, or None.
 
-        All back ends count, because a change in any of them may change which back end decides.  A
-        back end that is down is left out if an earlier back end knows the user, and so decides.
+        All back ends are included, because a change in any of them may change which back end is
+        responsible for the user.  A back end that is down is left out if an earlier back end has
+        the user.
         """
-        found = []
+        generations = []
         async with self._within(self._end()) as queried:
             for name, backend in self._backends.items():
                 queried.append(name)
                 try:
-                    found.append(await _generation(backend, identity))
+                    generations.append(await _generation(backend, identity))
                 except TemporaryFailure:
-                    if not await self._any_knows(identity, queried[:-1]):
+                    if not await self._any_has(identity, queried[:-1]):
                         raise
                     break
-        return _combined(found)
+        return _combine(generations)
 
     def generation_now(self, identity: str) -> bytes | None:
-        found = []
+        generations = []
         for backend in self._backends.values():
             if offers(backend, Generations):
                 if not offers(backend, PromptGenerations):
@@ -217,10 +224,10 @@ class Chain:
                 generation = backend.generation_now(identity)
                 if generation is None:
                     return None
-                found.append(generation)
-        return _combined(found)
+                generations.append(generation)
+        return _combine(generations)
 
-    async def _any_knows(self, identity: str, names: Iterable[str]) -> bool:
+    async def _any_has(self, identity: str, names: Iterable[str]) -> bool:
         for name in names:
             if await self._lookups[name].account(identity):
                 return True
@@ -234,22 +241,23 @@ class Chain:
     async def _scram(self, identity: str, digest: str) -> ScramSecrets:
         end = self._end()
         async with self._within(end) as queried:
-            name = await self._deciding(identity, queried)
+            name = await self._responsible_backend(identity, queried)
             keys = await cast(ScramKeys, self._backends[name]).scram(identity, digest)
         await self._equalise_timing(identity, name, end)
         return keys
 
     async def _proved(self, proof: Proof) -> UserAccount:
         async with self._within(self._end()) as queried:
-            name = await self._deciding(proof.identity, queried)
+            name = await self._responsible_backend(proof.identity, queried)
             return await cast(ScramKeys, self._backends[name]).proved(proof)
 
-    async def _digested(self, shown: Digest) -> UserAccount:
-        return await self._verdict(
-            shown.identity, lambda name: cast(Digests, self._backends[name]).digested(shown)
+    async def _digested(self, digest: Digest) -> UserAccount:
+        return await self._authenticate(
+            digest.identity, lambda name: cast(Digests, self._backends[name]).digested(digest)
         )
 
-    # Tokens and certificates prove an identity; the back end has the account and its permissions.
+    # Tokens and certificates prove an identity; the back ends supply the account and its
+    # permissions.
 
     async def _verify_token(self, token: Token) -> UserAccount:
         async with self._within(self._end()) as queried:
@@ -259,15 +267,15 @@ class Chain:
             if account is None and self._takes_unknown_users:
                 with suppress(BadName):
                     account = UserAccount(check_name(owner), check_name(owner))
-            return await self._authorized(account, token.identity, "token", queried)
+            return await self._authorize(account, token.identity, "token", queried)
 
     async def _certified(self, proof: Proof) -> UserAccount:
         async with self._within(self._end()) as queried:
             account = await self._account_of(proof.identity, queried)
-            return await self._authorized(account, proof.authorization, "certificate", queried)
+            return await self._authorize(account, proof.authorization, "certificate", queried)
 
     async def _account_of(self, name: str, queried: list[str]) -> UserAccount | None:
-        """Return the account of this name; for a local domain, also without the domain."""
+        """Return the account with this name, or with the name without its domain if it is local."""
         local, _, domain = key(name).partition("@")
         for each in [key(name), *([local] if domain in self._domains else [])]:
             for backend in self._backends:
@@ -276,10 +284,15 @@ class Chain:
                     return account
         return None
 
-    async def _authorized(
+    async def _authorize(
         self, account: UserAccount | None, authorization: str, credential: str, queried: list[str]
     ) -> UserAccount:
-        """Return the account with its credential; a user must not act for another (RFC 4616 §2)."""
+        """Return the account with ``credential``.
+
+        Raises:
+            AuthenticationFailed: the user is unknown, or requests to act for another user
+                (RFC 4616 §2).
+        """
         if account is None:
             raise AuthenticationFailed("unknown-user")
         if authorization and key(authorization) != account.user:
@@ -288,8 +301,8 @@ class Chain:
                 raise AuthenticationFailed("authorization")
         return replace(account, credential=credential)
 
-    async def _deciding(self, identity: str, queried: list[str]) -> str:
-        """Return the name of the back end that decides; the last one refuses unknown users."""
+    async def _responsible_backend(self, identity: str, queried: list[str]) -> str:
+        """Return the name of the back end that has the user, or of the last one, which refuses."""
         *others, last = self._backends
         for name in others:
             queried.append(name)
@@ -299,7 +312,7 @@ class Chain:
         return last
 
     async def _equalise_timing(self, identity: str, name: str, end: float) -> None:
-        """Look the name up in the remaining back ends, as for a name that none of them knows."""
+        """Look the name up in the remaining back ends, as is done for an unknown user."""
         names = list(self._backends)
         for other in names[names.index(name) + 1 : -1]:
             with suppress(RestanteError):
@@ -314,7 +327,11 @@ class Chain:
 
     @asynccontextmanager
     async def _within(self, end: float) -> AsyncIterator[list[str]]:
-        """Raise BackendUnavailable at ``end``; it names the last back end in the yielded list."""
+        """Raise BackendUnavailable if the block has not finished at ``end``.
+
+        The block must append the name of each back end that it queries to the yielded list; the
+        error names the last one.
+        """
         queried: list[str] = []
         try:
             async with deadline(end):

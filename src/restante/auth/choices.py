@@ -1,4 +1,4 @@
-"""Names that the configuration may choose from, without the code behind them."""
+"""Values that the configuration accepts, in a module that imports no other code."""
 
 from __future__ import annotations
 

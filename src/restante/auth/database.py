@@ -2,8 +2,8 @@
 
 ``ReadOnlyDatabase`` reads the file from the event loop, without waiting for a writer.
 
-Security: only the file's owner can read it.  A database of a newer version or of another program is
-refused and not changed.
+Security: only the file's owner can read it.  A database that belongs to a newer version or to
+another program is refused and not changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import ConfigurationError, TemporaryFailure
 
 _LOCK_TIMEOUT = 5.0  # seconds for another process to finish writing; a write takes milliseconds
-# Each step migrates to the next version: user_version is the number of steps done.
+# Each step migrates the schema to the next version; user_version is the number of completed steps.
 STEPS = (
     """
     CREATE TABLE users (
@@ -36,8 +36,8 @@ STEPS = (
         PRIMARY KEY (user, label)
     ) STRICT
     """,
-    # selector: the first characters of an app password, which identify it; empty for a password.
-    # sha256, sha1: stored key and server key of SCRAM, concatenated.
+    # selector: the first characters of an app password, which identify it; empty for the user's own
+    # password.  sha256, sha1: SCRAM's stored key and server key, concatenated.
     """
     ALTER TABLE users ADD COLUMN needs_tls INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE users ADD COLUMN mechanisms TEXT NOT NULL DEFAULT '';
@@ -53,9 +53,9 @@ STEPS = (
     CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
     INSERT INTO secrets VALUES ('scram', randomblob(32))
     """,
-    # expire: minimum days that mail is kept; NULL: the server's setting.
+    # expire: minimum number of days for which mail is kept; NULL: the setting in the configuration.
     "ALTER TABLE users ADD COLUMN expire INTEGER",
-    # quota: octets, 0 is unlimited; NULL: the setting in the configuration.
+    # quota: octets; 0: unlimited; NULL: the setting in the configuration.
     "ALTER TABLE users ADD COLUMN quota INTEGER",
     # folders: one line for each folder to show; empty: the store's default.
     "ALTER TABLE users ADD COLUMN folders TEXT NOT NULL DEFAULT ''",
@@ -66,27 +66,28 @@ STEPS = (
 
 
 @contextmanager
-def transaction(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connection]:
-    """Open the database for one transaction; ``make`` creates it if it is missing.
+def transaction(path: Path, *, create: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open the database for one transaction; ``create`` creates it if it is missing.
 
-    Without ``make``, a missing database is treated as a database without users.  An older database
-    that restante created is migrated.  An empty file is an error.  If it counted as a database
-    without users, a full disk would make every user unknown, and their mail would be refused.
+    Without ``create``, a missing database is treated as a database without users.  A database of
+    an older version of restante is migrated.  An empty file is an error: if it counted as a
+    database without users, a full disk would make every user unknown, and their mail would be
+    refused.
 
     Raises:
         ConfigurationError: the file is empty, or belongs to another program or to a newer version.
         TemporaryFailure: the database cannot be used now.
     """
     try:
-        if make and not path.exists():
+        if create and not path.exists():
             _create(path)
-        place = str(path) if path.exists() else ":memory:"
-        with closing(sqlite3.connect(place, timeout=_LOCK_TIMEOUT)) as database:
-            _migrate(database, path, make=place == ":memory:")
+        name = str(path) if path.exists() else ":memory:"
+        with closing(sqlite3.connect(name, timeout=_LOCK_TIMEOUT)) as database:
+            _migrate(database, path, is_new=name == ":memory:")
             with database:
                 yield database
     except (sqlite3.Error, OSError) as error:
-        raise unusable(f"{path}: {error}") from error
+        raise temporary_failure(f"{path}: {error}") from error
 
 
 def _create(path: Path) -> None:
@@ -96,7 +97,7 @@ def _create(path: Path) -> None:
     try:
         os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         with closing(sqlite3.connect(temporary)) as database:
-            _migrate(database, path, make=True)
+            _migrate(database, path, is_new=True)
         try:
             os.link(temporary, path)
         except FileExistsError:  # another process has created it
@@ -107,20 +108,20 @@ def _create(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def unusable(note: str) -> TemporaryFailure:
-    """Return an error for the peer, with a note for the operator."""
+def temporary_failure(note: str) -> TemporaryFailure:
+    """Return an error whose text is for the peer, with a note for the operator."""
     failure = TemporaryFailure("user database cannot be used")
     failure.add_note(note)
     return failure
 
 
 class ReadOnlyDatabase:
-    """One connection that stays open, for queries that take microseconds."""
+    """A read-only connection that stays open, for queries that take only microseconds."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._database: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None
+        self._file_id: tuple[int, int] | None = None  # device and inode number
 
     def rows(self, statement: str, *values: object) -> list[Any]:
         """Return the rows of a query.
@@ -130,7 +131,7 @@ class ReadOnlyDatabase:
                 caller should use ``transaction``, which waits and reports the reason.
         """
         status = os.stat(self._path)
-        if self._database is None or self._file != (status.st_dev, status.st_ino):
+        if self._database is None or self._file_id != (status.st_dev, status.st_ino):
             self.close()  # the file was replaced
             self._database = sqlite3.connect(
                 f"{self._path.absolute().as_uri()}?mode=ro",
@@ -139,7 +140,7 @@ class ReadOnlyDatabase:
                 isolation_level=None,
                 check_same_thread=False,
             )
-            self._file = (status.st_dev, status.st_ino)
+            self._file_id = (status.st_dev, status.st_ino)
             if self._database.execute("PRAGMA user_version").fetchone() != (len(STEPS),):
                 self.close()
                 raise sqlite3.DatabaseError("unexpected schema version")
@@ -150,16 +151,16 @@ class ReadOnlyDatabase:
             self._database.close()
             self._database = None
 
-    __del__ = close  # most commands do not close it
+    __del__ = close  # most commands do not close the connection
 
 
-def _migrate(database: sqlite3.Connection, path: Path, *, make: bool) -> None:
+def _migrate(database: sqlite3.Connection, path: Path, *, is_new: bool) -> None:
     database.execute("PRAGMA foreign_keys = ON")
     if _version(database, path) == len(STEPS):
         return
-    database.execute("BEGIN IMMEDIATE")  # another process may be migrating it too
+    database.execute("BEGIN IMMEDIATE")  # another process may be migrating the database too
     version = _version(database, path)
-    if not make and (version == 0 or not _has_users(database)):
+    if not is_new and (version == 0 or not _has_users(database)):
         what = "is empty" if path.stat().st_size == 0 else "belongs to another program"
         raise ConfigurationError(f"{path} {what}; restore it from a backup, or remove it")
     for step in STEPS[version:]:

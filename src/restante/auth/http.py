@@ -1,7 +1,7 @@
 """Requests to an identity provider.
 
-Security: the rules of ``https`` apply; requests without TLS are sent only to this machine.
-Limits: 1 MiB and ``_PATIENCE`` seconds for each response.
+Security: the rules in ``https`` apply.  Requests without TLS are sent only to this machine.
+Limits: each response has at most 1 MiB and must arrive within ``_TIMEOUT`` seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .. import https
 from ..errors import BackendMisconfigured, BackendUnavailable, TemporaryFailure
 from ..regular import read_regular
 
-_PATIENCE = 8.0  # seconds; less than the default deadline of a login, which is 10 s
+_TIMEOUT = 8.0  # seconds; less than the default deadline of a login, which is 10 s
 
 
 def is_safe(url: str) -> bool:
@@ -27,13 +27,13 @@ def is_safe(url: str) -> bool:
         if parts.username or parts.password or parts.fragment or not url.isprintable():
             return False
         return bool(host) and (
-            parts.scheme == "https" or (parts.scheme == "http" and _is_here(host))
+            parts.scheme == "https" or (parts.scheme == "http" and _is_this_machine(host))
         )
     except ValueError:
         return False
 
 
-def _is_here(host: str) -> bool:
+def _is_this_machine(host: str) -> bool:
     if host == "localhost":
         return True
     try:
@@ -43,13 +43,13 @@ def _is_here(host: str) -> bool:
 
 
 class ProviderClient:
-    """Requests JSON objects from a provider.  Blocking."""
+    """Requests JSON objects from a provider.  The calls block."""
 
     def __init__(self, ca_file: str = "") -> None:
-        """The authorities in ``ca_file`` are trusted instead of the system's authorities."""
+        """``ca_file`` contains the authorities to trust; by default, the system's are trusted."""
         context = _context(ca_file)
         self._client = https.JsonClient(
-            context, patience=_PATIENCE, deadline=_PATIENCE, by_proxy=False
+            context, patience=_TIMEOUT, deadline=_TIMEOUT, by_proxy=False
         )
 
     def ask(
@@ -58,21 +58,22 @@ class ProviderClient:
         """Return the JSON object of the response.  If ``data`` is given, the request is a POST.
 
         Raises:
-            BackendMisconfigured: the HTTP status will not change until the configuration does.
-            BackendUnavailable: there was no response, another error status, or no JSON object.
+            BackendMisconfigured: the HTTP status shows that the configuration must be corrected.
+            BackendUnavailable: the provider did not respond, responded with another error status,
+                or did not return a JSON object.
         """
         host = urlsplit(url).hostname
         try:
-            status, answer = self._client.ask(url, data, headers)
+            status, content = self._client.ask(url, data, headers)
         except TemporaryFailure as error:
             raise BackendUnavailable(str(error)) from error
         if https.is_lasting(status):
             raise BackendMisconfigured(f"{host}: HTTP status {status}")
         if not 200 <= status < 300:
             raise BackendUnavailable(f"{host}: HTTP status {status}")
-        if answer is None:
-            raise BackendUnavailable(f"{host}: the answer is not a JSON object")
-        return answer
+        if content is None:
+            raise BackendUnavailable(f"{host}: the response is not a JSON object")
+        return content
 
 
 def _context(ca_file: str) -> ssl.SSLContext:
@@ -82,7 +83,7 @@ def _context(ca_file: str) -> ssl.SSLContext:
 
 
 def is_readable(ca_file: str) -> bool:
-    """Return whether certificates can be read from a file; "" means the system's certificates."""
+    """Return whether certificates can be read from a file; "" means the system's file."""
     try:
         _context(ca_file)
     except (OSError, ssl.SSLError):

@@ -1,7 +1,7 @@
 """Records when and from which address each credential was last used.
 
-Limits: uses are written at most once a minute, so that a login requires no disk access.  A crash
-loses the uses of the last minute.  Logins neither wait for a write nor fail because of an error.
+Limits: uses are collected and written at most once a minute.  A crash loses the uses of the last
+minute.  A login neither waits for this write nor fails because of an error in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..clock import SLACK
 from ..errors import RestanteError
 from .database import transaction
 
-_INTERVAL = 60.0  # seconds from one write to the next
+_INTERVAL = 60.0  # minimum number of seconds between two writes
 
 
 class LastUse:
@@ -27,17 +27,17 @@ class LastUse:
         self._writing = threading.Lock()
         self._pending: dict[tuple[str, str], tuple[float, str]] = {}
         self._timer: threading.Timer | None = None
-        self._written = -_INTERVAL  # on the monotonic clock
+        self._written_at = -_INTERVAL  # on the monotonic clock
 
     def record(self, user: str, label: str, address: str) -> None:
         """Record a use.  The first use after a minute without a write is written immediately."""
         with self._lock:
             self._pending[user, label] = (time.time(), address)
             if self._timer is None:
-                wait = max(0.0, self._written + _INTERVAL - time.monotonic())
+                wait = max(0.0, self._written_at + _INTERVAL - time.monotonic())
                 timer = threading.Timer(wait, self._write)
                 timer.daemon = True
-                with suppress(RuntimeError):  # no thread can be started; the next login tries again
+                with suppress(RuntimeError):  # no thread is available; the next login tries again
                     timer.start()
                     self._timer = timer
 
@@ -45,7 +45,7 @@ class LastUse:
         with self._writing:
             with self._lock:
                 pending, self._pending = self._pending, {}
-                self._timer, self._written = None, time.monotonic()
+                self._timer, self._written_at = None, time.monotonic()
             if not pending:
                 return
             future = time.time() + SLACK

@@ -5,7 +5,7 @@ distinguished name.  This module refuses empty passwords, because a server would
 as an anonymous one (RFC 4513 §5.1.2).  Passwords leave this machine only over TLS; certificates and
 host names are verified; referrals are not followed.
 Limits: one connection for each query.  All steps end at the deadline of the login, except the
-look-up of the server's address, whose time the system limits.
+look-up of the server's address: the operating system limits its time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from . import passwords
 from .names import BadName, check_name
 from .names import key as _key
 
-_AT_ONCE = 16  # connections; an estimate of what a small directory serves without delay
-_DECOY = "cn=nobody"  # entry below the base; the DN to bind as for an unknown user
+# Maximum number of simultaneous connections; an estimate of what a small directory server handles
+# without delay.
+_MAX_CONNECTIONS = 16
+_DECOY = "cn=nobody"  # name of an entry below the base DN, to bind as if the user is unknown
 
 
 def is_safe(url: str) -> bool:
@@ -39,17 +41,18 @@ def is_safe(url: str) -> bool:
         return False
 
 
-def _stays_here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     parts = urlsplit(url)
     return parts.scheme == "ldapi" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The directory, and the settings for user searches."""
+    """A directory server, and the settings for user searches."""
 
     url: str
-    """``ldaps:``, ``ldap:`` (with STARTTLS unless it refers to this machine) or ``ldapi:``."""
+    """An ``ldaps:``, ``ldapi:`` or ``ldap:`` URL.  ``ldap:`` uses STARTTLS, except for this
+    machine."""
     base: str
     """The base DN to search under."""
     filter: str = "(uid=%u)"
@@ -60,17 +63,17 @@ class Search:
     """The DN to bind as for the search; empty for an anonymous search."""
     bind_password: str = field(default="", repr=False)
     ca_file: str = ""
-    """File of trusted certificate authorities; empty for the system's authorities."""
+    """A file of trusted certificate authorities; empty for the system's authorities."""
 
 
 class Ldap:
-    """Implements ``Passdb`` and ``Accounts`` over one directory."""
+    """The users of one directory.  Implements ``Passdb`` and ``Accounts``."""
 
     def __init__(self, search: Search, deadline: float = 10.0) -> None:
-        """``deadline`` is in seconds, for all queries of one login together."""
+        """``deadline``: maximum number of seconds for all queries of one login together."""
         self._search = search
         self._deadline = deadline
-        self._threads = Threads("ldap", _AT_ONCE)
+        self._threads = Threads("ldap", _MAX_CONNECTIONS)
 
     async def verify(self, credentials: Credentials) -> UserAccount:
         if not passwords.is_possible(credentials.password):
@@ -83,17 +86,17 @@ class Ldap:
         return await self._threads.run(lambda: self._verify(credentials, end))
 
     def _end(self) -> float:
-        """Return the deadline on the monotonic clock; threads cannot read the loop's clock."""
+        """Return the deadline on the monotonic clock, because threads cannot read the loop's."""
         now = asyncio.get_running_loop().time()
         return time.monotonic() + end_of(self._deadline, now) - now
 
     def _verify(self, credentials: Credentials, end: float) -> UserAccount:
         name = _key(credentials.identity)
-        known = self._find(name, end)
-        entry = known or f"{_DECOY},{self._search.base}"
+        found = self._find(name, end)
+        entry = found or f"{_DECOY},{self._search.base}"
         password = credentials.password.encode("utf-8", "surrogateescape")
-        if not self._binds(entry, password, end) or known is None:
-            raise AuthenticationFailed("unknown-user" if known is None else "bad-password")
+        if not self._accepts(entry, password, end) or found is None:
+            raise AuthenticationFailed("unknown-user" if found is None else "bad-password")
         return UserAccount(name, name)
 
     async def account(self, identity: str) -> UserAccount | None:
@@ -125,20 +128,20 @@ class Ldap:
                 ldap.SCOPE_SUBTREE,
                 pattern,
                 [search.name],
-                timeout=_limit(directory, end),
+                timeout=_limit_step(directory, end),
             )
         entries = [
             entry
             for entry, attributes in rows
-            # A row without an entry is a referral.  Names that a directory considers equal, such as
-            # names that differ only in spaces, are not equal for restante.
+            # A row without an entry is a referral.  The name is compared again, because a directory
+            # may ignore differences such as extra spaces.
             if entry and name in map(_text, _values(attributes, search.name))
         ]
         if len(entries) > 1:
             raise BackendUnavailable(f"ldap: {len(entries)} entries have the same name")
         return entries[0] if entries else None
 
-    def _binds(self, entry: str, password: bytes, end: float) -> bool:
+    def _accepts(self, entry: str, password: bytes, end: float) -> bool:
         """Return whether the directory accepts this password for this entry."""
         import ldap
 
@@ -151,7 +154,9 @@ class Ldap:
 
     @contextmanager
     def _connected(self, end: float) -> Iterator[Any]:
-        """Connect; the first step must end at ``end``, and ``_limit`` begins the next step.
+        """Connect to the directory.  The next operation in the block must end at ``end``.
+
+        Call ``_limit_step`` before each further operation.
 
         Raises:
             BackendUnavailable: the directory cannot be used, for any reason.
@@ -167,17 +172,18 @@ class Ldap:
             try:
                 directory.set_option(ldap.OPT_PROTOCOL_VERSION, 3)
                 directory.set_option(ldap.OPT_REFERRALS, 0)
-                # Otherwise a server that accepts TLS and sends nothing blocks for ever.
+                # Without this option, a server that accepts the connection but does not respond to
+                # the TLS handshake would block the thread for ever.
                 directory.set_option(ldap.OPT_CONNECT_ASYNC, 1)
                 directory.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, ldap.OPT_X_TLS_DEMAND)
                 if self._search.ca_file:
                     directory.set_option(ldap.OPT_X_TLS_CACERTFILE, self._search.ca_file)
-                # Must be last: it applies the others.
+                # This option must be set last, because it applies the other TLS options.
                 directory.set_option(ldap.OPT_X_TLS_NEWCTX, 0)
-                _limit(directory, end)
-                if url.startswith("ldap:") and not _stays_here(url):
+                _limit_step(directory, end)
+                if url.startswith("ldap:") and not _is_local(url):
                     directory.start_tls_s()
-                    _limit(directory, end)
+                    _limit_step(directory, end)
                 yield directory
             finally:
                 directory.unbind_ext_s()
@@ -185,20 +191,22 @@ class Ldap:
             raise BackendUnavailable(f"ldap: {_reason(error)}") from error
 
 
-def _limit(directory: Any, end: float) -> float:
-    """Make the next step end at ``end``; return the seconds that are left.
+def _limit_step(directory: Any, end: float) -> float:
+    """Set the timeouts of the next operation so that it ends at ``end``.
+
+    Returns the number of seconds until ``end``.
 
     Raises:
         BackendUnavailable: the deadline has passed.
     """
     import ldap
 
-    left = end - time.monotonic()
-    if left <= 0:
+    remaining = end - time.monotonic()
+    if remaining <= 0:
         raise BackendUnavailable("ldap: no answer in time")
-    directory.set_option(ldap.OPT_NETWORK_TIMEOUT, left)
-    directory.set_option(ldap.OPT_TIMEOUT, left)
-    return left
+    directory.set_option(ldap.OPT_NETWORK_TIMEOUT, remaining)
+    directory.set_option(ldap.OPT_TIMEOUT, remaining)
+    return remaining
 
 
 def _values(attributes: dict[str, list[bytes]], name: str) -> list[bytes]:

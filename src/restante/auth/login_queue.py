@@ -1,12 +1,12 @@
-"""A bounded queue in front of a back end: known users first, then fair among networks.
+"""A bounded queue in front of a back end: known users first, then an equal share for each network.
 
 With a local back end, only password checks are queued, because hashing is expensive.  With a back
 end that queries another program, such as a directory server, name look-ups are queued as well.
 
 The throttle gives each login a priority and a group, which is the network or the user of the login.
-Logins of the same priority are admitted from one group after another.
-Logins from networks that are guessing passwords share part of one core, which leaves the rest of
-the machine to other logins.
+If logins of the same priority are waiting, one login of each group is admitted in turn.  Logins
+from networks with recent guesses share part of one core, which leaves the rest of the machine to
+other logins.
 
 Limits: ``_MAX_WAITING`` logins of each priority.  When a queue is full, logins are refused with
 [SYS/TEMP], starting with the group that has the most logins waiting.
@@ -25,16 +25,16 @@ from ..passdb import Credentials, UserAccount, current_attempt
 from .chain import Verifier
 from .throttle import Priority
 
-# Logins of each priority.  On one core, with 45 ms for each hash, the last of 256 logins waits
-# 12 s.  The chain has a deadline of 10 s, so the additional logins in a longer queue would only
-# time out.
+# Number of logins of each priority.  On one core, with 45 ms for each hash, the last of 256 logins
+# waits 12 s.  The chain has a deadline of 10 s, so in a longer queue more logins would only time
+# out.
 _MAX_WAITING = 256
 
 T = TypeVar("T")
 
 
 class LoginQueue:
-    """A ``Verifier`` that queues requests to another ``Verifier``, which is slow or expensive."""
+    """A ``Verifier`` that queues the requests to a slow or expensive ``Verifier``."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class LoginQueue:
         self._dirty_since: float | None = None
         self._dirty_allowed_at = 0.0
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
-        self._alarm: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def verify(self, credentials: Credentials) -> UserAccount:
         """Check a password when a slot is free.
@@ -72,7 +72,7 @@ class LoginQueue:
         return await self._run(credentials, lambda: self._backend.verify(credentials))
 
     async def account(self, identity: str) -> UserAccount | None:
-        """Look a user up, with the priority of the login that needs it.
+        """Look a user up, with the priority of the current login.
 
         A look-up outside a login, for example of a recipient, has the priority of a login by this
         user from an unknown address.
@@ -94,7 +94,7 @@ class LoginQueue:
         except BaseException:
             if not waiter.admitted.done() or waiter.admitted.cancelled():
                 self._queues[waiter.priority].remove(waiter)
-            elif waiter.admitted.exception() is None:  # admitted and cancelled at the same moment
+            elif waiter.admitted.exception() is None:  # cancelled after it was admitted
                 self._leave(waiter.priority)
             raise
         try:
@@ -111,17 +111,17 @@ class LoginQueue:
             waiter = self._queues[priority].take()
             if waiter.admitted.done():
                 continue  # its caller was cancelled
-            if priority is Priority.CLEAN and self._requeued(waiter):
+            if priority is Priority.CLEAN and self._requeue_if_dirty(waiter):
                 continue
             self._free -= 1
             if priority is Priority.DIRTY:
                 self._dirty_since = self._clock()
             waiter.admitted.set_result(None)
 
-    def _requeued(self, waiter: _Waiter) -> bool:
-        """Requeue a login if clients in its network guessed passwords while it waited.
+    def _requeue_if_dirty(self, waiter: _Waiter) -> bool:
+        """Requeue a login if its network has become ``DIRTY`` while it waited.
 
-        Returns whether the login must not be admitted now.
+        Returns whether the login was requeued or refused, so that it must not be admitted now.
         """
         if self._priority(waiter.credentials)[0] is not Priority.DIRTY:
             return False
@@ -136,15 +136,16 @@ class LoginQueue:
             return Priority.KNOWN
         if self._queues[Priority.DIRTY] and self._dirty_since is None:
             wait = self._dirty_allowed_at - self._clock()
-            # Checked before CLEAN, because a stream of clean logins would prevent DIRTY logins.
+            # Checked before CLEAN, because otherwise a constant stream of CLEAN logins would keep
+            # DIRTY logins waiting for ever.
             if wait <= 0:
                 return Priority.DIRTY
-            if self._alarm is None:
-                self._alarm = asyncio.get_running_loop().call_later(wait, self._wake)
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(wait, self._wake)
         return Priority.CLEAN if self._queues[Priority.CLEAN] else None
 
     def _wake(self) -> None:
-        self._alarm = None
+        self._timer = None
         self._admit()
 
     def _leave(self, priority: Priority) -> None:
@@ -158,7 +159,7 @@ class LoginQueue:
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """A login in the queue, or being checked."""
+    """A login that is in the queue or is being checked."""
 
     credentials: Credentials
     admitted: asyncio.Future[None]
@@ -172,7 +173,9 @@ class _Queue:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._count = 0
-        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()  # by group, the next first
+        self._waiting: OrderedDict[str, deque[_Waiter]] = (
+            OrderedDict()
+        )  # by group, the next group first
 
     def __bool__(self) -> bool:
         return self._count > 0
@@ -189,7 +192,7 @@ class _Queue:
         self._count += 1
 
     def take(self) -> _Waiter:
-        """Remove and return the first login of the next group.  The group then moves to the end."""
+        """Remove and return the first login of the next group, and move the group to the end."""
         group, waiters = self._waiting.popitem(last=False)
         waiter = waiters.popleft()
         self._count -= 1
@@ -210,7 +213,8 @@ class _Queue:
         """Refuse the last login of the largest group.
 
         Raises:
-            TooBusy: with the new login, ``group`` would be at least as large as the largest group.
+            TooBusy: if a login were added, ``group`` would be at least as large as the largest
+                group.
         """
         largest = max(self._waiting, key=lambda each: len(self._waiting[each]))
         if len(self._waiting[largest]) <= len(self._waiting.get(group, ())) + 1:

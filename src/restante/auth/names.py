@@ -1,6 +1,6 @@
-"""Names of users, in the normal form in which they are stored, looked up and compared.
+"""User names in the normal form in which they are stored, looked up and compared.
 
-Security: the normal forms of users' names are unique, and no name can lead out of a directory.
+Security: the normal form of each user name is unique, and no name can cause a path traversal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..sasl.prepare import prepared
 
 MAX_NAME = 128  # octets of UTF-8 in each part; twice the limit of RFC 5321 §4.5.3.1.1
 # Octets of UTF-8 in a name that a client sends; limited because normalising takes quadratic time.
-_MAX_TYPED = 1024
+_MAX_RECEIVED = 1024
 
 
 class BadName(RestanteError):
@@ -29,68 +29,72 @@ def check_name(name: str) -> str:
     """Return the normal form of a valid name: ``local`` or ``local@domain``.
 
     Raises:
-        BadName: the name is invalid; the text of the error states the reason.
+        BadName: the name is invalid; the error text states the reason.
     """
     normal = normalise(name)
     parts = normal.split("@")
     if len(parts) > 2:
-        raise BadName("a user's name has at most one @")
-    if not normal.isprintable() or " " in normal:  # also: control, bidi, zero-width, surrogates
-        raise BadName("a user's name has only printable characters and no space")
+        raise BadName("a user name must not contain more than one @")
+    if (
+        not normal.isprintable() or " " in normal
+    ):  # also excludes control, bidi, zero-width, surrogates
+        raise BadName("a user name must contain only printable characters and no spaces")
     for part in parts:
         if not part or part[0] in ".-" or "/" in part or len(part.encode()) > MAX_NAME:
             raise BadName(
-                f"each part of a user's name has 1 to {MAX_NAME} octets, no '/', "
-                "and begins neither with '.' nor with '-'"
+                f"each part of a user name must have 1 to {MAX_NAME} octets, must not contain '/' "
+                "and must not begin with '.' or '-'"
             )
     return normal
 
 
 def check_new_name(name: str) -> str:
-    """Return the normal form of a name for a new user.  Older users may have other names.
+    """Return the normal form of a name for a new user.
 
     The names that clients send are prepared before they are looked up (RFC 4013, RFC 5034 §4).  If
-    this changes a name, no client can log in with it, or a client logs in as another user.
+    this would change the name, clients could not log in with it, or would log in as another user.
+    Existing users may have such names.
 
     Raises:
-        BadName: the name is invalid; the text states the reason, and a valid name if possible.
+        BadName: the name is invalid; the error text states the reason, and a valid name if
+            possible.
     """
     normal = check_name(name)
     try:
         # Some clients prepare names with current Unicode; restante uses Unicode 3.2 of 2002.
-        seen = check_name(unicodedata.normalize("NFKC", prepared(normal)))
+        sent = check_name(unicodedata.normalize("NFKC", prepared(normal)))
     except (AuthenticationFailed, BadName):
         raise BadName(
             f"no client could log in as {normal}, because SASLprep forbids it (RFC 4013)"
         ) from None
-    if seen != normal:
+    if sent != normal:
         raise BadName(
-            f"no client could log in as {normal}, because SASLprep changes it to {seen} "
-            f"(RFC 4013); use {seen}"
+            f"no client could log in as {normal}, because SASLprep changes it to {sent} "
+            f"(RFC 4013); use {sent}"
         )
     return normal
 
 
 def key(name: str) -> str:
-    """Return the name to look up, or "" for a name that no user can have."""
-    if len(name) > _MAX_TYPED or len(name.encode("utf-8", "surrogatepass")) > _MAX_TYPED:
+    """Return the normal form of a name that a client sent, or "" if no user can have the name."""
+    if len(name) > _MAX_RECEIVED or len(name.encode("utf-8", "surrogatepass")) > _MAX_RECEIVED:
         return ""
     normal = normalise(name)
     return normal if normal.isprintable() else ""
 
 
-def addressed(recipient: str, domains: Collection[str]) -> list[str]:
-    """Return the user names that an address may belong to.
+def possible_users(recipient: str, domains: Collection[str]) -> list[str]:
+    """Return the names of the users who may get the mail for an address, in order of precedence.
 
-    The first user who exists gets the mail.  The names are the whole address, the address without
-    its +detail, and, if the domain is one of ``domains``, both without the domain.  ``domains``
+    The names are the whole address, the address without its +detail, and, if the domain is one of
+    ``domains``, both without the domain.  The first user who exists gets the mail.  ``domains``
     must be in normal form.
     """
     local, at, domain = key(recipient).partition("@")
     if at and not domain:
         return []
-    locals_ = dict.fromkeys([local, local.partition("+")[0]])
-    names = [f"{each}@{domain}" if domain else each for each in locals_]
+    local_parts = dict.fromkeys([local, local.partition("+")[0]])
+    names = [f"{each}@{domain}" if domain else each for each in local_parts]
     if domain in domains:
-        names += locals_
+        names += local_parts
     return names

@@ -1,11 +1,11 @@
-"""Users of this system, checked by PAM.
+"""Users of the operating system, authenticated with PAM.
 
-Security: only users of the system (``getpwnam``) with a uid of a regular user can log in, so
-root and daemons cannot, and PAM is not called for them.  Account management is checked too,
-so users whose accounts are locked or have expired cannot log in.  PAM runs in separate processes
-(``pam_helper``), so a module that crashes, hangs or exits ends only one check, which fails
-temporarily.
-Limits: at most ``_AT_ONCE`` simultaneous checks.  A check ends at the deadline of its caller.
+Security: only system users (``getpwnam``) whose uid is in the range for regular users can log in.
+PAM is never called for root and for daemons.  PAM's account management is called too, so users
+whose accounts are locked or have expired cannot log in.  PAM runs in separate processes
+(``pam_helper``), so if a module crashes, hangs or exits, only one check fails, with a temporary
+error.
+Limits: at most ``_MAX_CHECKS`` simultaneous checks.  A check ends at the deadline of its caller.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from .names import key as _key
 
 FIRST_UID = 1000  # lowest uid of regular users: UID_MIN of login.defs(5) on most systems
 _LAST_UID = 65_533  # 65534 is the overflow uid of Linux
-# Simultaneous checks and simultaneous look-ups of names; an estimate, as each check is a process.
-_AT_ONCE = 16
-_END = 1.0  # seconds for the helper to end its children and itself
-_DECOY = "restante-nobody"  # checked instead of an unknown user, at the same cost
+# Maximum number of simultaneous checks, and also of simultaneous name look-ups.  An estimate: each
+# check is a process.
+_MAX_CHECKS = 16
+_EXIT_TIMEOUT = 1.0  # seconds for the helper to end its children and to exit
+_DECOY = "restante-nobody"  # PAM checks this user instead of an unknown one, to take as long
 _SUCCESS = 0
-# Status codes that are refusals; all others are errors (security/_pam_types.h).
+# PAM's status codes for refusals; all other codes are errors (security/_pam_types.h).
 _REFUSALS = {
     6: "permission",
     7: "bad-password",
@@ -51,11 +52,11 @@ class Pam:
         """
         Args:
             service: the name of a file in ``/etc/pam.d``.
-            first_uid: users with a lower uid are unknown.
+            first_uid: users with a lower uid are treated as unknown.
         """
         self._service = service
         self._first_uid = first_uid
-        self._threads = Threads("pam", _AT_ONCE)
+        self._threads = Threads("pam", _MAX_CHECKS)
         self._helper = _Helper()
 
     async def verify(self, credentials: Credentials) -> UserAccount:
@@ -75,7 +76,7 @@ class Pam:
 
     async def _check(self, name: str, password: str) -> None:
         request = "".join(f"{part}\0" for part in (self._service, name, password))
-        answer = await self._helper.ask(request.encode("utf-8", "surrogateescape"))
+        answer = await self._helper.check(request.encode("utf-8", "surrogateescape"))
         status, _, text = answer.partition(" ")
         if not status.isdecimal():
             raise BackendUnavailable(f"pam: {answer}")
@@ -86,10 +87,10 @@ class Pam:
 
     async def account(self, identity: str) -> UserAccount | None:
         name = _key(identity)
-        return await self._threads.run(lambda: self._known(name))
+        return await self._threads.run(lambda: self._look_up(name))
 
-    def _known(self, name: str) -> UserAccount | None:
-        """Look a user up.  Blocking; a directory of users (LDAP, NIS) may be slow."""
+    def _look_up(self, name: str) -> UserAccount | None:
+        """Look a user up.  Blocks, for a long time if the system uses a slow directory service."""
         try:
             entry = pwd.getpwnam(check_name(name))
         except (BadName, KeyError, ValueError):
@@ -104,44 +105,46 @@ class Pam:
 
 
 class _Helper:
-    """The process of ``pam_helper``, started when it is needed and restarted if it has ended."""
+    """The process that runs ``pam_helper``; it is started for the first check, and restarted if it
+    has ended."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_MAX_CHECKS)
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    async def ask(self, request: bytes) -> str:
-        """Return the helper's answer, decoded.
+    async def check(self, request: bytes) -> str:
+        """Run one check and return its answer; ``pam_helper`` describes both formats.
 
         Raises:
             BackendUnavailable: the helper cannot be started.
         """
         loop, answer = asyncio.get_running_loop(), b""
         async with self._slots:
-            our_end, caller = socket.socketpair()
+            our_end, helper_end = socket.socketpair()
             with our_end:  # closing it ends the check
-                with caller:
-                    self._send(caller)
+                with helper_end:
+                    self._send(helper_end)
                 our_end.setblocking(False)
-                with suppress(OSError):  # the caller detects the error by the incomplete answer
+                with suppress(OSError):  # ``Pam`` refuses an incomplete answer
                     await loop.sock_sendall(our_end, request)
                     while octets := await loop.sock_recv(our_end, 4096):
                         answer += octets
         return answer.decode("utf-8", "replace") or "the check ended without an answer"
 
-    def _send(self, caller: socket.socket) -> None:
-        """Pass the helper its end of a check's socket."""
+    def _send(self, helper_end: socket.socket) -> None:
+        """Send the helper its end of the socket for a check."""
         for _ in range(2):  # the first attempt fails if the helper has ended
             try:
-                socket.send_fds(self._started(), [b"\0"], [caller.fileno()])
+                socket.send_fds(self._started(), [b"\0"], [helper_end.fileno()])
                 return
-            except OSError as error:  # also if the helper has not accepted earlier sockets
-                self._end(0.0)
+            except OSError as error:  # also raised if too many sockets wait for the helper
+                self._stop(0.0)
                 problem = error.strerror
         raise BackendUnavailable(f"pam: no helper: {problem}")
 
     def _started(self) -> socket.socket:
+        """Return the socket of the helper, which is started if it is not running."""
         if self._control is None:
             self._control, helper_end = socket.socketpair()
             self._control.setblocking(False)
@@ -157,20 +160,20 @@ class _Helper:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[helper_end.fileno()],
-                    start_new_session=True,  # Ctrl-C ends the server, which ends the helper
+                    start_new_session=True,  # Ctrl-C must not reach the helper; the server ends it
                 )
         return self._control
 
     def close(self) -> None:
         """End the helper and all its checks."""
-        self._end(_END)
+        self._stop(_EXIT_TIMEOUT)
 
-    def _end(self, patience: float) -> None:
+    def _stop(self, timeout: float) -> None:
         if self._control is not None:
             self._control.close()
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(patience)
+                self._process.wait(timeout)
             self._process.kill()
             self._process.wait()
         self._control = self._process = None

@@ -1,11 +1,12 @@
 """Users in a text file in the format of Dovecot's passwd-file, one line for each user:
 ``user:{SCHEME}hash:uid:gid:gecos:home:shell:extra fields``.
 
-Security: names are compared in one normal form; all lines with the same normal form are refused.
-A line with an unknown field is refused, because the field may be a restriction.  A login of an
-unknown user computes the hash of a line of the file, the same line each time; so does a login of a
-user whose line is refused or whose hash is never computed.  The file belongs to the operator: a
-program that can write to it can log in as any user.
+Security: names are compared in their normal form.  If several lines have the same name, all of them
+are refused.  A line with an unknown field is refused, because the field may be a restriction.  A
+login of an unknown user computes the hash of another user as a decoy, which is the same for each
+login under this name.  The same applies to users whose line is refused or whose hash cannot match.
+The file must be writable only for the operator: a program that can write to it can log in as any
+user.
 Limits: ``uid``, ``gid``, ``home`` and ``shell`` are ignored; the store decides where mail is.
 """
 
@@ -40,19 +41,20 @@ from .names import BadName, check_name
 from .names import key as _key
 
 _log = logging.getLogger("restante.auth")
-_LOCKED = 2  # maximum characters of "*", "!" and "!!", which mean: no password
-_MAX_FILE = 64 * 2**20  # octets; an estimate, some 400,000 lines
-# Seconds after which another change certainly results in a different time stamp; FAT has a
-# resolution of 2 s, other file systems a finer one.
+_LOCKED = 2  # maximum length of "*", "!" and "!!", which mean that the user has no password
+_MAX_FILE = 64 * 2**20  # octets; an estimate, enough for about 400,000 lines
+# Seconds after which another change certainly results in a different time stamp.  The time stamps
+# of FAT have a resolution of 2 s; those of other file systems are finer.
 _SETTLED = 2.0
 _HARMLESS = ("userdb_", "event_", "forward_")  # prefixes of fields that do not restrict logins
-_UNKNOWN = b"sixteen octets.."  # replaces a password that is not stored, in the digest
-_LOOKUPS = 4  # threads; a look-up that must read the file again is rare
-_ATTEMPTS, _PAUSE = 5, 0.01  # tries and seconds between them, while the file is being written
+_UNKNOWN = b"sixteen octets.."  # used for the digest if the password itself is not stored
+_LOOKUP_THREADS = 4  # few, because a look-up rarely has to read the file again
+# Maximum number of attempts to read the file while it is being written, and seconds between them.
+_ATTEMPTS, _PAUSE = 5, 0.01
 
 
 class _BadLine(Exception):
-    """The reason why a line is refused, and its user if that is known."""
+    """A line is refused; contains the reason, and the user if the name is known."""
 
     def __init__(self, text: str, user: str = "") -> None:
         super().__init__(text)
@@ -60,22 +62,22 @@ class _BadLine(Exception):
 
 
 class _Stamp(NamedTuple):
-    """Distinguishes different contents of a file."""
+    """Identifies a version of the file."""
 
     modified: int
-    """Nanoseconds."""
+    """Modification time in nanoseconds since the epoch."""
     size: int
     inode: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One line."""
+    """One line of the file."""
 
     account: UserAccount
     stored: str = field(repr=False)
     is_refused: bool = False
-    """Whether the line is malformed or the user has several lines; the user cannot log in."""
+    """The line is malformed or the user has several lines, so the user cannot log in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,28 +86,29 @@ class _Content:
 
     entries: dict[str, _Entry]
     hashes: dict[str, str] = field(repr=False)
-    """Hashes that are computed, by user; excludes refused, malformed and too costly ones."""
+    """The hashes that can match a password, by user.  Hashes that are malformed, too expensive or
+    in a refused line are not included."""
     decoys: tuple[str, ...] = field(repr=False)
-    """The same hashes, to choose a decoy from."""
+    """The same hashes; a decoy is chosen from them."""
     digest: bytes
     stamp: _Stamp
     is_settled: bool
-    """Whether any later change will have another stamp."""
+    """Whether every later change will result in a different stamp."""
 
     def decoy(self, name: str) -> str:
-        """Return a hash to check for a name without a hash; always the same hash for a name."""
+        """Return the hash to compute for a user without a hash; it depends only on the name."""
         if not self.decoys:
             return passwords.decoy_hash()
         key = self.decoys[0].encode("utf-8", "surrogateescape")
-        drawn = hmac.digest(key, name.encode("utf-8", "surrogateescape"), "sha256")
-        return self.decoys[int.from_bytes(drawn) % len(self.decoys)]
+        digest = hmac.digest(key, name.encode("utf-8", "surrogateescape"), "sha256")
+        return self.decoys[int.from_bytes(digest) % len(self.decoys)]
 
 
 class PasswdFile:
-    """Implements ``Passdb``, ``Accounts``, ``Digests``, ``Generations`` and ``PromptGenerations``
-    over one file, which is read again when it changes.
+    """The users of one file, which is read again when it changes.
 
-    ``Digests`` works only for lines with a password in clear text.
+    Implements ``Passdb``, ``Accounts``, ``Digests``, ``Generations`` and ``PromptGenerations``.
+    ``Digests`` works only for users whose password is stored in clear text.
     """
 
     def __init__(self, path: Path, *, scheme: str = "CRYPT") -> None:
@@ -114,9 +117,9 @@ class PasswdFile:
         self._scheme = scheme
         self._content: _Content | None = None
         self._hashers = passwords.Hashers("passwd-file")
-        # Its own threads, so that a file system that hangs blocks no thread that reads mail.
-        self._lookups = Threads("passwd-file", _LOOKUPS)
-        self._reading = Lock()  # logins that arrive together read a large file once
+        # Separate threads, so that a file system that hangs does not block threads that read mail.
+        self._lookups = Threads("passwd-file", _LOOKUP_THREADS)
+        self._reading = Lock()  # simultaneous logins must read a large file only once
 
     async def verify(self, credentials: Credentials) -> UserAccount:
         return await self._hashers.run(self._verify, credentials)
@@ -127,46 +130,48 @@ class PasswdFile:
             raise AuthenticationFailed("impossible-password")
         name, content = _key(credentials.identity), self._read()
         entry, stored = content.entries.get(name), content.hashes.get(name)
-        is_right = schemes.matches(password, stored or content.decoy(name), self._scheme)
+        is_match = schemes.matches(password, stored or content.decoy(name), self._scheme)
         if entry is None:
             raise AuthenticationFailed("unknown-user")
         if entry.is_refused:
             raise AuthenticationFailed("line-refused")
-        if not is_right or stored is None:  # a decoy may match, and must not admit the user
+        if not is_match or stored is None:  # a decoy may match, but must not admit the user
             raise AuthenticationFailed("bad-password")
         if credentials.authorization and _key(credentials.authorization) != name:
             raise AuthenticationFailed("authorization")  # RFC 4616 §2
         return entry.account
 
-    async def digested(self, shown: Digest) -> UserAccount:
-        return await self._lookups.run(partial(self._digested, shown))
+    async def digested(self, login: Digest) -> UserAccount:
+        return await self._lookups.run(partial(self._digested, login))
 
-    def _digested(self, shown: Digest) -> UserAccount:
-        name, content = _key(shown.identity), self._read()
+    def _digested(self, login: Digest) -> UserAccount:
+        name, content = _key(login.identity), self._read()
         entry = content.entries.get(name)
         stored = entry.stored if entry and not entry.is_refused else content.decoy(name)
         secret = schemes.secret(stored, self._scheme)
-        octets = shown.time_stamp.encode() + (secret or _UNKNOWN)
-        made = md5(octets, usedforsecurity=False).hexdigest()
-        digest = shown.digest.encode("utf-8", "surrogatepass")
-        is_right = hmac.compare_digest(made.encode(), digest)
+        octets = login.time_stamp.encode() + (secret or _UNKNOWN)
+        expected = md5(octets, usedforsecurity=False).hexdigest()
+        digest = login.digest.encode("utf-8", "surrogatepass")
+        is_match = hmac.compare_digest(expected.encode(), digest)
         if entry is None:
             raise AuthenticationFailed("unknown-user")
         if entry.is_refused:
             raise AuthenticationFailed("line-refused")
         if secret is None:
             raise AuthenticationFailed("no-plain-password")
-        if not is_right:
+        if not is_match:
             raise AuthenticationFailed("bad-password")
         return entry.account
 
     async def account(self, identity: str) -> UserAccount | None:
-        entry = (await self._content_now()).entries.get(_key(identity))
+        entry = (await self._current_content()).entries.get(_key(identity))
         return entry.account if entry else None
 
     def has_password(self, identity: str) -> bool:
-        """Whether any password can match; False if the user is unknown or refused, or the hash is
-        locked, malformed or too costly.
+        """Return whether any password can match.
+
+        Returns False if the user is unknown, locked or refused, or if the user's hash is malformed
+        or too expensive.
 
         Raises:
             BackendUnavailable: the file cannot be read.
@@ -174,16 +179,16 @@ class PasswdFile:
         return _key(identity) in self._read().hashes
 
     async def generation(self, identity: str) -> bytes:
-        del identity  # a change of the file may concern any user
-        return (await self._content_now()).digest
+        del identity  # any change to the file changes the generation of all users
+        return (await self._current_content()).digest
 
     def generation_now(self, identity: str) -> bytes | None:
         del identity
-        known = self._current_or_none()
-        return known.digest if known else None
+        content = self._cached_content_or_none()
+        return content.digest if content else None
 
     def read_ahead(self) -> None:
-        """Read the file before it is needed; a later login reports errors in it."""
+        """Read the file before it is needed.  Errors are ignored; the next login reports them."""
         with suppress(RestanteError):
             self._read()
 
@@ -192,50 +197,51 @@ class PasswdFile:
 
     # The file.
 
-    async def _content_now(self) -> _Content:
-        """Return the current content; a file that has changed is read in a thread."""
-        known = self._current_or_none()  # one stat, which costs less than a thread
-        return await self._lookups.run(self._read) if known is None else known
+    async def _current_content(self) -> _Content:
+        """Return the current content.  A file that has changed is read in a thread."""
+        content = self._cached_content_or_none()  # one stat, which takes less time than a thread
+        return await self._lookups.run(self._read) if content is None else content
 
-    def _current_or_none(self) -> _Content | None:
+    def _cached_content_or_none(self) -> _Content | None:
         with suppress(OSError):  # ``_read`` reports the reason
-            return self._current()
+            return self._cached_content()
         return None
 
     def _read(self) -> _Content:
         """Return the current content.
 
         Raises:
-            BackendUnavailable: the file cannot be read, or is being written during several tries.
+            BackendUnavailable: the file cannot be read, or is still being written after several
+                attempts.
         """
         with self._reading:
             try:
-                if (known := self._current()) is not None:
-                    return known
+                if (content := self._cached_content()) is not None:
+                    return content
                 self._content = self._read_again()
             except OSError as error:
                 raise BackendUnavailable(f"{self._path}: {error.strerror}") from error
             return self._content
 
-    def _current(self) -> _Content | None:
-        """Return the content read before if the file has certainly not changed since."""
-        known = self._content
-        is_current = known and known.is_settled and known.stamp == _stamp(os.stat(self._path))
-        return known if is_current else None
+    def _cached_content(self) -> _Content | None:
+        """Return the cached content if the file has certainly not changed since it was read."""
+        content = self._content
+        is_current = content and content.is_settled and content.stamp == _stamp(os.stat(self._path))
+        return content if is_current else None
 
     def _read_whole(self) -> tuple[bytes, _Stamp]:
-        """Read the file.  If it changes during the read, read it again."""
+        """Read the file.  If it changes while it is being read, read it again."""
         for _ in range(_ATTEMPTS):
             with open_regular(self._path) as file:
                 stamp = _stamp(os.fstat(file.fileno()))
                 octets = file.read(_MAX_FILE + 1)
-                is_whole = stamp == _stamp(os.fstat(file.fileno())) and len(octets) == stamp.size
+                is_complete = stamp == _stamp(os.fstat(file.fileno())) and len(octets) == stamp.size
             if len(octets) > _MAX_FILE:
-                raise BackendMisconfigured(f"{self._path}: is larger than {_MAX_FILE} octets")
-            if is_whole:
+                raise BackendMisconfigured(f"{self._path} is larger than {_MAX_FILE} octets")
+            if is_complete:
                 return octets, stamp
             time.sleep(_PAUSE)
-        raise BackendUnavailable(f"{self._path}: is being written")
+        raise BackendUnavailable(f"{self._path} is being written")
 
     def _read_again(self) -> _Content:
         octets, stamp = self._read_whole()
@@ -252,9 +258,9 @@ class PasswdFile:
         return _Content(entries, hashes, tuple(hashes.values()), digest, stamp, is_settled)
 
     def review(self) -> tuple[list[UserAccount], list[str]]:
-        """Return the users of lines that are not refused, and the problems of the file.
+        """Return the users of the accepted lines, and the problems in the file.
 
-        There is one sentence for each line that is refused and each hash that is never computed.
+        A problem is a sentence about a line that is refused, or about a hash that cannot match.
 
         Raises:
             BackendUnavailable: the file cannot be read.
@@ -268,7 +274,8 @@ class PasswdFile:
             octets, lambda line, reason: problems.append(f"{self._path}: line {line} {reason}")
         )
         problems += [
-            f"{self._path}: no password matches the hash of {name}: malformed, or too costly"
+            f"{self._path}: the hash of {name} is malformed or too expensive, so no password "
+            "matches it"
             for name, entry in entries.items()
             if len(entry.stored) > _LOCKED and not schemes.is_sane(entry.stored, self._scheme)
         ]
@@ -283,10 +290,10 @@ class PasswdFile:
 
 
 def _parse_all(octets: bytes, warn: Callable[[int, str], None]) -> dict[str, _Entry]:
-    """Parse all lines; a malformed line affects only its own user.
+    """Parse all lines.  A malformed line affects only its own user.
 
-    That user is refused and not unknown, because otherwise the next back end might admit a user
-    that this file was meant to exclude.
+    Logins of this user are refused.  If the user were unknown instead, the next back end might
+    admit a user that this file was meant to exclude.
     """
     entries: dict[str, _Entry] = {}
     for number, line in enumerate(octets.decode("utf-8", "surrogateescape").split("\n"), 1):
@@ -302,7 +309,7 @@ def _parse_all(octets: bytes, warn: Callable[[int, str], None]) -> dict[str, _En
             entry = _refused(error.user)
         name = entry.account.user
         if name in entries:
-            warn(number, "names the same user as another line; neither may log in")
+            warn(number, "has the same user as another line; both lines are refused")
             entry = _refused(name)
         entries[name] = entry
     return entries
@@ -323,18 +330,18 @@ def _parse(line: str) -> _Entry:
         _BadLine: the line is refused.
     """
     name, _, rest = line.partition(":")
-    fields = rest.split(":", 6)  # the password, five of passwd(5), extra fields
-    if (meant := _from_latin_1(name)) != name:
+    fields = rest.split(":", 6)  # the password, five fields of passwd(5), and the extra fields
+    if (decoded := _from_latin_1(name)) != name:
         text = "begins with a name that is not UTF-8; convert the file with iconv"
-        raise _BadLine(text, _meant(meant))
+        raise _BadLine(text, _intended_user(decoded))
     try:
         user = check_name(name)
     except BadName:
-        raise _BadLine("begins with a name that no user can have", _meant(name)) from None
+        raise _BadLine("begins with an invalid user name", _intended_user(name)) from None
     if not schemes.is_known(fields[0]):
         raise _BadLine("has no password hash of a known scheme", user)
     if any(map(_is_restriction, fields[1:6])):
-        raise _BadLine("has an extra field in the place of another; six colons precede it", user)
+        raise _BadLine("has an extra field too early; six colons must precede it", user)
     account = UserAccount(user, user)
     for extra in fields[6].split() if len(fields) > 6 else []:
         key, _, value = extra.partition("=")
@@ -347,15 +354,20 @@ def _parse(line: str) -> _Entry:
     return _Entry(account, fields[0])
 
 
-def _meant(name: str) -> str:
-    """Return the user that a malformed name probably means: without white space and invisible
-    characters, such as a byte order mark, which editors and web pages add."""
+def _intended_user(name: str) -> str:
+    """Return the user name that a malformed name was probably meant to be.
+
+    White space and invisible characters are removed, such as a byte order mark.  Editors and web
+    pages add them.
+    """
     return _key("".join(each for each in name if unicodedata.category(each) != "Cf").strip())
 
 
 def _from_latin_1(name: str) -> str:
-    """Decode a name that is not UTF-8 as Latin-1, which older editors and systems write; return any
-    other name unchanged."""
+    """Decode a name that is not UTF-8 as Latin-1, which older editors and systems write.
+
+    Other names are returned unchanged.
+    """
     octets = name.encode("utf-8", "surrogateescape")
     return octets.decode("latin-1") if any("\udc80" <= each <= "\udcff" for each in name) else name
 

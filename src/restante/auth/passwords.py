@@ -1,8 +1,10 @@
-"""Password hashes: argon2id in PHC strings (RFC 9106), made and checked outside the event loop.
+"""Generate passwords, and create and check their hashes (argon2id, RFC 9106, in PHC strings).
 
-Security: a hash whose parameters exceed ``_MAX_*`` matches nothing and is not computed, so that an
-imported database cannot make one login cost more than a second or two.  The library compares in
-constant time.
+Hashes are computed in threads, outside the event loop.
+
+Security: if the parameters of a hash exceed ``_MAX_*``, it matches nothing and is not computed, so
+that a hash from an imported database cannot use more than a second or two of CPU time.  The library
+compares in constant time.
 """
 
 from __future__ import annotations
@@ -24,60 +26,67 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Recommended by the OWASP Password Storage Cheat Sheet; less memory than RFC 9106 §4 recommends,
-# because a server computes several at the same time.  About 45 ms of one core.
+# Recommended by the OWASP Password Storage Cheat Sheet.  This is less memory than RFC 9106 §4
+# recommends, because a server computes several hashes at the same time.  About 45 ms on one core.
 _MEMORY, _ITERATIONS, _LANES = 19_456, 2, 1  # KiB, passes, lanes
 _MAX_MEMORY, _MAX_ITERATIONS, _MAX_LANES = 262_144, 16, 16  # KiB, passes, lanes
-# KiB times passes, to which the time is proportional: about 1.5 s of one core for 1 GiB.
+# KiB multiplied by passes.  The computing time is proportional to it: about 1.5 s on one core for
+# 1 GiB.
 _MAX_WORK = 4 * 262_144
 _PARAMETERS = re.compile(r"\$v=19\$m=(\d{1,7}),t=(\d{1,3}),p=(\d{1,3})\$[^$]+\$[^$]+")
-_MAX_WAITING = 256  # logins that wait for a thread, see ``login_queue``
+_MAX_WAITING = 256  # logins that wait for a thread; see ``login_queue``
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # without letters and digits that look alike
 
-USUAL, APP = 20, 19  # characters of generated passwords; many devices take no more than 19 or 20
-SHORTEST, SHORTEST_APP, LONGEST = 8, 16, 64
-_EARLIER_APP = re.compile("-".join([f"([{_LETTERS}]{{4}})"] + [f"[{_LETTERS}]{{4}}"] * 6))
-_APP = re.compile(f"([{_LETTERS}]{{4}})[{_LETTERS}]{{{SHORTEST_APP - 4},{LONGEST - 4}}}")
+# Lengths of generated passwords in characters; many devices accept no more than 19 or 20.
+LENGTH, APP_LENGTH = 20, 19
+MIN_LENGTH, MIN_APP_LENGTH, MAX_LENGTH = 8, 16, 64
+# App passwords of earlier versions, and of this version.
+_OLD_APP_PASSWORD = re.compile("-".join([f"([{_LETTERS}]{{4}})"] + [f"[{_LETTERS}]{{4}}"] * 6))
+_APP_PASSWORD = re.compile(
+    f"([{_LETTERS}]{{4}})[{_LETTERS}]{{{MIN_APP_LENGTH - 4},{MAX_LENGTH - 4}}}"
+)
 
 
-def generate(length: int = USUAL) -> str:
+def generate(length: int = LENGTH) -> str:
     """Return a random password without characters that look alike: 99 bits by default."""
     while selector(password := _random(length)):
         pass
     return password
 
 
-def generate_app_password(length: int = APP) -> str:
+def generate_app_password(length: int = APP_LENGTH) -> str:
     """Return a random app password: 89 bits by default.
 
-    The first four characters are its selector, and the last one is a check digit, so that few
-    passwords of other kinds look like an app password.
+    The first four characters are its selector.  The last character is a check digit, so other
+    passwords rarely look like an app password.
     """
     letters = _random(length - 1)
-    return letters + _check(letters)
+    return letters + _check_digit(letters)
 
 
 def _random(length: int) -> str:
     return "".join(secrets.choice(_LETTERS) for _ in range(length))
 
 
-def _check(letters: str) -> str:
-    total = sum(place * _LETTERS.index(each) for place, each in enumerate(letters, 1))
+def _check_digit(letters: str) -> str:
+    total = sum(position * _LETTERS.index(each) for position, each in enumerate(letters, 1))
     return _LETTERS[total % len(_LETTERS)]
 
 
 def selector(password: str) -> str:
-    """Return the part of an app password that identifies it among those of its user, so that each
-    login computes only one hash; empty for any other password."""
-    if match := _EARLIER_APP.fullmatch(password):
+    """Return the part of an app password that identifies it among the app passwords of its user.
+
+    With the selector, a login computes only one hash.  Other passwords have an empty selector.
+    """
+    if match := _OLD_APP_PASSWORD.fullmatch(password):
         return match[1]
-    match = _APP.fullmatch(password)
-    return match[1] if match and _check(password[:-1]) == password[-1] else ""
+    match = _APP_PASSWORD.fullmatch(password)
+    return match[1] if match and _check_digit(password[:-1]) == password[-1] else ""
 
 
 def make_hash(password: str) -> str:
     """Return a PHC string with a new salt.  Takes about 45 ms and 19 MiB."""
-    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id  # takes 0.1 s, so not at start
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id  # the import takes 0.1 s
 
     kdf = Argon2id(
         salt=os.urandom(16),
@@ -90,12 +99,12 @@ def make_hash(password: str) -> str:
 
 
 def is_current(phc: str) -> bool:
-    """Return whether a hash has the parameters of new hashes."""
+    """Return whether a hash has the parameters that are used for new hashes."""
     return phc.startswith(f"$argon2id$v=19$m={_MEMORY},t={_ITERATIONS},p={_LANES}$")
 
 
 def is_sane(phc: str, kind: str = "argon2id") -> bool:
-    """Return whether this is a hash with parameters within the limits."""
+    """Return whether a hash is well-formed and its parameters are within the limits."""
     match = _PARAMETERS.fullmatch(phc.removeprefix(f"${kind}"))
     if match is None:
         return False
@@ -115,22 +124,22 @@ def matches(password: str, phc: str, *, kind: str = "argon2id") -> bool:
     from cryptography.hazmat.primitives.kdf import argon2
 
     try:
-        computed = argon2.Argon2id if kind == "argon2id" else argon2.Argon2i
-        computed.verify_phc_encoded(password.encode("utf-8", "surrogateescape"), phc)
+        algorithm = argon2.Argon2id if kind == "argon2id" else argon2.Argon2i
+        algorithm.verify_phc_encoded(password.encode("utf-8", "surrogateescape"), phc)
     except (InvalidKey, ValueError):
         return False
     return True
 
 
 def is_possible(password: str) -> bool:
-    """Return whether any user can have this password; if not, no hash is computed."""
+    """Return whether a user can have this password; if not, no hash needs to be computed."""
     octets = password.encode("utf-8", "surrogateescape")
     return 0 < len(octets) <= MAX_PASSWORD and b"\0" not in octets
 
 
 @cache
 def decoy_hash() -> str:
-    """Return a hash that no password has: checking it takes as long as checking a user's hash."""
+    """Return a hash that no password has.  Checking it takes as long as checking a user's hash."""
     return make_hash(secrets.token_hex())
 
 
@@ -140,11 +149,11 @@ class Hashers:
     def __init__(self, name: str) -> None:
         self._name = name
         self._threads: ThreadPoolExecutor | None = None
-        self._later: ThreadPoolExecutor | None = None
+        self._updater: ThreadPoolExecutor | None = None
         self._waiting = 0
 
-    async def run(self, check: Callable[[Credentials], T], shown: Credentials) -> T:
-        """Run ``check`` in a thread; return what it returns, or raise what it raises.
+    async def run(self, check: Callable[[Credentials], T], credentials: Credentials) -> T:
+        """Run ``check`` in a thread, and return its result or raise its exception.
 
         Raises:
             TooBusy: too many logins are waiting.
@@ -157,7 +166,7 @@ class Hashers:
         try:
             loop = running_loop()
             assert loop is not None
-            return await loop.run_in_executor(self._threads, check, shown)
+            return await loop.run_in_executor(self._threads, check, credentials)
         finally:
             self._waiting -= 1
 
@@ -165,18 +174,18 @@ class Hashers:
         from concurrent.futures import ThreadPoolExecutor  # most commands check no passwords
 
         self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), self._name)
-        self._later = ThreadPoolExecutor(1, "updater")
+        self._updater = ThreadPoolExecutor(1, "updater")
 
-    def later(self, call: Callable[[], None]) -> None:
-        """Run ``call`` in another thread, after the calls of earlier checks.
+    def run_later(self, call: Callable[[], None]) -> None:
+        """Run ``call`` in another thread, so that the check that is running need not wait for it.
 
-        Must be called by a running check.
+        Must be called only by a running check.
         """
-        assert self._later is not None
-        self._later.submit(call)
+        assert self._updater is not None
+        self._updater.submit(call)
 
     def close(self) -> None:
-        """Wait for the checks that have begun, and for the calls that they run later."""
-        for threads in (self._threads, self._later):
+        """Wait until all checks and the calls that they passed to ``run_later`` have ended."""
+        for threads in (self._threads, self._updater):
             if threads is not None:
                 threads.shutdown()

@@ -1,8 +1,8 @@
-"""Password hashes that other programs stored: ``{SCHEME}hash``, as Dovecot writes them.
+"""Check password hashes of other programs, in Dovecot's notation ``{SCHEME}hash``.
 
-Security: a hash that is unknown, malformed or would take more than a second or two matches nothing
-and is not computed, so that one line of a file cannot stop a server.  Comparisons take constant
-time.
+Security: a hash of an unknown scheme, a malformed hash, and a hash that would take more than a
+second or two to compute match nothing and are not computed, so that one line of a file cannot stop
+a server.  Comparisons take constant time.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..errors import AuthenticationFailed, BackendMisconfigured
 from ..sasl.prepare import prepared
 from . import passwords, scram
 
-# Limits above the defaults of the programs that create hashes; at most about two seconds of one
-# core.
+# The limits are higher than the defaults of the programs that create hashes, but no hash takes more
+# than about two seconds of CPU time.
 _MAX_BCRYPT = 14  # 2^14 rounds, about 1.2 s
 _MAX_SHA_CRYPT = 1_000_000  # rounds, about 0.8 s
 _MAX_PBKDF2 = 5_000_000  # iterations, about 2 s
 _MAX_SCRAM = 2_000_000  # iterations, about 2 s: keys are derived for both digests
-_BCRYPT_READS = 72  # octets of a password; bcrypt ignores the rest
+_BCRYPT_OCTETS = 72  # octets of a password that bcrypt uses; it ignores the rest
 
 _PREFIXED = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(B64|BASE64|HEX))?\}(.*)", re.I)
 _BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
@@ -49,7 +49,7 @@ class _Scheme(NamedTuple):
 
 
 def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
-    """Return whether a password has a hash.  ``scheme`` applies to a hash without a prefix.
+    """Return whether this password has this hash.  ``scheme`` is used if the hash has no prefix.
 
     Raises:
         BackendMisconfigured: the scheme needs a library that is not installed.
@@ -67,19 +67,22 @@ def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
 
 
 def is_known(stored: str) -> bool:
-    """Return whether a hash has no prefix or the prefix of a known scheme."""
+    """Return whether a hash has the prefix of a known scheme, or no prefix."""
     return bool(stored) and _split(stored, "CRYPT")[0] in _SCHEMES
 
 
 def is_sane(stored: str, scheme: str = "CRYPT") -> bool:
-    """Return whether ``matches`` computes this hash: not if unknown, malformed or too expensive."""
+    """Return whether ``matches`` would compute this hash.
+
+    It does not compute hashes that are unknown, malformed or too expensive.
+    """
     name, encoding, text = _split(stored, scheme)
     known = _SCHEMES.get(name)
     return known is not None and known.is_sane(text, encoding)
 
 
 def secret(stored: str, scheme: str = "CRYPT") -> bytes | None:
-    """Return the prepared password itself (RFC 4013), or None if only its hash is stored."""
+    """Return the password, prepared by RFC 4013, or None if only its hash is stored."""
     name, encoding, text = _split(stored, scheme)
     if name == "PLAIN":
         with suppress(AuthenticationFailed, UnicodeError):
@@ -115,7 +118,7 @@ def _bcrypt(password: str, text: str, _: str) -> bool:
     import bcrypt
 
     try:
-        return bcrypt.checkpw(_octets(password)[:_BCRYPT_READS], text.encode("ascii"))
+        return bcrypt.checkpw(_octets(password)[:_BCRYPT_OCTETS], text.encode("ascii"))
     except ValueError:
         return False
 
@@ -138,7 +141,7 @@ def _sha_crypt(prefix: str) -> _Scheme:
 
 
 def _digest(algorithm: str, *, salted: bool = False) -> _Scheme:
-    """A digest of password and salt, followed by the salt."""
+    """Return a scheme whose hashes are a digest of password and salt, followed by the salt."""
     size = _SIZES[algorithm]
 
     def is_sane(text: str, encoding: str) -> bool:
@@ -147,14 +150,14 @@ def _digest(algorithm: str, *, salted: bool = False) -> _Scheme:
 
     def check(password: str, text: str, encoding: str) -> bool:
         octets = _decode(text, encoding, size)
-        made = hashlib.new(algorithm, _octets(password) + octets[size:]).digest()
-        return hmac.compare_digest(made, octets[:size])
+        computed = hashlib.new(algorithm, _octets(password) + octets[size:]).digest()
+        return hmac.compare_digest(computed, octets[:size])
 
     return _Scheme(is_sane, check)
 
 
 def _decode(text: str, encoding: str, size: int) -> bytes:
-    """Decode hexadecimal or Base64; without an encoding the length decides."""
+    """Decode hexadecimal digits or Base64; if ``encoding`` is empty, the length shows which."""
     is_hex = encoding == "HEX" or (not encoding and len(text) == 2 * size)
     try:
         return unhexlify(text) if is_hex else b64decode(text, validate=True)
@@ -169,9 +172,9 @@ def _is_sane_pbkdf2(text: str, _: str) -> bool:
 
 def _pbkdf2(password: str, text: str, _: str) -> bool:
     """Check PBKDF2 with HMAC-SHA-1: ``$1$salt$iterations$hexadecimal``."""
-    _, _, salt, rounds, digest = text.split("$")
-    made = hashlib.pbkdf2_hmac("sha1", _octets(password), _octets(salt), int(rounds), 20)
-    return hmac.compare_digest(made, unhexlify(digest))
+    _, _, salt, iterations, digest = text.split("$")
+    computed = hashlib.pbkdf2_hmac("sha1", _octets(password), _octets(salt), int(iterations), 20)
+    return hmac.compare_digest(computed, unhexlify(digest))
 
 
 def _is_sane_scram(text: str, _: str) -> bool:
@@ -180,14 +183,14 @@ def _is_sane_scram(text: str, _: str) -> bool:
 
 
 def _scram(password: str, text: str, _: str) -> bool:
-    """Check ``iterations,salt,stored key,server key`` (RFC 5803 in Dovecot's form)."""
-    iterations, salt, stored, _ = text.split(",")
-    rounds = int(iterations)
+    """Check ``iterations,salt,stored key,server key`` (RFC 5803, in Dovecot's notation)."""
+    iterations, salt, stored_key, _ = text.split(",")
     try:
-        made = scram.make_keys(password, b64decode(salt, validate=True), rounds).sha256
-        return made is not None and hmac.compare_digest(made[:32], b64decode(stored, validate=True))
+        keys = scram.make_keys(password, b64decode(salt, validate=True), int(iterations)).sha256
+        stored = b64decode(stored_key, validate=True)
     except ValueError:
         return False
+    return keys is not None and hmac.compare_digest(keys[:32], stored)
 
 
 def _plain(password: str, text: str, encoding: str) -> bool:
@@ -199,7 +202,7 @@ def _in_clear(text: str, encoding: str) -> bytes:
 
 
 def _crypt(text: str) -> _Scheme | None:
-    """Return the scheme of a hash of crypt(3), which its prefix names."""
+    """Return the scheme of a crypt(3) hash, or None if its prefix is unknown."""
     return next((_SCHEMES[name] for start, name in _CRYPT.items() if text.startswith(start)), None)
 
 

@@ -1,8 +1,9 @@
-"""The keys that the server stores for SCRAM (RFC 5802 §3, RFC 7677), derived from a password.
+"""Derive the keys that the server stores for SCRAM from a password (RFC 5802 §3, RFC 7677).
 
-Security: the keys are not sufficient to log in, but an attacker who steals them can try passwords
-at the cost of one PBKDF2 each, which is less than argon2id; therefore the iteration count is above
-the minimum of 4096 in RFC 7677 §4.  Generated passwords cannot be guessed either way.
+Security: the keys are not sufficient to log in.  However, an attacker who steals them can try each
+password at the cost of one PBKDF2, which is less than the cost of argon2id, so the iteration count
+is higher than the minimum of 4096 in RFC 7677 §4.  Generated passwords cannot be guessed in either
+case.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class StoredKeys:
 
 
 def make_keys(password: str, salt: bytes, iterations: int) -> StoredKeys:
-    """Derive the keys.  A password that SASLprep forbids has no keys (RFC 4013)."""
+    """Derive the keys.  The keys of a password that SASLprep forbids are None (RFC 4013)."""
     from scramp import ScramException, ScramMechanism  # takes 20 ms, which most commands avoid
 
     keys = {}
@@ -39,19 +40,19 @@ def make_keys(password: str, salt: bytes, iterations: int) -> StoredKeys:
     return StoredKeys(**keys)
 
 
-def key(credential: str, both: bytes) -> ScramKey:
-    """Split stored key and server key."""
-    half = len(both) // 2
-    return ScramKey(credential, both[:half], both[half:])
+def split_keys(credential: str, keys: bytes) -> ScramKey:
+    """Split concatenated keys into stored key and server key; ``credential`` names them."""
+    half = len(keys) // 2
+    return ScramKey(credential, keys[:half], keys[half:])
 
 
 def decoy_secrets(secret: bytes, identity: str, digest: str) -> ScramSecrets:
     """Return keys for an unknown user.  They never change, and no proof matches them."""
 
-    def derive(what: str, size: int) -> bytes:
-        text = f"{what}\0{identity}".encode("utf-8", "surrogateescape")
+    def derive(purpose: str, size: int) -> bytes:
+        text = f"{purpose}\0{identity}".encode("utf-8", "surrogateescape")
         return hmac.digest(secret, text, "sha512")[:size]
 
     half = 20 if digest == "sha1" else 32
-    keys = (key("nobody", derive(digest, 2 * half)),)
+    keys = (split_keys("nobody", derive(digest, 2 * half)),)
     return ScramSecrets(derive("salt", SALT), ITERATIONS, keys)

@@ -1,10 +1,13 @@
-"""The user of an OAuth 2 bearer token: signed tokens (JWT, RFC 7519, RFC 9068) with their keys
-(RFC 7517), or introspection at the provider (RFC 7662).
+"""Find the user of an OAuth 2 bearer token, and verify the token.
 
-Security, by RFC 8725: only listed asymmetric algorithms are accepted, and each key only for its own
-kind; ``exp``, ``iss`` and ``aud`` are required and checked; ``kid`` is only an index into the table
-of keys; keys and URLs in a token are ignored.  Tokens with an unknown ``kid`` cause at most one
-request for keys per minute.  An e-mail address counts only if it is verified.
+``Signed`` verifies signed tokens (JWT, RFC 7519, RFC 9068) with the provider's keys (RFC 7517).
+``Introspected`` sends the tokens to the provider for introspection (RFC 7662).
+
+Security, as recommended by RFC 8725: only the configured asymmetric algorithms are accepted, and
+each key only with algorithms of its type; ``exp``, ``iss`` and ``aud`` are required and checked;
+``kid`` is used only as an index into the table of keys; keys and URLs in a token are ignored.
+Tokens with an unknown ``kid`` cause at most one request for keys per minute.  An e-mail address is
+accepted only if the provider has verified it.
 """
 
 from __future__ import annotations
@@ -25,15 +28,20 @@ from ..threads import Threads
 from .choices import ALGORITHMS
 from .http import ProviderClient
 
-_KINDS = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}  # of keys, by algorithm
+_KEY_TYPES = {
+    "RS": "RSA",
+    "PS": "RSA",
+    "ES": "EC",
+    "Ed": "OKP",
+}  # by the beginning of the algorithm
 _MAX_TOKEN = 16_384  # octets; an estimate, to bound the work for a forged token
-_MAX_KEYS = 100  # keys of one provider; an estimate, to bound the work for a foreign key set
+_MAX_KEYS = 100  # keys of one provider; an estimate, to bound the work for an untrusted key set
 _MIN_RSA = 2048  # bits (RFC 7518 §3.3)
-# RFC 9068 §4 accepts at+jwt only; Google, Microsoft and older providers write JWT or nothing.  An
-# ID token, a logout token or a DPoP proof is not an access token.
+# RFC 9068 §4 allows only at+jwt, but Google, Microsoft and older providers send JWT or no type.
+# Other types, such as logout+jwt or dpop+jwt, are not access tokens.
 _ACCESS_TYPES = ("jwt", "at+jwt", "application/at+jwt")
-_LEEWAY = 30.0  # seconds that clocks may differ (RFC 7519 §4.1.4: at most a few minutes)
-_AT_ONCE = 16  # simultaneous requests to the provider; an estimate
+_LEEWAY = 30.0  # seconds by which clocks may differ (RFC 7519 §4.1.4: at most a few minutes)
+_MAX_REQUESTS = 16  # simultaneous requests to the provider; an estimate
 
 Claims = Mapping[str, Any]
 
@@ -42,10 +50,10 @@ class Issuer(Protocol):
     """Verifies the tokens of one provider."""
 
     async def owner(self, token: str) -> str:
-        """Return the name of the user that the token was issued to.
+        """Return the name of the user that the token was issued for.
 
         Raises:
-            AuthenticationFailed: the token is forged, expired, or issued for another service.
+            AuthenticationFailed: the token is forged or expired, or was issued for another service.
             BackendUnavailable: the token cannot be checked now.
         """
 
@@ -56,9 +64,9 @@ class TokenRules:
 
     issuer: str
     audience: tuple[str, ...]
-    """One or more audiences; the token must be issued for one of them."""
+    """One or more audiences; the token must have been issued for one of them."""
     claim: str = "email"
-    """The claim that names the user."""
+    """The claim that contains the user's name."""
     scope: str = ""
     """A scope that the token must have; empty if none is required."""
 
@@ -66,9 +74,9 @@ class TokenRules:
         """Return the name of the user.
 
         Raises:
-            AuthenticationFailed: the claims name no user, or lack the scope.
+            AuthenticationFailed: the claims do not contain a user name, or not the scope.
         """
-        if self.scope and self.scope not in _words(claims.get("scope", claims.get("scp", ""))):
+        if self.scope and self.scope not in _scopes(claims.get("scope", claims.get("scp", ""))):
             raise AuthenticationFailed("token-scope")
         if self.claim == "email" and claims.get("email_verified") is not True:
             raise AuthenticationFailed("token-email-not-verified")
@@ -78,8 +86,8 @@ class TokenRules:
         return name
 
 
-def _words(value: object) -> list[str]:
-    """Split a list of scopes; some providers send a JSON array."""
+def _scopes(value: object) -> list[str]:
+    """Return a list of scopes.  Most providers send a text with spaces, some a JSON array."""
     if isinstance(value, str):
         return value.split(" ")
     return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
@@ -90,7 +98,7 @@ def _words(value: object) -> list[str]:
 
 @dataclass(slots=True)
 class KeySet:
-    """A provider's public keys, by ``kid``."""
+    """A provider's public keys, by ``kid``.  They are fetched again when they are too old."""
 
     source: str
     """A URL, or the path of a file."""
@@ -108,21 +116,22 @@ class KeySet:
         return "://" not in self.source
 
     async def find(self, kid: str | None) -> tuple[str, Any]:
-        """Return the kind of a key and the key; without ``kid``, the only key of the set.
+        """Return a key, with its type first.  If ``kid`` is None, the set must have only one key.
 
         Raises:
             AuthenticationFailed: unknown key.
             BackendUnavailable: the key may exist, but the keys cannot be fetched.
         """
-        # Seconds that keys stay fresh, and between two requests: a provider announces new keys
-        # hours before it uses them, and must not be flooded because of forged tokens.
-        fresh, again = (10.0, 1.0) if self._is_file else (3600.0, 60.0)
-        if self.clock() - self._fetched <= fresh and (key := self._pick(kid)):
-            return key  # without the lock: a forged kid makes no other login wait for a fetch
+        # Maximum age of the keys, and interval between two attempts to fetch them, in seconds.
+        # Providers publish new keys hours before they use them.  The interval prevents forged
+        # tokens from causing many requests.
+        max_age, interval = (10.0, 1.0) if self._is_file else (3600.0, 60.0)
+        if self.clock() - self._fetched <= max_age and (key := self._pick(kid)):
+            return key  # without the lock, so that a fetch for a forged kid delays no other login
         async with self._lock:
             now = self.clock()
-            is_due = now - self._fetched > fresh or self._pick(kid) is None
-            if is_due and now - self._tried > again:
+            is_due = now - self._fetched > max_age or self._pick(kid) is None
+            if is_due and now - self._tried > interval:
                 self._tried = now
                 try:
                     self._keys = _parse(await self._threads.run(self._fetch))
@@ -149,36 +158,36 @@ class KeySet:
         except OSError as error:
             raise BackendUnavailable(f"{self.source}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise BackendMisconfigured(f"{self.source}: is not JSON") from error
+            raise BackendMisconfigured(f"{self.source} is not valid JSON") from error
         return keys if isinstance(keys, dict) else {}
 
 
 def _parse(key_set: Mapping[str, Any]) -> Mapping[str, tuple[str, Any]]:
-    """Return the public keys for signatures; others, in particular private keys, are ignored."""
+    """Return the public keys for signatures.  Other keys, such as private keys, are ignored."""
     from jwt import PyJWK
     from jwt.exceptions import PyJWTError
 
-    listed = key_set.get("keys")
-    if not isinstance(listed, list) or len(listed) > _MAX_KEYS:
+    entries = key_set.get("keys")
+    if not isinstance(entries, list) or len(entries) > _MAX_KEYS:
         raise BackendUnavailable("the provider's keys are not a JWK set")
     keys: dict[str, tuple[str, Any]] = {}
-    for number, each in enumerate(listed):
+    for number, each in enumerate(entries):
         if not isinstance(each, dict) or each.get("use", "sig") != "sig":
             continue
-        kind, kid = str(each.get("kty")), each.get("kid", f"\0{number}")
-        if kind not in _KINDS.values() or not isinstance(kid, str) or "d" in each:
+        key_type, kid = str(each.get("kty")), each.get("kid", f"\0{number}")
+        if key_type not in _KEY_TYPES.values() or not isinstance(kid, str) or "d" in each:
             continue
         try:
             key = PyJWK(each).key
         except (PyJWTError, ValueError, TypeError):
             continue
-        if kind != "RSA" or key.key_size >= _MIN_RSA:
-            keys[kid] = (kind, key)
+        if key_type != "RSA" or key.key_size >= _MIN_RSA:
+            keys[kid] = (key_type, key)
     return keys
 
 
 class Signed:
-    """An ``Issuer`` of signed tokens."""
+    """An ``Issuer`` whose tokens are signed."""
 
     def __init__(
         self, keys: KeySet, rules: TokenRules, *, algorithms: tuple[str, ...] = ALGORITHMS
@@ -207,8 +216,8 @@ class Signed:
             raise AuthenticationFailed("token-form")
         if str(header.get("typ", "JWT")).casefold() not in _ACCESS_TYPES:
             raise AuthenticationFailed("token-type")
-        kind, key = await self._keys.find(kid)
-        if kind != _KINDS[algorithm[:2]]:
+        key_type, key = await self._keys.find(kid)
+        if key_type != _KEY_TYPES[algorithm[:2]]:
             raise AuthenticationFailed("token-algorithm")
         try:
             claims = jwt.decode(
@@ -229,7 +238,7 @@ class Signed:
 def _refuse_bound(claims: Claims) -> None:
     """Refuse a token that is bound to a key of its client (RFC 7800, RFC 8705, RFC 9449).
 
-    The client cannot prove with SASL that it has the key, so the token may be stolen.
+    SASL has no way for the client to prove that it has the key, so the token may be stolen.
     """
     if "cnf" in claims:
         raise AuthenticationFailed("token-bound")
@@ -239,7 +248,7 @@ def _refuse_bound(claims: Claims) -> None:
 
 
 class Introspected:
-    """An ``Issuer`` that sends each token to its provider (RFC 7662)."""
+    """An ``Issuer`` whose provider checks each token (RFC 7662)."""
 
     def __init__(
         self, url: str, client_id: str, secret: str, rules: TokenRules, client: ProviderClient
@@ -250,7 +259,7 @@ class Introspected:
         self._secret = secret
         self._rules = rules
         self._client = client
-        self._threads = Threads("introspection", _AT_ONCE)
+        self._threads = Threads("introspection", _MAX_REQUESTS)
 
     async def owner(self, token: str) -> str:
         if len(token) > _MAX_TOKEN:
@@ -258,7 +267,7 @@ class Introspected:
         return self._check_claims(await self._threads.run(lambda: self._ask(token)))
 
     def _ask(self, token: str) -> Claims:
-        # RFC 6749 §2.3.1: both are encoded as in a form.
+        # RFC 6749 §2.3.1: the client ID and the secret are encoded like values of a form.
         login = f"{quote_plus(self._client_id)}:{quote_plus(self._secret)}"
         headers = {
             "Authorization": f"Basic {b64encode(login.encode()).decode()}",
@@ -268,12 +277,12 @@ class Introspected:
         return self._client.ask(self._url, form.encode("ascii"), headers)
 
     def _check_claims(self, claims: Claims) -> str:
-        """Check the claims that are present; RFC 7662 §2.2 makes all but ``active`` optional."""
+        """Check the claims.  All except ``active`` are optional (RFC 7662 §2.2)."""
         if claims.get("active") is not True:
             raise AuthenticationFailed("token-not-active")
         if claims.get("iss", self._rules.issuer) != self._rules.issuer:
             raise AuthenticationFailed("token-issuer")
-        if not self._is_for_us(claims):
+        if not self._is_for_this_service(claims):
             raise AuthenticationFailed("token-audience")
         now, forever = time.time(), float("inf")
         if not _is_time(claims.get("exp", forever), now - _LEEWAY, forever):
@@ -283,13 +292,13 @@ class Introspected:
         _refuse_bound(claims)
         return self._rules.name(claims)
 
-    def _is_for_us(self, claims: Claims) -> bool:
-        """Return whether the audience, or else the client, is this service."""
+    def _is_for_this_service(self, claims: Claims) -> bool:
+        """Return whether the token is for this service, by its audience or else its client ID."""
         audience = claims.get("aud") or claims.get("client_id")
-        named = audience if isinstance(audience, list) else [audience]
-        return any(each in self._rules.audience for each in named)
+        audiences = audience if isinstance(audience, list) else [audience]
+        return any(each in self._rules.audience for each in audiences)
 
 
 def _is_time(value: object, after: float, before: float) -> bool:
-    """Return whether this is a time in seconds since the epoch, within these limits."""
+    """Return whether ``value`` is a time in seconds since the epoch between these limits."""
     return isinstance(value, int | float) and after < value <= before

@@ -1,8 +1,9 @@
 """The embedded user database (SQLite): the users who may log in and receive mail.
 
-Security: names are compared in one normal form (NFC, case folded) at creation and at every look-up,
-so no two users have the same normal form.  A login of an unknown user takes as long as one
-with a wrong password.  Values are passed to queries as parameters only.
+Security: a name is converted to its normal form (NFC, case folded) when a user is created and at
+every look-up, so the names of two users never differ only in case or encoding.  A login of an
+unknown user takes as long as a login with a wrong password.  Values are passed to queries only as
+parameters.
 """
 
 from __future__ import annotations
@@ -32,30 +33,31 @@ from ..passdb import MAX_PASSWORD, Credentials, Network, Proof, ScramSecrets, Te
 from ..sasl.prepare import prepared
 from ..threads import to_thread
 from . import passwords, scram
-from .database import ReadOnlyDatabase, transaction, unusable
+from .database import ReadOnlyDatabase, temporary_failure, transaction
 from .last_use import LastUse
-from .names import BadName, addressed, check_new_name, normalise
+from .names import BadName, check_new_name, normalise, possible_users
 from .names import key as _key
 
-MAX_APP_PASSWORDS = 32  # per user; an estimate, since a SCRAM login tries the keys of all
+MAX_APP_PASSWORDS = 32  # per user; an estimate: a SCRAM login tries the keys of all of them
 _PASSWORD = "password"  # the label of the user's own password
 _PERMISSIONS = (
     "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire, folders"
 )
-_ACCOUNT = f"SELECT {_PERMISSIONS} FROM users WHERE name = ?"
-_GENERATION = (
+_ACCOUNT_QUERY = f"SELECT {_PERMISSIONS} FROM users WHERE name = ?"
+_GENERATION_QUERY = (
     f"SELECT label, selector, hash, {_PERMISSIONS} FROM users JOIN credentials ON user = name"
     " WHERE name = ? ORDER BY label"
 )
 
-_SCRAM = {
-    # At least one row: an unknown user gets keys that are derived from the secret.
+_SCRAM_QUERIES = {
+    # Each query returns at least one row with the secret, from which the keys of an unknown user
+    # are derived.
     digest: "SELECT value, salt, iterations, label, key FROM secrets LEFT JOIN"
     f" (SELECT salt, iterations, label, {digest} AS key FROM users JOIN credentials ON user = name"
     f" WHERE name = ? AND {digest} IS NOT NULL) WHERE secrets.name = 'scram'"
     for digest in ("sha256", "sha1")
 }
-_PROVED = (
+_PROOF_QUERY = (
     f"SELECT {_PERMISSIONS} FROM users JOIN credentials ON user = name WHERE name = ? AND label = ?"
 )
 
@@ -98,18 +100,18 @@ class AppPassword:
     label: str
     created_at: float
     used_at: float | None
-    """Time of the last login with it, to the minute; None: never."""
+    """Time of the last login with this password, to the minute; None if it was never used."""
     used_from: str
-    """Address of the last login; empty for a local one."""
+    """The client's address at the last login; empty for a local client."""
     selector: str = ""
-    """The first characters of the password."""
+    """The first characters of the password, which identify it."""
 
 
 class _Column(NamedTuple):
-    """The column of a permission, and the conversion to the value in this column."""
+    """The database column for a permission, and the conversion of the permission to its value."""
 
     name: str
-    stored: Callable[[Any], object] = lambda value: value
+    convert: Callable[[Any], object] = lambda value: value
 
 
 _COLUMNS = {
@@ -122,11 +124,13 @@ _COLUMNS = {
     "expire": _Column("expire"),
     "view": _Column("folders", lambda view: "\n".join(view.folders)),
 }
-"""By attribute of ``UserAccount``."""
+"""The columns by attribute of ``UserAccount``."""
 
 
 class Users:
-    """Implements ``Passdb``, ``ScramKeys``, ``PromptScramKeys``, ``Directory``, ``Generations``,
+    """The user database.
+
+    Implements ``Passdb``, ``ScramKeys``, ``PromptScramKeys``, ``Directory``, ``Generations``,
     ``PromptGenerations`` and ``LastUses``.
     """
 
@@ -147,17 +151,23 @@ class Users:
         Raises:
             BadName, BadPassword, NameTaken: nothing was changed.
         """
-        normal, new = check_new_name(name), _secrets(password)
-        with transaction(self._path, make=True) as database:
+        normal, secrets = check_new_name(name), _make_secrets(password)
+        with transaction(self._path, create=True) as database:
             try:
                 database.execute(
                     "INSERT INTO users (name, networks, created_at, salt, iterations)"
                     " VALUES (?, ?, ?, ?, ?)",
-                    (normal, " ".join(map(str, networks)), time.time(), new.salt, new.iterations),
+                    (
+                        normal,
+                        " ".join(map(str, networks)),
+                        time.time(),
+                        secrets.salt,
+                        secrets.iterations,
+                    ),
                 )
             except sqlite3.IntegrityError:
                 raise NameTaken(normal) from None
-            _insert(database, normal, _PASSWORD, "", new)
+            _insert_credential(database, normal, _PASSWORD, "", secrets)
 
     def set_password(self, name: str, password: str) -> None:
         """Change a user's password; app passwords stay valid.
@@ -166,21 +176,23 @@ class Users:
             NoSuchUser, BadPassword: nothing was changed.
         """
         key = _key(name)
-        _check(password)
+        _check_password(password)
         with transaction(self._path) as database:
-            salt = _salt(database, key)
-        new = _secrets(password, salt)
+            parameters = _salt_and_iterations(database, key)
+        secrets = _make_secrets(password, parameters)
         if any(each.selector == passwords.selector(password) for each in self.app_passwords(name)):
-            raise BadPassword("it begins like an app password of this user; choose another one")
+            raise BadPassword(
+                "the password begins like an app password of this user; choose another password"
+            )
         self._change(
             "UPDATE credentials SET hash = ?, sha256 = ?, sha1 = ?, created_at = ?,"
             " used_at = NULL, used_from = NULL WHERE label = 'password' AND user = ?",
-            (new.phc, new.keys.sha256, new.keys.sha1, time.time()),
+            (secrets.phc, secrets.keys.sha256, secrets.keys.sha1, time.time()),
             name,
         )
 
-    def add_app_password(self, name: str, label: str, length: int = passwords.APP) -> str:
-        """Add an app password for one device or program and return it; it cannot be read again.
+    def add_app_password(self, name: str, label: str, length: int = passwords.APP_LENGTH) -> str:
+        """Add an app password for one device or program, and return it.  Only its hash is stored.
 
         Raises:
             NoSuchUser, BadName, NameTaken: nothing was changed.
@@ -189,14 +201,14 @@ class Users:
         if label == _PASSWORD or not label.isprintable() or not 0 < len(label.strip()) <= 64:
             raise BadName("the name of an app password must have 1 to 64 printable characters")
         with transaction(self._path) as database:
-            salt = _salt(database, key)
-        new = _secrets(password, salt)
+            parameters = _salt_and_iterations(database, key)
+        secrets = _make_secrets(password, parameters)
         with transaction(self._path) as database:
             labels = database.execute("SELECT label FROM credentials WHERE user = ?", (key,))
             if len(labels.fetchall()) > MAX_APP_PASSWORDS:
-                raise BadName(f"a user has at most {MAX_APP_PASSWORDS} app passwords")
+                raise BadName(f"a user can have at most {MAX_APP_PASSWORDS} app passwords")
             try:
-                _insert(database, key, label, passwords.selector(password), new)
+                _insert_credential(database, key, label, passwords.selector(password), secrets)
             except sqlite3.IntegrityError:
                 raise NameTaken(label, "app password") from None
         return password
@@ -208,25 +220,25 @@ class Users:
             NoSuchUser: unknown user.
         """
         with transaction(self._path) as database:
-            _salt(database, _key(name))
+            _salt_and_iterations(database, _key(name))
             rows = database.execute(
                 "SELECT label, created_at, used_at, used_from, selector FROM credentials"
                 " WHERE user = ? AND selector != '' ORDER BY label",
                 (_key(name),),
             ).fetchall()
         return [
-            AppPassword(label, made, at, where or "", selector)
-            for label, made, at, where, selector in rows
+            AppPassword(label, created_at, used_at, used_from or "", selector)
+            for label, created_at, used_at, used_from, selector in rows
         ]
 
     def revoke(self, name: str, label: str) -> None:
-        """Delete an app password, so that no device can log in with it.
+        """Delete an app password, so that no device can log in with it any more.
 
         Raises:
             NoSuchUser, NoSuchAppPassword: nothing was changed.
         """
         with transaction(self._path) as database:
-            _salt(database, _key(name))
+            _salt_and_iterations(database, _key(name))
             if not database.execute(
                 "DELETE FROM credentials WHERE user = ? AND label = ? AND selector != ''",
                 (_key(name), label),
@@ -236,57 +248,63 @@ class Users:
     def permit(
         self, name: str, account: UserAccount, fields: Collection[str] = tuple(_COLUMNS)
     ) -> None:
-        """Set permissions of a user to the permissions of ``account``, in one transaction.
+        """Copy permissions from ``account`` to a user, in one transaction.
 
         Args:
-            fields: attributes of ``UserAccount`` to set; the others are unchanged, even if they
-                are being changed at the same moment.
+            fields: attributes of ``UserAccount`` to copy; the others are not written, so changes
+                that another process makes to them at the same time are kept.
 
         Raises:
             NoSuchUser: nothing was changed.
         """
         columns = {field: column for field, column in _COLUMNS.items() if field in fields}
-        sets = ", ".join(f"{column.name} = ?" for column in columns.values()) or "name = name"
-        values = tuple(column.stored(getattr(account, field)) for field, column in columns.items())
-        self._change(f"UPDATE users SET {sets} WHERE name = ?", values, name)
+        changes = ", ".join(f"{column.name} = ?" for column in columns.values()) or "name = name"
+        values = tuple(column.convert(getattr(account, field)) for field, column in columns.items())
+        self._change(f"UPDATE users SET {changes} WHERE name = ?", values, name)
 
     def set_quota(self, name: str, octets: int | None) -> None:
-        """Set a quota in octets; 0 means unlimited, None the setting in the configuration."""
+        """Set a user's quota in octets.
+
+        0 means unlimited; None means the setting in the configuration.
+        """
         self._change("UPDATE users SET quota = ? WHERE name = ?", (octets,), name)
 
     def quota(self, name: str) -> int | None:
-        """Return a user's own quota in octets, 0 if unlimited; None if the user has none.
+        """Return a user's own quota in octets, 0 if unlimited, or None if it is not set.
 
         Raises:
             TemporaryFailure: the database cannot be read now.
         """
         query = "SELECT quota FROM users WHERE name = ?"
         try:
-            with self._quota_lock:  # used by the threads that deliver
+            with self._quota_lock:  # several threads deliver mail
                 rows: Sequence[tuple[int | None]] = self._quota_reader.rows(query, _key(name))
         except FileNotFoundError:
             return None
         except (sqlite3.Error, OSError):
-            rows = self._all_of(query, _key(name))
+            rows = self._rows_in_thread(query, _key(name))
         return rows[0][0] if rows else None
 
     def set_hold(self, name: str, seconds: float | None) -> None:
-        """Set for how many seconds deleted messages are held.
+        """Set the number of seconds for which a user's deleted messages are held.
 
-        Infinity keeps the messages for ever; None means the setting in the configuration.
+        Infinity means that the messages are held for ever; None means the setting in the
+        configuration.
         """
         stored = -1.0 if seconds == inf else seconds
         self._change("UPDATE users SET hold = ? WHERE name = ?", (stored,), name)
 
     def hold(self, name: str) -> float | None:
-        """Return for how many seconds a user's deleted messages are held; None if not set.
+        """Return the number of seconds for which a user's deleted messages are held.
+
+        Returns None if it is not set for this user.
 
         Raises:
             TemporaryFailure: the database cannot be read now.
         """
         if not os.path.exists(self._path):
             return None
-        with self._consult() as database:
+        with self._transaction_for_peer() as database:
             rows = database.execute("SELECT hold FROM users WHERE name = ?", (_key(name),))
             row: tuple[float | None] | None = rows.fetchone()
         seconds = row[0] if row else None
@@ -311,7 +329,9 @@ class Users:
             rows = database.execute(
                 f"SELECT name, created_at, {_PERMISSIONS} FROM users ORDER BY name"
             ).fetchall()
-        return [User(_account(name, permissions), at) for name, at, *permissions in rows]
+        return [
+            User(_account(name, permissions), created_at) for name, created_at, *permissions in rows
+        ]
 
     def get(self, name: str) -> User:
         """Return one user.
@@ -325,17 +345,17 @@ class Users:
             raise NoSuchUser(name)
         return user
 
-    def worst_terms(self, terms: Terms) -> Terms | None:
-        """Return the longest login delay and the shortest expiry of any user, or None.
+    def announced_terms(self, terms: Terms) -> Terms | None:
+        """Return the longest login delay and the shortest expiry of any user.
 
-        ``terms`` are the terms of the server; None means that no user has different terms.
+        ``terms`` are the terms of the server.  Returns None if no user has different terms.
         """
         with transaction(self._path) as database:
-            others, delay, expire = database.execute(
+            count, delay, expire = database.execute(
                 "SELECT count(*), max(login_delay), min(expire) FROM users"
                 " WHERE login_delay > 0 OR expire IS NOT NULL"
             ).fetchone()
-        if not others:
+        if not count:
             return None
         days = [each for each in (expire, terms.expire) if each is not None]
         return Terms(max(ceil(delay), terms.login_delay), min(days, default=None))
@@ -345,7 +365,7 @@ class Users:
             if not database.execute(statement, (*values, _key(name))).rowcount:
                 raise NoSuchUser(name)
 
-    # Contracts.
+    # The methods of the contracts in ``passdb``.
 
     async def verify(self, credentials: Credentials) -> UserAccount:
         return await self._hashers.run(self._verify, credentials)
@@ -355,7 +375,7 @@ class Users:
         if not passwords.is_possible(password):
             raise AuthenticationFailed("impossible-password")
         key = _key(credentials.identity)
-        with self._consult() as database:
+        with self._transaction_for_peer() as database:
             row = database.execute(
                 f"SELECT label, hash, sha256, {_PERMISSIONS}"
                 " FROM users JOIN credentials ON user = name"
@@ -363,97 +383,105 @@ class Users:
                 (key, passwords.selector(password)),
             ).fetchone()
         label, phc, keys, *permissions = row or ("", "", None)
-        is_own = passwords.is_sane(phc)  # any other hash takes as long as an unknown user
-        is_right = passwords.matches(password, phc if is_own else passwords.decoy_hash())
-        if not is_right or not is_own:
+        # If the user is unknown or the hash is not sane, a decoy is checked, which takes as long.
+        is_sane = passwords.is_sane(phc)
+        is_match = passwords.matches(password, phc if is_sane else passwords.decoy_hash())
+        if not is_match or not is_sane:
             raise AuthenticationFailed("unknown-user" if row is None else "bad-password")
-        account = self._may_act(_account(key, permissions, label), credentials)
+        account = self._authorize(_account(key, permissions, label), credentials)
         self.used(account, credentials.address)
         if keys is None or not passwords.is_current(phc):
-            self._hashers.later(partial(self._renew, key, label, phc, password))
+            self._hashers.run_later(partial(self._renew, key, label, phc, password))
         return account
 
-    def _may_act(self, account: UserAccount, shown: Credentials | Proof) -> UserAccount:
-        """Return the account; a user must not act for another user (RFC 4616 §2)."""
-        if shown.authorization and _key(shown.authorization) != account.user:
+    def _authorize(self, account: UserAccount, login: Credentials | Proof) -> UserAccount:
+        """Return the account.
+
+        Raises:
+            AuthenticationFailed: the user requests to act for another user (RFC 4616 §2).
+        """
+        if login.authorization and _key(login.authorization) != account.user:
             raise AuthenticationFailed("authorization")
         return account
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
         key = _key(identity)
-        return self._scram_secrets(await self._rows(_SCRAM[digest], key), key, digest)
+        return self._scram_secrets(await self._rows(_SCRAM_QUERIES[digest], key), key, digest)
 
     def scram_now(self, identity: str, digest: str) -> ScramSecrets | None:
         key = _key(identity)
-        rows = self._rows_now(_SCRAM[digest], key)
+        rows = self._rows_now(_SCRAM_QUERIES[digest], key)
         return None if rows is None else self._scram_secrets(rows, key, digest)
 
     def _scram_secrets(self, rows: Sequence[Any], key: str, digest: str) -> ScramSecrets:
-        decoy = scram.decoy_secrets(rows[0][0], key, digest)  # takes the same time for known users
+        # Derived for known users too, so that the time does not show which users exist.
+        decoy = scram.decoy_secrets(rows[0][0], key, digest)
         stored = [row[1:] for row in rows if row[1] is not None]
         if not stored:
             return decoy
         salt, iterations = stored[0][:2]
-        return ScramSecrets(salt, iterations, tuple(scram.key(row[2], row[3]) for row in stored))
+        return ScramSecrets(
+            salt, iterations, tuple(scram.split_keys(row[2], row[3]) for row in stored)
+        )
 
     async def proved(self, proof: Proof) -> UserAccount:
         key = _key(proof.identity)
-        return self._proved(await self._rows(_PROVED, key, proof.credential), key, proof)
+        return self._proved(await self._rows(_PROOF_QUERY, key, proof.credential), key, proof)
 
     def proved_now(self, proof: Proof) -> UserAccount | None:
         key = _key(proof.identity)
-        rows = self._rows_now(_PROVED, key, proof.credential)
+        rows = self._rows_now(_PROOF_QUERY, key, proof.credential)
         return None if rows is None else self._proved(rows, key, proof)
 
     def _proved(self, rows: Sequence[Any], key: str, proof: Proof) -> UserAccount:
         if not rows:
             raise AuthenticationFailed("revoked")
-        account = self._may_act(_account(key, rows[0], proof.credential), proof)
+        account = self._authorize(_account(key, rows[0], proof.credential), proof)
         self.used(account, proof.address)
         return account
 
     async def generation(self, identity: str) -> bytes:
-        """Return a digest of everything that an answer depends on, however it is changed."""
-        return _digest(await self._rows(_GENERATION, _key(identity)))
+        """Return a digest of all data on which the result of ``verify`` for this user depends."""
+        return _digest(await self._rows(_GENERATION_QUERY, _key(identity)))
 
     def generation_now(self, identity: str) -> bytes | None:
-        rows = self._rows_now(_GENERATION, _key(identity))
+        rows = self._rows_now(_GENERATION_QUERY, _key(identity))
         return None if rows is None else _digest(rows)
 
     async def _rows(self, query: str, *values: str) -> Sequence[Any]:
-        """Run a query, in the event loop if possible: it computes no hash and rarely waits."""
+        """Run a query, in the event loop if possible, because a query rarely has to wait."""
         rows = self._rows_now(query, *values)
-        return await to_thread(self._all_of, query, *values) if rows is None else rows
+        return await to_thread(self._rows_in_thread, query, *values) if rows is None else rows
 
     def _rows_now(self, query: str, *values: str) -> Sequence[Any] | None:
-        """Run a query; returns None if another process is writing, or after an error."""
+        """Run a query without waiting; return None if another process is writing or on an error."""
         try:
             return self._reader.rows(query, *values)
         except (sqlite3.Error, OSError):
             return None
 
-    def _all_of(self, query: str, *values: str) -> Sequence[Any]:
-        with self._consult() as database:
+    def _rows_in_thread(self, query: str, *values: str) -> Sequence[Any]:
+        with self._transaction_for_peer() as database:
             return database.execute(query, values).fetchall()
 
     def used(self, account: UserAccount, address: str) -> None:
         self._last_use.record(account.user, account.credential, address)
 
-    def _renew(self, key: str, label: str, old: str, password: str) -> None:
+    def _renew(self, key: str, label: str, old_hash: str, password: str) -> None:
         """Store a hash and keys with the current parameters, unless the password has changed."""
         with suppress(RestanteError):
             with transaction(self._path) as database:
-                salt = _salt(database, key)
-            new = _secrets(password, salt)
+                parameters = _salt_and_iterations(database, key)
+            secrets = _make_secrets(password, parameters)
             with transaction(self._path) as database:
                 database.execute(
                     "UPDATE credentials SET hash = ?, sha256 = ?, sha1 = ?"
                     " WHERE user = ? AND label = ? AND hash = ?",
-                    (new.phc, new.keys.sha256, new.keys.sha1, key, label, old),
+                    (secrets.phc, secrets.keys.sha256, secrets.keys.sha1, key, label, old_hash),
                 )
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Wait until all changes are written, and close the database."""
         self._hashers.close()
         self._last_use.close()
         self._reader.close()
@@ -461,12 +489,12 @@ class Users:
 
     async def account(self, identity: str) -> UserAccount | None:
         key = _key(identity)
-        for row in await self._rows(_ACCOUNT, key):
+        for row in await self._rows(_ACCOUNT_QUERY, key):
             return _account(key, row)
         return None
 
     async def maildrop_of(self, recipient: str) -> str:
-        for name in addressed(recipient, self._domains):
+        for name in possible_users(recipient, self._domains):
             if await self._rows("SELECT 1 FROM users WHERE name = ?", name):
                 return name
         raise NoSuchUser(recipient)
@@ -474,18 +502,19 @@ class Users:
     # SQLite.
 
     @contextmanager
-    def _consult(self) -> Iterator[sqlite3.Connection]:
-        """Open a transaction for a peer; all errors are temporary and show no details.
+    def _transaction_for_peer(self) -> Iterator[sqlite3.Connection]:
+        """Open a transaction for a login or a delivery.
 
-        This way, no login is refused and no mail bounces because a disk is not mounted.
+        Every error is temporary, so no login is refused and no mail bounces because a disk is not
+        mounted.  The error text, which is sent to the peer, contains no details.
         """
         if not os.path.exists(self._path):
-            raise unusable(f"{self._path} does not exist; run: restante user add ann")
+            raise temporary_failure(f"{self._path} does not exist; run: restante user add ann")
         try:
             with transaction(self._path) as database:
                 yield database
         except ConfigurationError as error:
-            raise unusable(str(error)) from error
+            raise temporary_failure(str(error)) from error
 
 
 def _digest(rows: Sequence[Any]) -> bytes:
@@ -502,32 +531,34 @@ class _Secrets:
     keys: scram.StoredKeys
 
 
-def _secrets(password: str, salted: tuple[bytes, int] | None = None) -> _Secrets:
-    """Compute the stored values, with new salt and iterations unless ``salted`` has them.
+def _make_secrets(password: str, salt_and_iterations: tuple[bytes, int] | None = None) -> _Secrets:
+    """Compute the stored values of a password, by default with a new salt.
 
     Raises:
         BadPassword: the password is invalid.
     """
-    _check(password)
+    _check_password(password)
     password = prepared(password)
-    salt, iterations = salted or (os.urandom(scram.SALT), scram.ITERATIONS)
+    salt, iterations = salt_and_iterations or (os.urandom(scram.SALT), scram.ITERATIONS)
     keys = scram.make_keys(password, salt, iterations)
     return _Secrets(passwords.make_hash(password), salt, iterations, keys)
 
 
-def _check(password: str) -> None:
+def _check_password(password: str) -> None:
     if not passwords.is_possible(password):
         raise BadPassword(f"a password must have 1 to {MAX_PASSWORD} octets and no NUL")
     try:
         prepared(password)
     except AuthenticationFailed as error:
         raise BadPassword(
-            "the password has a character that SASLprep forbids (RFC 4013)"
+            "the password contains a character that SASLprep forbids (RFC 4013)"
         ) from error
 
 
-def _salt(database: sqlite3.Connection, key: str) -> tuple[bytes, int]:
-    """Return a user's salt and iteration count for all credentials (see ``ScramSecrets``).
+def _salt_and_iterations(database: sqlite3.Connection, key: str) -> tuple[bytes, int]:
+    """Return the salt and the iteration count that all credentials of a user share.
+
+    They are created if they are missing.  See ``ScramSecrets``.
 
     Raises:
         NoSuchUser: unknown user.
@@ -544,28 +575,28 @@ def _salt(database: sqlite3.Connection, key: str) -> tuple[bytes, int]:
     return row
 
 
-def _insert(
-    database: sqlite3.Connection, key: str, label: str, selector: str, new: _Secrets
+def _insert_credential(
+    database: sqlite3.Connection, key: str, label: str, selector: str, secrets: _Secrets
 ) -> None:
     database.execute(
         "INSERT INTO credentials (user, label, hash, created_at, selector, sha256, sha1)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (key, label, new.phc, time.time(), selector, new.keys.sha256, new.keys.sha1),
+        (key, label, secrets.phc, time.time(), selector, secrets.keys.sha256, secrets.keys.sha1),
     )
 
 
 def _account(key: str, permissions: Sequence[Any], credential: str = _PASSWORD) -> UserAccount:
-    enabled, networks, tls, mechanisms, read_only, login_delay, expire, folders = permissions
+    is_enabled, networks, needs_tls, mechanisms, is_read_only, delay, expire, folders = permissions
     return UserAccount(
         key,
         key,
         credential,
-        is_enabled=bool(enabled),
+        is_enabled=bool(is_enabled),
         networks=tuple(map(ip_network, networks.split())),
-        needs_tls=bool(tls),
+        needs_tls=bool(needs_tls),
         mechanisms=tuple(mechanisms.split()),
-        is_read_only=bool(read_only),
-        login_delay=login_delay,
+        is_read_only=bool(is_read_only),
+        login_delay=delay,
         expire=expire,
         view=View(tuple(folders.splitlines())),
     )

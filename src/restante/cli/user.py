@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--generate", action="store_true", help="generate a password and print it"
         )
-        _add_length(action, passwords.USUAL, passwords.SHORTEST)
+        _add_length(action, passwords.LENGTH, passwords.MIN_LENGTH)
         action.set_defaults(run=run)
     actions.add_parser("list", help="list users").set_defaults(run=list_)
     for name, run, text in (
@@ -154,16 +154,16 @@ def _add_app_passwords(actions: argparse._SubParsersAction[argparse.ArgumentPars
                 "label", metavar="LABEL", help='the name of the app password, such as "phone"'
             )
         if name == "new":
-            _add_length(verb, passwords.APP, passwords.SHORTEST_APP)
+            _add_length(verb, passwords.APP_LENGTH, passwords.MIN_APP_LENGTH)
         verb.set_defaults(run=run)
 
 
 def _add_length(action: argparse.ArgumentParser, usual: int, shortest: int) -> None:
     def length(text: str) -> int:
         number = int(text)
-        if not shortest <= number <= passwords.LONGEST:
+        if not shortest <= number <= passwords.MAX_LENGTH:
             raise argparse.ArgumentTypeError(
-                f"must be {shortest} to {passwords.LONGEST} characters"
+                f"must be {shortest} to {passwords.MAX_LENGTH} characters"
             )
         return number
 
@@ -395,7 +395,7 @@ def _network(text: str) -> Network:
 
 
 def new_app_password(options: argparse.Namespace) -> int:
-    length = options.length or passwords.APP
+    length = options.length or passwords.APP_LENGTH
     password = _users(options).add_app_password(options.name, options.label, length)
     if options.json:
         common.print_json(
@@ -498,7 +498,7 @@ def _done(
 def _password(options: argparse.Namespace) -> str:
     """Read a password, never from the command line: every user of the machine could read it."""
     if options.generate:
-        return passwords.generate(options.length or passwords.USUAL)
+        return passwords.generate(options.length or passwords.LENGTH)
     if options.length:
         raise UnsafeArgument("--length requires --generate")
     if options.password_file:

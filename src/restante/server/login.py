@@ -45,10 +45,12 @@ _DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 class Guard(Protocol):
     """Records the results of logins, and slows down guessing."""
 
-    def accepted(self, shown: Shown, account: UserAccount, *, is_remembered: bool = False) -> None:
-        """Record a successful login; ``is_remembered``: the password was checked before."""
+    def record_success(
+        self, shown: Shown, account: UserAccount, *, is_cached: bool = False
+    ) -> None:
+        """Record a successful login; ``is_cached``: the result came from a cache."""
 
-    def refused(self, shown: Shown) -> float:
+    def record_failure(self, shown: Shown) -> float:
         """Record a failed login.  Returns the seconds from the attempt to its answer."""
 
 

@@ -409,11 +409,11 @@ class Connection(BaseConnection[Event]):
             ):
                 raise AuthenticationFailed(reason)
             if guard is not None:
-                guard.accepted(shown, account, is_remembered=known is not None)
+                guard.record_success(shown, account, is_cached=known is not None)
             return account
         except AuthenticationFailed:
             if guard is not None:
-                self._penalty = began + guard.refused(shown)
+                self._penalty = began + guard.record_failure(shown)
             raise
         finally:
             self._is_authenticating = False
