@@ -78,10 +78,10 @@ def test_temporary_errors_bounce_no_mail(
 def test_a_bug_bounces_nothing(
     restante: Restante, ann: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: object) -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError("odd")
 
-    monkeypatch.setattr(stores, "store", broken)
+    monkeypatch.setattr(stores, "deliver", broken)
     found = restante("deliver", "ann", stdin=MESSAGE)
     assert (found.code, "ZeroDivisionError: odd" in found.err) == (75, True)
 

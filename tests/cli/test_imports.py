@@ -81,6 +81,8 @@ def test_delivery_imports_the_store_and_the_configured_back_ends(ann: str) -> No
     assert packages(modules) == _LOCAL
     others = {"http", "ldap", "pam", "passwd_file", "schemes", "tokens"}
     assert not modules & {f"restante.auth.{each}" for each in others}
+    store = {each.removeprefix("restante.store.") for each in modules if ".store." in each}
+    assert store == {"files", "names", "paths", "quota", "rules", "single_delivery"}
 
 
 @pytest.mark.parametrize(

@@ -450,6 +450,7 @@ def test_a_database_that_cannot_be_used_is_named(restante: Restante, state: Path
     words = "user database cannot be used"
     hint = f"{database} does not exist; run: restante user add ann"
     assert (found.code, found.err) == (75, f"restante deliver: {words}: {hint}\n")
+    state.mkdir(parents=True)
     database.write_bytes(b"no database" * 100)
     found = restante("user", "list")
     assert found.err == f"restante user: {words}: {database}: file is not a database\n"

@@ -670,7 +670,7 @@ def test_mail_moved_here_with_an_old_mtime_counts_as_new(
 def test_file_with_the_same_name_in_tmp_is_not_touched(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from restante.store import maildir as module
+    from restante.store import single_delivery as module
 
     put(place, "tmp/1.a", b"another's")
     monkeypatch.setattr(module, "fresh_unique", lambda: "1.a")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..auth.users import Users
-from ..clock import Clock
 from ..config import Configuration
 from ..errors import (
     ConfigurationError,
     NoMaildrop,
 )
-from ..maildrop import ServableStore
-from ..store.maildir import MaildirStore
+from ..maildrop import Entry, ServableStore
 from ..store.paths import Template
 from . import backends
+
+if TYPE_CHECKING:
+    from ..clock import Clock
 
 # Functions import the modules that only some configurations need, because a mail server runs
 # `restante deliver`, which uses this module, for each message.
@@ -85,39 +88,67 @@ def users(config: Configuration) -> Users:
 
 
 def clock(config: Configuration) -> Clock:
+    from ..clock import Clock
+
     return Clock(config.state / "clock")
 
 
-def store(config: Configuration, database: Users | None = None) -> ServableStore:
-    """Build the store.  ``database`` is the user database, if it has already been built."""
+def store(config: Configuration, own: Users | None = None) -> ServableStore:
+    """Build the store.  ``own`` is the user database, if it is open already."""
     if config.store.kind == "memory":
         from ..store.memory import MemoryStore
 
         return MemoryStore(hold=lambda _: config.store.hold)
-    # Only the default directory is created, because any other directory may be a mount point.
-    if config.store.path == f"{config.state}/mail/%u":
-        for directory in (config.state, config.state / "mail"):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    from ..store.maildir import MaildirStore
+
+    _make_default_directory(config)
     maildirs = MaildirStore(config.store.path, folders=config.store.maildrop, clock=clock(config))
-    set_rules(maildirs, config, database or users(config))
+    set_rules(maildirs, config, own or users(config))
     return maildirs
 
 
+async def deliver(config: Configuration, user: str, message: AsyncIterator[bytes]) -> Entry:
+    """Deliver one message, as ``ServableStore.deliver``, without importing the whole store."""
+    if config.store.kind == "memory":
+        return await store(config).deliver(user, message)
+    from ..store import single_delivery
+
+    _make_default_directory(config)
+    template, limit = Template(config.store.path), _limit(config, users(config))
+    return await single_delivery.deliver(
+        template.base, template.names(user), partial(limit, user), message
+    )
+
+
+def _make_default_directory(config: Configuration) -> None:
+    """Create the default directory.  Any other directory may be a mount point."""
+    if config.store.path == f"{config.state}/mail/%u":
+        for place in (config.state, config.state / "mail"):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def set_rules(store: ServableStore, config: Configuration, users: Users) -> None:
-    """Apply the hold times and quotas from the configuration and from the user database."""
+    """Apply the hold times and quotas of the configuration and of individual users."""
+    from ..store.maildir import MaildirStore
 
     def hold(user: str) -> float:
         seconds = users.hold(user)
         return config.store.hold if seconds is None else seconds
 
+    if isinstance(store, MaildirStore):
+        store.hold, store.limit = hold, _limit(config, users)
+    else:
+        store.hold = lambda _: config.store.hold
+
+
+def _limit(config: Configuration, users: Users) -> Callable[[str], int]:
+    """Return a function that returns the quota of a user in octets, 0 for no quota."""
+
     def limit(user: str) -> int:
         octets = users.quota(user)
         return config.store.quota if octets is None else octets
 
-    if isinstance(store, MaildirStore):
-        store.hold, store.limit = hold, limit
-    else:
-        store.hold = lambda _: config.store.hold
+    return limit
 
 
 def maildrop_path(config: Configuration, user: str) -> Path:

@@ -80,11 +80,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _deliver(options: argparse.Namespace, config: Configuration, read: Read) -> int:
-    store = stores.store(config)
     user = await maildrop_of(config, options.user)
     envelope = Envelope(options.reverse_path, options.user, "local")
     head = envelope.trace_fields(config.server.hostname, datetime.now(UTC))
-    entry = await store.deliver(user, _message(head, read, config.limits.message))
+    message = _message(head, read, config.limits.message)
+    entry = await stores.deliver(config, user, message)
     if options.json:
         common.print_json("deliver", user=user, unique_id=entry.unique_id, size=entry.size)
     return os.EX_OK

@@ -15,7 +15,6 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
-    Generator,
     Mapping,
     Sequence,
 )
@@ -49,7 +48,7 @@ from ..maildrop import (
     Usage,
     View,
 )
-from ..message import LineEnds, Survey, Top, crlf_text
+from ..message import LineEnds, Top, crlf_text
 from ..scanning import ChangingMaildir, scan_exactly, scan_for
 from ..wire import stuffed
 from . import adopted, expiry, files, journal, quota, rules
@@ -76,16 +75,16 @@ from .held import (
     update,
 )
 from .index import Form, Index, forget, load, save, stamps
-from .names import File, Identity, fields, fresh_unique, unique_id_of, unique_part
+from .names import File, Identity, unique_id_of, unique_part
 from .paths import Template
 from .refresh import correct, current_index
 from .rules import Rules, days_to_seconds
+from .single_delivery import deliver, deliver_named
 from .verification import Finding, verify
 
 # The index is written if a session has learned the form of at least one message in 16.  For fewer,
 # writing 100 octets per message costs more than converting these messages again.
 _WORTH_SAVING = 16
-_WRITE = 262_144  # octets collected for each write, to reduce the number of calls to threads
 _CACHE = 67_108_864  # octets of indexes in memory: about 600,000 messages at 100 octets each
 _VIEWS = 16  # joined listings in memory; few users open several folders at a time
 _ATTEMPTS = 5  # attempts to open a file that another program is renaming
@@ -272,7 +271,7 @@ class MaildirStore:
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
         names, limit = self._template.names(user), partial(self.limit, user)
-        return await _deliver(_delivery(self._template.base, names, limit), message)
+        return await deliver(self._template.base, names, limit, message)
 
     def deliveries(self, user: str) -> NamedDeliveries:
         names, limit = self._template.names(user), partial(self.limit, user)
@@ -300,8 +299,7 @@ class MaildirStore:
             try:
                 for name in arrivals:
                     if name not in present:
-                        place = partial(_named, session.maildrop, name)
-                        await _deliver(place(), read(name))
+                        await deliver_named(session.maildrop, name, read(name))
                         added += 1
                 if added:
                     await in_thread(files.sync, "cur", "new", parent=session.maildrop)
@@ -893,93 +891,3 @@ class _OpenMaildir:
         gone = [size for unique_id, size in sizes.items() if unique_id not in left]
         quota.record_change(self._root, -sum(gone), -len(gone))
         return left
-
-
-async def _deliver(
-    delivery: Generator[Entry | None, bytes, None], message: AsyncIterator[bytes]
-) -> Entry:
-    """Deliver a message.
-
-    A small message needs only one call to a thread, because such a call costs more than the work
-    done in it.
-    """
-    gathered, has_begun = bytearray(), False
-
-    def write(*, is_last: bool) -> Entry | None:
-        if not has_begun:
-            next(delivery)
-        if gathered:
-            delivery.send(bytes(gathered))
-            gathered.clear()
-        if not is_last:
-            return None
-        try:
-            return delivery.send(b"")
-        finally:
-            delivery.close()
-
-    try:
-        async for octets in message:
-            gathered += octets
-            if len(gathered) >= _WRITE:
-                await in_thread(write, is_last=False)
-                has_begun = True
-        entry = await in_thread(write, is_last=True)
-    except BaseException:
-        if has_begun:
-            await in_thread(delivery.close)
-        raise
-    assert entry is not None
-    return entry
-
-
-def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
-    """Deliver like ``_delivery``, but under a given name.  The caller syncs the directories."""
-    unique = fresh_unique()
-    place = "cur" if ":" in name else "new"  # names in new/ have no flags (Maildir)
-    with (
-        files.directory("tmp", maildrop) as tmp,
-        files.directory(place, maildrop) as directory,
-        files.OpenDescriptors(files.create(unique, tmp)) as file,
-        files.UndoneOnError(unique, tmp),
-    ):
-        survey = yield from _written(file)
-        files.sync_file(file)
-        files.move(unique, tmp, name, directory)
-    yield Entry(name, survey.size)
-
-
-def _delivery(
-    base: str, names: Sequence[str], limit: Callable[[], int]
-) -> Generator[Entry | None, bytes, None]:
-    """Deliver one message through ``tmp/`` into ``new/``.  Blocking.
-
-    The caller sends the octets, then an empty piece.  In return the generator yields the entry of
-    the durable message.  If the generator is closed earlier or fails, no file is left.
-    """
-    unique = fresh_unique()
-    with (
-        files.maildrop(base, names, make=True) as maildrop,
-        files.directory("tmp", maildrop) as tmp,
-        files.directory("new", maildrop) as new,
-        files.OpenDescriptors(files.create(unique, tmp)) as file,
-        files.UndoneOnError(unique, tmp),
-    ):
-        survey = yield from _written(file)
-        name = unique + fields(survey)
-        with quota.room(maildrop, [survey.stored], limit()):
-            files.sync_file(file)
-            files.move(unique, tmp, name, new)
-            with files.UndoneOnError(name, new):
-                files.sync_together(new)
-    yield Entry(unique, survey.size)
-
-
-def _written(file: int) -> Generator[None, bytes, Survey]:
-    """Write the octets that the caller sends, until an empty piece is sent."""
-    survey = Survey()
-    while octets := (yield):
-        files.write(file, octets)
-        survey.feed(octets)
-    survey.finish()
-    return survey
