@@ -209,7 +209,11 @@ class Index(Rendered):
     def __getitem__(self, at: slice) -> Sequence[Entry]: ...
     def __getitem__(self, at: int | slice) -> Entry | Sequence[Entry]:
         if isinstance(at, slice):
-            return [self[each] for each in range(*at.indices(len(self)))]
+            positions = range(len(self))[at]
+            if at.step not in (None, 1) or not positions:
+                return [self[each] for each in positions]
+            ids = self._unique_ids(positions.start, positions.stop)
+            return list(map(Entry, ids, self._sizes[at], positions))
         if at < 0:
             at = range(len(self))[at]
         return Entry(self._unique_id(at), self._sizes[at], at)
@@ -385,8 +389,8 @@ class Index(Rendered):
         if first == end:  # an empty index has no line ends to look up
             return []
         begin = self._id_ends[first - 1] if first else 0
-        lines = self._ids[begin : self._id_ends[end - 1]].decode("ascii").split("\r\n")
-        return [line.partition(" ")[2] for line in lines[:-1]]
+        # Message-numbers and unique-ids in turn; neither contains white space (RFC 1939 §7).
+        return self._ids[begin : self._id_ends[end - 1]].decode("ascii").split()[1::2]
 
     def _columns(self, first: int, end: int) -> _Columns:
         rows = _Columns()
