@@ -221,11 +221,11 @@ def fresh_index(place: Path) -> tuple[bytes, ...]:
         refresh._measure(directory, looked.messages, range(len(looked.messages)))
     finally:
         os.close(directory)
-    return parts(Index(looked.messages, placed=looked.placed))
+    return parts(Index(looked.messages, ordered_count=looked.ordered_count))
 
 
 def parts(found: Index) -> tuple[bytes, ...]:
-    return (*found._parts(), b"%d %d" % (found.octets, found._placed))
+    return (*found._parts(), b"%d %d" % (found.octets, found._ordered_count))
 
 
 def known(store: MaildirStore, user: str = "ann") -> Index:
@@ -333,7 +333,7 @@ def test_index_with_many_changes_is_written_again(
 ) -> None:
     put(place, "cur/1.a:2,S", b"x")
     settled(maildir)
-    monkeypatch.setattr(index, "_APPENDED", 1)
+    monkeypatch.setattr(index, "_MAX_APPENDED", 1)
     for number in (2, 3):
         put(place, f"new/{number}.b", b"x")
         before = (place / INDEX).stat().st_ino
@@ -393,7 +393,7 @@ def test_nothing_is_appended_to_an_index_that_another_process_has_changed(
     directory = os.open(place, os.O_RDONLY)
     message = Row("2.b", File("new", "2.b", 7), 3)
     index.apply_change(directory, old, index.IndexChange(added=[message]), index.UNKNOWN)
-    index.apply_change(directory, old, index.IndexChange(gone=[0]), index.UNKNOWN)
+    index.apply_change(directory, old, index.IndexChange(removed=[0]), index.UNKNOWN)
     os.close(directory)
     found = index_on_disk(place)
     assert found is not None
@@ -430,7 +430,9 @@ def test_another_index_in_the_same_file_is_read_whole(maildir: MaildirStore, pla
     put(place, "cur/1.a:2,S", b"x")
     settled(maildir)
     old = known(maildir)
-    other = old.changed(index.IndexChange(other={0: old.row(0)._replace(size=99)}), index.UNKNOWN)
+    other = old.changed(
+        index.IndexChange(replaced={0: old.row(0)._replace(size=99)}), index.UNKNOWN
+    )
     (place / INDEX).write_bytes(other.encode(place.stat().st_ino))
     directory = os.open(place, os.O_RDONLY)
     loaded = index.load(directory, old)
@@ -555,7 +557,7 @@ def test_slow_login_is_logged(
     from restante.store import refresh as module
 
     put(place, "new/1.a", b"x")
-    monkeypatch.setattr(module, "_LONG", -1.0)
+    monkeypatch.setattr(module, "_SLOW_LOGIN", -1.0)
     with caplog.at_level(logging.WARNING):
         run(listing(maildir, "ann"))
     assert [record.message for record in caplog.records] == ["maildrop indexed"]

@@ -86,9 +86,9 @@ def another(place: Path) -> MaildirStore:
 LIMIT = 5  # small, so that all combinations around it can be tried
 LIMITS = {
     "_FEW_IDS": (index, True),
-    "_MANY": (refresh, True),
+    "_MAX_NEW": (refresh, True),
     "_BATCH": (refresh, False),
-    "_APPENDED": (index, True),
+    "_MAX_APPENDED": (index, True),
 }
 """The module of each threshold, and whether names have sizes; others are measured in batches."""
 
@@ -188,7 +188,7 @@ def test_indexes_around_the_size_of_the_cache_are_right(
 def test_joined_listings_around_the_number_that_is_kept_are_right(
     tmp_path: Path, views: int, messages: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maildir, "_VIEWS", 3)
+    monkeypatch.setattr(maildir, "_MAX_VIEWS", 3)
     store = MaildirStore(f"{tmp_path}/%u")
 
     async def shows_all(user: str) -> None:

@@ -1,4 +1,4 @@
-"""The index of a maildrop: everything that a session needs to know without opening a message.
+"""The index of a maildrop: the data that sessions need, so that they need not open messages.
 
 An index contains the unique-id, the size, the form and the file of each message, the complete
 responses to LIST and UIDL, and the stamps of the directories, which show whether the maildrop has
@@ -9,11 +9,11 @@ detects an index that was copied from another maildrop.
 How an index is updated
 -----------------------
 Building the index of 100,000 messages takes 1.4 s of processor time, and the most common change is
-one new message.  So an index is derived from its predecessor:
+one new message.  Therefore an index is derived from its predecessor:
 
 1. ``refresh`` compares the names and inode numbers in the directories that changed with those
-   of the index, and sorts the messages into three groups, which form an ``IndexChange``: gone,
-   changed (another file or size), and new.
+   of the index, and sorts the messages into three groups, which form an ``IndexChange``: removed,
+   replaced (another file or size), and added.
 2. ``Index.changed`` finds the first row that differs.  Earlier rows are copied as octets.  Later
    rows are rebuilt, because their message-numbers in the responses to LIST and UIDL change.  They
    are rebuilt column by column, without one object per message.  New mail normally sorts to the
@@ -33,7 +33,7 @@ the clock is.  See docs/decisions/0060-index.md and 0062-index-changes.md.
 
 Security: programs that can write into a maildrop can write its index, so a file name from the
 index is only looked up in ``new/`` or ``cur/``, and must not contain a slash.
-Limits: an index of 100,000 messages with our unique-ids takes about 10 MB.
+Limits: an index of 100,000 messages with restante's unique-ids takes about 10 MB.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _FILE_NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 _FEW_IDS = 8  # up to this many, searching the octets for each id is faster than decoding all ids
 # Octets of appended changes after which the whole file is written again, because the first login
 # of each process must apply all changes.  A change with one message takes about 400 octets.
-_APPENDED = 65_536
+_MAX_APPENDED = 65_536
 
 Stamps = tuple[int, ...]
 """Inode number, mtime and ctime of new/, of cur/, and of the file of adopted ids (zeros if that
@@ -114,9 +114,10 @@ class IndexChange(NamedTuple):
     Positions refer to the predecessor.
     """
 
-    gone: Sequence[int] = ()
-    other: Mapping[int, Row] = {}
-    """Messages with another file or size, by position."""
+    removed: Sequence[int] = ()
+    """Positions of removed messages."""
+    replaced: Mapping[int, Row] = {}
+    """New rows of messages with another file or size, by position."""
     added: Sequence[Row] = ()
     """New messages.  ``changed`` inserts them in order, after the messages whose order comes from
     another server."""
@@ -146,19 +147,19 @@ class _Columns:
         self.sizes, self.inodes = array("Q"), array("Q")
         self.forms = bytearray()
 
-    def insert(self, at: int, message: Row) -> None:
-        self.ids.insert(at, message.unique_id)
-        self.packed.insert(at, _packed(message))
-        self.sizes.insert(at, message.size)
-        self.inodes.insert(at, message.file.inode)
-        self.forms.insert(at, message.form | _NEW * (message.file.directory == "new"))
+    def insert(self, position: int, message: Row) -> None:
+        self.ids.insert(position, message.unique_id)
+        self.packed.insert(position, _packed(message))
+        self.sizes.insert(position, message.size)
+        self.inodes.insert(position, message.file.inode)
+        self.forms.insert(position, message.form | _NEW * (message.file.directory == "new"))
 
-    def remove(self, at: int) -> None:
+    def remove(self, position: int) -> None:
         for column in (self.ids, self.packed, self.sizes, self.inodes, self.forms):
-            del column[at]
+            del column[position]
 
-    def key(self, at: int) -> tuple[int, str]:
-        return _order(self.ids[at], self.packed[at])
+    def key(self, position: int) -> tuple[int, str]:
+        return _order(self.ids[position], self.packed[position])
 
 
 class Index(Rendered):
@@ -168,19 +169,19 @@ class Index(Rendered):
     """
 
     def __init__(
-        self, messages: Iterable[Row] = (), stamps: Stamps = UNKNOWN, placed: int = 0
+        self, messages: Iterable[Row] = (), stamps: Stamps = UNKNOWN, ordered_count: int = 0
     ) -> None:
         self.stamps = stamps
         self.on_disk: IndexFile | None = None
         """The file that contains exactly this index, if known."""
-        self._placed = placed  # number of leading messages whose order comes from another server
+        self._ordered_count = ordered_count  # messages at the start, in another server's order
         self._sizes, self._inodes = array("Q"), array("Q")
         self._id_ends, self._name_ends = array("I"), array("I")
         self._forms = self._ids = self._names = self._scan = b""
         self.octets = 0
         rows = _Columns()
-        for at, message in enumerate(messages):
-            rows.insert(at, message)
+        for position, message in enumerate(messages):
+            rows.insert(position, message)
         self._extend(rows)
 
     def _extend(self, rows: _Columns) -> None:
@@ -204,19 +205,19 @@ class Index(Rendered):
         return len(self._sizes)
 
     @overload
-    def __getitem__(self, at: int) -> Entry: ...
+    def __getitem__(self, position: int) -> Entry: ...
     @overload
-    def __getitem__(self, at: slice) -> Sequence[Entry]: ...
-    def __getitem__(self, at: int | slice) -> Entry | Sequence[Entry]:
-        if isinstance(at, slice):
-            positions = range(len(self))[at]
-            if at.step not in (None, 1) or not positions:
+    def __getitem__(self, position: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, position: int | slice) -> Entry | Sequence[Entry]:
+        if isinstance(position, slice):
+            positions = range(len(self))[position]
+            if position.step not in (None, 1) or not positions:
                 return [self[each] for each in positions]
             ids = self._unique_ids(positions.start, positions.stop)
-            return list(map(Entry, ids, self._sizes[at], positions))
-        if at < 0:
-            at = range(len(self))[at]
-        return Entry(self._unique_id(at), self._sizes[at], at)
+            return list(map(Entry, ids, self._sizes[position], positions))
+        if position < 0:
+            position = range(len(self))[position]
+        return Entry(self._unique_id(position), self._sizes[position], position)
 
     def scan_listing(self) -> bytes:
         return self._scan
@@ -228,35 +229,37 @@ class Index(Rendered):
 
     def find(self, entry: Entry) -> int | None:
         """Return the position of an entry, found by its key or else by its unique-id."""
-        at = entry.key
-        if 0 <= at < len(self._sizes) and self._unique_id(at) == entry.unique_id:
-            return at
-        position = self._ids.find(f" {entry.unique_id}\r\n".encode("ascii", "replace"))
-        if position < 0:
+        position = entry.key
+        if 0 <= position < len(self._sizes) and self._unique_id(position) == entry.unique_id:
+            return position
+        found_at = self._ids.find(f" {entry.unique_id}\r\n".encode("ascii", "replace"))
+        if found_at < 0:
             return None
-        return int(self._ids[self._ids.rfind(b"\n", 0, position) + 1 : position]) - 1
+        return int(self._ids[self._ids.rfind(b"\n", 0, found_at) + 1 : found_at]) - 1
 
-    def row(self, at: int) -> Row:
+    def row(self, position: int) -> Row:
         """Return the message at this position.
 
         Raises:
             FileNotFoundError: the stored name cannot belong to a file in the maildrop.
         """
-        unique_id = self._unique_id(at)
-        return Row(unique_id, self.file(at, unique_id), self._sizes[at], self.form(at))
+        unique_id = self._unique_id(position)
+        return Row(
+            unique_id, self.file(position, unique_id), self._sizes[position], self.form(position)
+        )
 
-    def file(self, at: int, unique_id: str) -> File:
+    def file(self, position: int, unique_id: str) -> File:
         """Return the file of the message at this position, which has this unique-id.
 
         Raises:
             FileNotFoundError: the stored name cannot belong to a file in the maildrop.
         """
-        begin = self._name_ends[at - 1] if at else 0
-        packed = self._names[begin : self._name_ends[at]].decode(*_FILE_NAMES)
+        begin = self._name_ends[position - 1] if position else 0
+        packed = self._names[begin : self._name_ends[position]].decode(*_FILE_NAMES)
         name = packed[2:] if packed[1] == ":" else unique_id + packed[2:]
         if "/" in name:
             raise FileNotFoundError
-        return File("new" if packed[0] == "n" else "cur", name, self._inodes[at])
+        return File("new" if packed[0] == "n" else "cur", name, self._inodes[position])
 
     def files_in(self, directory: str) -> dict[str, int]:
         """Return the positions of the messages in this directory, by file name."""
@@ -268,10 +271,12 @@ class Index(Rendered):
         ids = self._unique_ids(first, positions[-1] + 1)
         ends = self._name_ends
         packed = self._names.decode("latin-1")  # so that positions are in octets
-        rows = [packed[ends[at - 1] if at else 0 : ends[at]] for at in positions]
+        rows = [
+            packed[ends[position - 1] if position else 0 : ends[position]] for position in positions
+        ]
         names = [
-            row[2:] if row[1] == ":" else ids[at - first] + row[2:]
-            for at, row in zip(positions, rows, strict=True)
+            row[2:] if row[1] == ":" else ids[position - first] + row[2:]
+            for position, row in zip(positions, rows, strict=True)
         ]
         if not packed.isascii():
             names = [os.fsdecode(name.encode("latin-1")) for name in names]
@@ -304,35 +309,35 @@ class Index(Rendered):
         """Whether the size of some message is a guess."""
         return Form.GUESSED in self._forms or _NEW | Form.GUESSED in self._forms
 
-    def form(self, at: int) -> Form:
-        return _FORMS[self._forms[at]]
+    def form(self, position: int) -> Form:
+        return _FORMS[self._forms[position]]
 
     def positions(self) -> dict[int, int]:
         """Return positions by inode number.
 
-        Other files may have got the same inode numbers since; ``is_of`` compares the names as well.
+        Other files may since have got the same inode numbers; ``matches`` also compares the names.
         """
         return dict(zip(self._inodes, range(len(self)), strict=True))
 
-    def is_of(self, at: int, file: File) -> bool:
+    def matches(self, position: int, file: File) -> bool:
         """Return whether this message has the unique part and the inode number of ``file``."""
-        begin = self._name_ends[at - 1] if at else 0
-        packed = self._names[begin + 1 : self._name_ends[at]]
+        begin = self._name_ends[position - 1] if position else 0
+        packed = self._names[begin + 1 : self._name_ends[position]]
         if packed.startswith(b"="):
-            unique = self._unique_id(at)
+            unique = self._unique_id(position)
         else:
             unique = unique_part(os.fsdecode(packed[1:]))
-        return self._inodes[at] == file.inode and unique == unique_part(file.name)
+        return self._inodes[position] == file.inode and unique == unique_part(file.name)
 
-    def measured(self, at: int) -> tuple[int, Form]:
-        return self._sizes[at], self.form(at)
+    def measured(self, position: int) -> tuple[int, Form]:
+        return self._sizes[position], self.form(position)
 
-    def learned(self, forms: Mapping[int, Form]) -> Index:
+    def with_forms(self, forms: Mapping[int, Form]) -> Index:
         """Return the same index with other forms at these positions."""
         new = copy(self)
         octets = bytearray(self._forms)
-        for at, form in forms.items():
-            octets[at] = octets[at] & _NEW | form
+        for position, form in forms.items():
+            octets[position] = octets[position] & _NEW | form
         new._forms = bytes(octets)
         return new
 
@@ -341,33 +346,33 @@ class Index(Rendered):
         added = sorted(change.added, key=_key)
         first = min(
             [
-                *change.gone,
-                *change.other,
+                *change.removed,
+                *change.replaced,
                 *(self._position_of(each) for each in added[:1]),
                 len(self),
             ]
         )
         new, rows = self._first(first, stamps), self._columns(first, len(self))
-        for at, message in change.other.items():
-            rows.remove(at - first)
-            rows.insert(at - first, message)
-        for at in sorted(change.gone, reverse=True):
-            rows.remove(at - first)
-            new._placed -= at < self._placed
-        at = max(0, new._placed - first)
+        for position, message in change.replaced.items():
+            rows.remove(position - first)
+            rows.insert(position - first, message)
+        for position in sorted(change.removed, reverse=True):
+            rows.remove(position - first)
+            new._ordered_count -= position < self._ordered_count
+        position = max(0, new._ordered_count - first)
         for message in added:
-            at = bisect_left(range(len(rows.ids)), _key(message), at, key=rows.key)
-            rows.insert(at, message)
+            position = bisect_left(range(len(rows.ids)), _key(message), position, key=rows.key)
+            rows.insert(position, message)
         new._extend(rows)
         return new
 
     def _position_of(self, message: Row) -> int:
         """Return the position of a new message in the order of the index."""
-        return bisect_left(range(len(self)), _key(message), self._placed, key=self._key_at)
+        return bisect_left(range(len(self)), _key(message), self._ordered_count, key=self._key_at)
 
-    def _key_at(self, at: int) -> tuple[int, str]:
-        begin = self._name_ends[at - 1] if at else 0
-        return _order(self._unique_id(at), self._names[begin : self._name_ends[at]])
+    def _key_at(self, position: int) -> tuple[int, str]:
+        begin = self._name_ends[position - 1] if position else 0
+        return _order(self._unique_id(position), self._names[begin : self._name_ends[position]])
 
     def _first(self, count: int, stamps: Stamps) -> Index:
         """Return an index of the first messages, to be extended."""
@@ -376,7 +381,7 @@ class Index(Rendered):
         else:
             scan_end = self._scan.find(b"\n%d " % (count + 1)) + 1
             octets = sum(self._sizes[:count])
-        new = Index((), stamps, self._placed)
+        new = Index((), stamps, self._ordered_count)
         new._sizes, new._inodes = self._sizes[:count], self._inodes[:count]
         new._id_ends, new._name_ends = self._id_ends[:count], self._name_ends[:count]
         new._forms, new._scan, new.octets = self._forms[:count], self._scan[:scan_end], octets
@@ -399,7 +404,7 @@ class Index(Rendered):
         rows.ids = self._unique_ids(first, end)
         ends = self._name_ends[first:end]
         begins = [self._name_ends[first - 1] if first else 0, *ends[:-1]]
-        rows.packed = [self._names[at:to] for at, to in zip(begins, ends, strict=True)]
+        rows.packed = [self._names[begin:end] for begin, end in zip(begins, ends, strict=True)]
         rows.sizes, rows.inodes = self._sizes[first:end], self._inodes[first:end]
         rows.forms = bytearray(self._forms[first:end])
         return rows
@@ -409,14 +414,16 @@ class Index(Rendered):
         """Approximate size in octets."""
         return 25 * len(self) + len(self._ids) + len(self._names) + len(self._scan)
 
-    def _unique_id(self, at: int) -> str:
-        begin = self._id_ends[at - 1] if at else 0
-        return self._ids[begin + len(str(at + 1)) + 1 : self._id_ends[at] - 2].decode("ascii")
+    def _unique_id(self, position: int) -> str:
+        begin = self._id_ends[position - 1] if position else 0
+        return self._ids[begin + len(str(position + 1)) + 1 : self._id_ends[position] - 2].decode(
+            "ascii"
+        )
 
     # On disk
 
     def has_same_answers(self, messages: Iterable[Row]) -> bool:
-        """Return whether an index built from these messages would give the same responses."""
+        """Return whether an index built from these messages would result in the same responses."""
         other = Index(messages)
         return self._parts() == other._parts() and self.octets == other.octets
 
@@ -433,7 +440,7 @@ class Index(Rendered):
     def encode(self, maildrop: int) -> bytes:
         """Return the file's content; ``maildrop`` is the inode number of its maildrop."""
         lengths = (len(self), len(self._ids), len(self._names), len(self._scan))
-        header = _HEADER.pack(maildrop, *self.stamps, *lengths, self.octets, self._placed)
+        header = _HEADER.pack(maildrop, *self.stamps, *lengths, self.octets, self._ordered_count)
         octets = b"".join([_MAGIC, header, *self._parts()])
         return octets + _digest(octets)
 
@@ -454,10 +461,10 @@ class Index(Rendered):
 
     def continued(self, octets: memoryview) -> Index:
         """Return the index after applying the complete changes that follow it in the file."""
-        index, at = self, 0
-        while (later := index._decode_change(octets[at:])) is not None:
-            at += later._end - index._end
-            index = later
+        index, offset = self, 0
+        while (successor := index._decode_change(octets[offset:])) is not None:
+            offset += successor._end - index._end
+            index = successor
         return index
 
     @classmethod
@@ -466,23 +473,23 @@ class Index(Rendered):
         if len(octets) < begin or octets[: len(_MAGIC)] != _MAGIC:
             return None
         owner, *rest = _HEADER.unpack(octets[len(_MAGIC) : begin])
-        count, ids, names, scan, total, placed = rest[9:]
-        wide = array("I").itemsize * count
-        cuts = [8 * count, 8 * count, wide, wide, count, ids, names, scan]
-        end = begin + sum(cuts)
+        count, ids, names, scan, total, ordered_count = rest[9:]
+        end_size = array("I").itemsize * count
+        lengths = [8 * count, 8 * count, end_size, end_size, count, ids, names, scan]
+        end = begin + sum(lengths)
         digest = bytes(octets[end : end + _DIGEST])
         if owner != maildrop or digest != _digest(octets[:end]):
             return None
-        index = cls((), tuple(rest[:9]), placed)
+        index = cls((), tuple(rest[:9]), ordered_count)
         index.octets = total
         index.on_disk = IndexFile(0, end + _DIGEST, 0, digest)
         parts = []
-        for length in cuts:
+        for length in lengths:
             parts.append(bytes(octets[begin : begin + length]))
             begin += length
         numbers = (index._sizes, index._inodes, index._id_ends, index._name_ends)
-        for numbers_of, part in zip(numbers, parts, strict=False):
-            numbers_of.frombytes(part)
+        for column, part in zip(numbers, parts, strict=False):
+            column.frombytes(part)
         index._forms, index._ids, index._names, index._scan = parts[4:]
         return index
 
@@ -494,9 +501,9 @@ class Index(Rendered):
         assert self.on_disk is not None
         if len(octets) < _CHANGE.size:
             return None
-        *now, gone, other, rows = _CHANGE.unpack(octets[: _CHANGE.size])
-        positions_end = _CHANGE.size + 8 * (gone + other)
-        end = positions_end + rows
+        *new_stamps, removed, replaced, length = _CHANGE.unpack(octets[: _CHANGE.size])
+        positions_end = _CHANGE.size + 8 * (removed + replaced)
+        end = positions_end + length
         digest = bytes(octets[end : end + _DIGEST])
         if digest != _digest(self.on_disk.digest, octets[:end]):
             return None
@@ -506,18 +513,20 @@ class Index(Rendered):
             return None
         messages = list(map(table.row, range(len(table))))
         change = IndexChange(
-            positions[:gone], dict(zip(positions[gone:], messages, strict=False)), messages[other:]
+            positions[:removed],
+            dict(zip(positions[removed:], messages, strict=False)),
+            messages[replaced:],
         )
-        later = self.changed(change, tuple(now))
-        later.on_disk = self.on_disk.extended(end + _DIGEST, digest)
-        return later
+        successor = self.changed(change, tuple(new_stamps))
+        successor.on_disk = self.on_disk.extended(end + _DIGEST, digest)
+        return successor
 
 
 def _encode_change(change: IndexChange, stamps: Stamps, before: bytes) -> bytes:
     """Encode a change.  ``before`` is the checksum of the index to which the change applies."""
-    positions = array("Q", [*change.gone, *change.other])
-    rows = Index([*change.other.values(), *change.added]).encode(0)
-    header = _CHANGE.pack(*stamps, len(change.gone), len(change.other), len(rows))
+    positions = array("Q", [*change.removed, *change.replaced])
+    rows = Index([*change.replaced.values(), *change.added]).encode(0)
+    header = _CHANGE.pack(*stamps, len(change.removed), len(change.replaced), len(rows))
     octets = header + positions.tobytes() + rows
     return octets + _digest(before, octets)
 
@@ -538,45 +547,45 @@ def trusted(current: Stamps, began: int) -> Stamps:
     ``began`` is a time of the same file system.
     """
     older: list[int] = []
-    for at in range(0, 9, 3):
-        one = current[at : at + 3]
-        older += one if max(one[1:]) < began else NO_STAMP
+    for start in range(0, 9, 3):
+        stamp = current[start : start + 3]
+        older += stamp if max(stamp[1:]) < began else NO_STAMP
     return tuple(older)
 
 
-def load(maildrop: int, known: Index | None = None) -> Index | None:
+def load(maildrop: int, cached: Index | None = None) -> Index | None:
     """Return the index on disk, or None if it is missing or damaged.
 
-    If the file still begins with the index ``known``, only the changes appended after that index
+    If the file still begins with the index ``cached``, only the changes appended after that index
     are read.
     """
     try:
         inode = files.status(INDEX, maildrop).st_ino
-        index, end = _continuation(maildrop, known) if known is not None else (None, 0)
+        index, end = _continuation(maildrop, cached) if cached is not None else (None, 0)
         if index is None:
             octets = files.read(INDEX, maildrop)
             index, end = Index.decode(octets, files.inode(maildrop)), len(octets)
     except OSError:
         return None
-    if index is not None and index.on_disk is not None and index is not known:
-        is_whole = index.on_disk.octets == end
-        index.on_disk = index.on_disk._replace(inode=inode) if is_whole else None
+    if index is not None and index.on_disk is not None and index is not cached:
+        is_complete = index.on_disk.octets == end
+        index.on_disk = index.on_disk._replace(inode=inode) if is_complete else None
     return index
 
 
-def _continuation(maildrop: int, known: Index) -> tuple[Index | None, int]:
+def _continuation(maildrop: int, cached: Index) -> tuple[Index | None, int]:
     """Return the index on disk, and the length of its file in octets.
 
-    Returns None as the index if the file does not begin with ``known``.  The checksum shows whether
-    it does, because a replacement file can get the same inode number.
+    The index is None if the file does not begin with ``cached``.  The checksum shows whether it
+    does, because a replacement file can get the same inode number.
     """
-    if known.on_disk is None:
+    if cached.on_disk is None:
         return None, 0
-    begin = known.on_disk.octets - _DIGEST
+    begin = cached.on_disk.octets - _DIGEST
     octets = files.read(INDEX, maildrop, begin)
-    if octets[:_DIGEST] != known.on_disk.digest:
+    if octets[:_DIGEST] != cached.on_disk.digest:
         return None, 0
-    return known.continued(memoryview(octets)[_DIGEST:]), begin + len(octets)
+    return cached.continued(memoryview(octets)[_DIGEST:]), begin + len(octets)
 
 
 def is_damaged(maildrop: int) -> bool:
@@ -624,7 +633,7 @@ def apply_change(maildrop: int, old: Index, change: IndexChange, stamps: Stamps)
     """Return the index after a change, and update the index file."""
     new = old.changed(change, stamps)
     on_disk = old.on_disk
-    if on_disk is not None and on_disk.appended < _APPENDED:
+    if on_disk is not None and on_disk.appended < _MAX_APPENDED:
         octets = _encode_change(change, stamps, on_disk.digest)
         with suppress(OSError):
             if files.append_cache(INDEX, octets, maildrop, (on_disk.inode, on_disk.octets)):

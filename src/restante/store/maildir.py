@@ -1,7 +1,8 @@
-"""A store of Maildirs, which any MTA may deliver into and an IMAP server may share.
+"""A store of Maildirs.  Any MTA can deliver into them, and an IMAP server can share them.
 
-A maildrop is the INBOX of a Maildir (``cur new tmp``) with ``held/`` beside them.  Octets are
-stored unchanged; messages that other programs stored with bare LF are sent with CRLF.
+A maildrop is the INBOX of a Maildir (``cur``, ``new``, ``tmp``) with an additional directory
+``held``.  Octets are stored unchanged; messages that other programs stored with bare LF are sent
+with CRLF.
 
 Standards: RFC 1939 §4-§8, §11; https://cr.yp.to/proto/maildir.html.
 Security: user names are checked by ``paths``, symbolic links refused by ``files``.
@@ -77,16 +78,16 @@ from .held import (
 from .index import Form, Index, forget, load, save, stamps
 from .names import File, Identity, unique_id_of, unique_part
 from .paths import Template
-from .refresh import correct, current_index
+from .refresh import correct_sizes, current_index
 from .rules import Rules, days_to_seconds
 from .single_delivery import deliver, deliver_named
 from .verification import Finding, verify
 
-# The index is written if a session has learned the form of at least one message in 16.  For fewer,
-# writing 100 octets per message costs more than converting these messages again.
-_WORTH_SAVING = 16
+# The index is written if a session has determined the form of at least one message in 16.  For
+# fewer, writing 100 octets per message costs more than converting these messages again.
+_SAVE_RATIO = 16
 _CACHE = 67_108_864  # octets of indexes in memory: about 600,000 messages at 100 octets each
-_VIEWS = 16  # joined listings in memory; few users open several folders at a time
+_MAX_VIEWS = 16  # joined listings in memory; few users open several folders at a time
 _ATTEMPTS = 5  # attempts to open a file that another program is renaming
 _BEGINNING = 16_384  # octets read for TOP; we estimate that nearly all headers are shorter
 _BATCH = 32  # users or messages in one call in a thread, which cannot be cancelled
@@ -95,8 +96,11 @@ T = TypeVar("T")
 
 
 class MaildirStore:
-    """Implements ``Store``, ``Holding``, ``Remembering``, ``Viewing``, ``Expiring`` and
-    ``NamedDelivery``; its maildrops also ``RawReading``, ``Journal`` and ``Paced``."""
+    """A store of Maildirs.
+
+    Implements ``Store``, ``Holding``, ``Remembering``, ``Viewing``, ``Expiring`` and
+    ``NamedDelivery``.  Its maildrops also implement ``RawReading``, ``Journal`` and ``Paced``.
+    """
 
     def __init__(
         self,
@@ -141,40 +145,40 @@ class MaildirStore:
 
     @asynccontextmanager
     async def open_view(self, user: str, view: View) -> AsyncIterator[Maildrop]:
-        wanted = list(dict.fromkeys(map(directory_of, view.folders))) or self._folders
+        requested = list(dict.fromkeys(map(directory_of, view.folders))) or self._folders
         async with AsyncExitStack() as stack:
-            opened = {}
+            by_folder = {}
             # Folders are locked in a fixed order, so that two sessions cannot each get half of the
             # locks.
-            for folder in sorted(wanted):
+            for folder in sorted(requested):
                 with suppress(_NoSuchFolder):
                     session = self._session(user, folder)
-                    opened[folder] = await stack.enter_async_context(session)
-            if not opened:
+                    by_folder[folder] = await stack.enter_async_context(session)
+            if not by_folder:
                 raise _NoSuchFolder
-            if wanted == list(opened) and len(wanted) == 1 and not view.recent:
-                yield opened[wanted[0]]
+            if requested == list(by_folder) and len(requested) == 1 and not view.recent:
+                yield by_folder[requested[0]]
                 return
             since = time.time() - view.recent if view.recent else None
-            sessions = [(folder, opened[folder]) for folder in wanted if folder in opened]
-            parts = await in_thread(_parts, sessions, since, len(wanted) == 1)
-            yield ViewMaildrop(parts, await self._joined(parts, whole=since is None))
+            sessions = [(folder, by_folder[folder]) for folder in requested if folder in by_folder]
+            parts = await in_thread(_parts, sessions, since, len(requested) == 1)
+            yield ViewMaildrop(parts, await self._joined(parts, is_complete=since is None))
 
-    async def _joined(self, parts: Sequence[Part], *, whole: bool) -> Index:
-        """Return the joined listing.  Listings of whole folders are cached until they change."""
+    async def _joined(self, parts: Sequence[Part], *, is_complete: bool) -> Index:
+        """Return the joined listing.  Listings of complete folders are cached until they change."""
         key = tuple(part.session.listing for part in parts)
         names = [part.folder for part in parts]
-        known, index = self._views.pop(key, ([], Index()))
-        if not whole or known != names:
+        cached_names, index = self._views.pop(key, ([], Index()))
+        if not is_complete or cached_names != names:
             index = await in_thread(joined, parts)
-        if whole:
+        if is_complete:
             self._views[key] = names, index
-            while len(self._views) > _VIEWS:
+            while len(self._views) > _MAX_VIEWS:
                 del self._views[next(iter(self._views))]
         return index
 
-    def _session(self, user: str, folder: str = INBOX) -> _Opening:
-        return _Opening(self, user, folder)
+    def _session(self, user: str, folder: str = INBOX) -> _SessionContext:
+        return _SessionContext(self, user, folder)
 
     async def _begin(
         self, user: str, folder: str, resources: _Resources
@@ -185,40 +189,40 @@ class MaildirStore:
             _NoSuchFolder, MaildropInUse, TemporaryFailure
         """
         names, key = self._template.names(user), user if folder == INBOX else f"{user}/{folder}"
-        known = self._indexes.get(key)
+        cached = self._indexes.get(key)
         locked = None
-        lock = partial(self._lock, resources, names, folder, known)
-        if known is not None:
-            # These calls use cached directories, so a thread would cost more than it saves.
+        lock = partial(self._lock, resources, names, folder, cached)
+        if cached is not None:
+            # These calls read cached directories, so a thread would cost more than it saves.
             with files.storage_errors(), suppress(FileNotFoundError):
                 locked = lock()
         if locked is None:  # create missing directories
             resources.release()
             locked = await in_thread(lock, make=True)
-        root, maildrop, began, fresh = locked
+        root, maildrop, began, current = locked
         hold = partial(self.hold, user)
-        index = fresh
+        index = current
         if index is None:
-            index = await self._catch_up(root, maildrop, began, known, hold)
-        self._remember(key, index)
+            index = await self._refresh(root, maildrop, began, cached, hold)
+        self._cache_index(key, index)
         return key, _OpenMaildir(maildrop, index, root=root, hold=hold, clock=self._clock)
 
     async def _end(self, key: str, session: _OpenMaildir) -> None:
         maildrop, index, sizes = session.maildrop, session.listing, session.close()
-        if session.learned:
-            index = index.learned(session.learned)
-            self._remember(key, index)
-            if len(session.learned) * _WORTH_SAVING >= len(index):
+        if session.learned_forms:
+            index = index.with_forms(session.learned_forms)
+            self._cache_index(key, index)
+            if len(session.learned_forms) * _SAVE_RATIO >= len(index):
                 await in_thread(save, maildrop, index)
         if sizes:
-            self._remember(key, await in_thread(correct, maildrop, index, sizes))
+            self._cache_index(key, await in_thread(correct_sizes, maildrop, index, sizes))
 
     def _lock(
         self,
         resources: _Resources,
         names: Sequence[str],
         folder: str,
-        known: Index | None,
+        cached: Index | None,
         *,
         make: bool = False,
     ) -> tuple[int, int, int, Index | None]:
@@ -227,41 +231,41 @@ class MaildirStore:
         Returns the Maildir, the folder, the start time of the session, and the known index, which
         is None if the folder has changed.
         """
-        root = resources.take(files.maildrop(self._template.base, names, make=make))
+        root = resources.enter(files.maildrop(self._template.base, names, make=make))
         maildrop = root
         if folder != INBOX:
             try:
-                maildrop = resources.take(files.folder(folder, root))
+                maildrop = resources.enter(files.folder(folder, root))
             except FileNotFoundError:
                 raise _NoSuchFolder from None
-        began = resources.take(files.session_lock(maildrop))
-        is_fresh = known is not None and known.stamps == stamps(maildrop)
-        fresh = known if is_fresh and not is_unfinished(maildrop) else None
-        return root, maildrop, began, fresh
+        began = resources.enter(files.session_lock(maildrop))
+        is_current = cached is not None and cached.stamps == stamps(maildrop)
+        current = cached if is_current and not is_unfinished(maildrop) else None
+        return root, maildrop, began, current
 
-    async def _catch_up(
-        self, root: int, maildrop: int, began: int, known: Index | None, hold: Callable[[], float]
+    async def _refresh(
+        self, root: int, maildrop: int, began: int, cached: Index | None, hold: Callable[[], float]
     ) -> Index:
         """Finish an interrupted UPDATE, and return a current index."""
 
-        def best() -> tuple[Index | None, bool]:
+        def newest_index() -> tuple[Index | None, bool]:
             if is_unfinished(maildrop):
                 finish_update(maildrop, self._removed_at(root, hold))
                 quota.forget(root)
             now = stamps(maildrop)
-            if known is not None and known.stamps == now:
-                return known, True
-            loaded = load(maildrop, known)
+            if cached is not None and cached.stamps == now:
+                return cached, True
+            loaded = load(maildrop, cached)
             if loaded is None:
-                return known, False
+                return cached, False
             return loaded, loaded.stamps == now
 
-        index, is_fresh = await in_thread(best)
-        if index is not None and is_fresh:
+        index, is_current = await in_thread(newest_index)
+        if index is not None and is_current:
             return index
         return await current_index(maildrop, began, index)
 
-    def _remember(self, key: str, index: Index) -> None:
+    def _cache_index(self, key: str, index: Index) -> None:
         if (old := self._indexes.pop(key, None)) is not None:
             self._cached_octets -= old.memory
         self._indexes[key] = index
@@ -283,7 +287,7 @@ class MaildirStore:
         arrivals: Mapping[str, str],
         read: Callable[[str], AsyncIterator[bytes]],
     ) -> int:
-        """Import mail of another server with its unique-ids and in its order.
+        """Import mail from another server with that server's unique-ids and order.
 
         ``arrivals`` maps the file names to be created to unique-ids.  ``read`` yields the octets of
         a message that is neither in the maildrop nor held.  Returns the number of added messages,
@@ -323,7 +327,7 @@ class MaildirStore:
             messages = [replace(each, removed_at=min(each.removed_at, now)) for each in messages]
             return sorted(messages, key=attrgetter("removed_at", "name"))
 
-        return await in_thread(self._at, user, collect_held, [])
+        return await in_thread(self._with_maildrop, user, collect_held, [])
 
     async def read_held(self, user: str, held: HeldMessage) -> AsyncIterator[bytes]:
         def find(maildrop: int) -> int:
@@ -332,7 +336,7 @@ class MaildirStore:
             return -1
 
         with ExitStack() as stack:
-            file = await in_thread(self._at, user, find, -1)
+            file = await in_thread(self._with_maildrop, user, find, -1)
             if file < 0:
                 raise MessageGone
             offset = 0
@@ -357,7 +361,7 @@ class MaildirStore:
             finally:
                 quota.forget(maildrop)
 
-        return await in_thread(self._at, user, restore_all, 0)
+        return await in_thread(self._with_maildrop, user, restore_all, 0)
 
     def _removed_at(self, root: int, hold: Callable[[], float]) -> int | None:
         """Return the removal time to record when an interrupted UPDATE is finished.
@@ -375,34 +379,34 @@ class MaildirStore:
                 for _, folder in each_folder(maildrop)
             )
 
-        return await in_thread(self._at, user, clean, 0)
+        return await in_thread(self._with_maildrop, user, clean, 0)
 
     async def purge_due(self, user: str, *, until: float, now: float) -> Sweep:
         def clean(maildrop: int) -> Sweep:
             expiry.sweep(maildrop, until)
-            known = rules.read(maildrop).changed(int(now), hold=self.hold(user))
-            return expiry.purge_due(maildrop, known, until=until, now=now)
+            current = rules.read(maildrop).changed(int(now), hold=self.hold(user))
+            return expiry.purge_due(maildrop, current, until=until, now=now)
 
-        return await in_thread(self._at, user, clean, Sweep())
+        return await in_thread(self._with_maildrop, user, clean, Sweep())
 
     async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
         def read_arrivals(maildrop: int) -> tuple[Rules, list[float]]:
-            known = rules.read(maildrop).changed(int(now), expire=days_to_seconds(days))
+            current = rules.read(maildrop).changed(int(now), expire=days_to_seconds(days))
             arrivals = expiry.arrivals(maildrop, now, reset_time=True)
-            return known, [known.kept_until(each) for each in arrivals]
+            return current, [current.kept_until(each) for each in arrivals]
 
         if days is None:
             return Sweep()
-        known, ends = await in_thread(self._at, user, read_arrivals, (Rules(), []))
+        current, ends = await in_thread(self._with_maildrop, user, read_arrivals, (Rules(), []))
         doubtful = sum(until < each <= now for each in ends)
         if not any(each <= until for each in ends):
             return Sweep(0, doubtful)  # without taking the lock, which would keep clients out
 
-        def is_over(arrived_at: float) -> bool:
-            return known.kept_until(arrived_at) <= until
+        def is_expired(arrived_at: float) -> bool:
+            return current.kept_until(arrived_at) <= until
 
         async with self._session(user) as session:
-            return Sweep(await in_thread(session.expire, is_over, now), doubtful)
+            return Sweep(await in_thread(session.expire, is_expired, now), doubtful)
 
     async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
         def note(maildrop: int) -> Forecast:
@@ -413,15 +417,15 @@ class MaildirStore:
             before, after = rules.note(maildrop, int(now), hold=hold, expire=days_to_seconds(days))
             return expiry.forecast(maildrop, before, after, now)
 
-        return await in_thread(self._at, user, note, Forecast())
+        return await in_thread(self._with_maildrop, user, note, Forecast())
 
     async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
         def compute(maildrop: int) -> Forecast:
-            known, hold = rules.read(maildrop), self.hold(user)
-            after = known.changed(int(now), hold=hold, expire=days_to_seconds(days))
+            recorded, hold = rules.read(maildrop), self.hold(user)
+            after = recorded.changed(int(now), hold=hold, expire=days_to_seconds(days))
             return expiry.forecast(maildrop, after.without_recent_changes(now), after, now)
 
-        return await in_thread(self._at, user, compute, Forecast())
+        return await in_thread(self._with_maildrop, user, compute, Forecast())
 
     async def usage(self, user: str) -> Usage:
         """Return how full the maildrop is, with zeros for a user without a maildrop."""
@@ -429,7 +433,7 @@ class MaildirStore:
         def read_usage(maildrop: int) -> Usage:
             return quota.usage(maildrop, self.limit(user))
 
-        usage = await in_thread(self._at, user, read_usage, None)
+        usage = await in_thread(self._with_maildrop, user, read_usage, None)
         return usage or Usage(0, 0, await in_thread(self.limit, user))
 
     async def sessions(self, user: str) -> Sequence[SessionRecord]:
@@ -437,7 +441,7 @@ class MaildirStore:
             records = [each for _, folder in each_folder(maildrop) for each in journal.read(folder)]
             return sorted(records, key=attrgetter("ended_at"))
 
-        return await in_thread(self._at, user, read_sessions, [])
+        return await in_thread(self._with_maildrop, user, read_sessions, [])
 
     async def verify(self, user: str) -> tuple[int, list[Finding]]:
         """Return the number of messages read, and the faults found.  Changes nothing.
@@ -468,7 +472,7 @@ class MaildirStore:
         def unfinished(root: int) -> int | None:
             return self._removed_at(root, partial(self.hold, user))
 
-        removed_at = await in_thread(self._at, user, unfinished, None)
+        removed_at = await in_thread(self._with_maildrop, user, unfinished, None)
         async with aclosing(self._each_locked(user)) as locked:
             async for folder, maildrop, began in locked:
                 self._indexes.pop(user if folder == INBOX else f"{user}/{folder}", None)
@@ -480,7 +484,7 @@ class MaildirStore:
 
     async def _each_locked(self, user: str) -> AsyncGenerator[tuple[str, int, int], None]:
         """Lock and yield each folder, with the time of locking.  Does not repair anything."""
-        if not await in_thread(self._at, user, lambda _: True, False):
+        if not await in_thread(self._with_maildrop, user, lambda _: True, False):
             return
         with ExitStack() as stack:
             names = self._template.names(user)
@@ -500,8 +504,8 @@ class MaildirStore:
             for user in batch:
                 yield user
 
-    def _at(self, user: str, call: Callable[[int], T], absent: T) -> T:
-        """Call a function with the user's maildrop, or return ``absent`` if there is no maildrop.
+    def _with_maildrop(self, user: str, call: Callable[[int], T], default: T) -> T:
+        """Call a function with the user's maildrop, or return ``default`` if there is no maildrop.
 
         Blocking.
         """
@@ -510,7 +514,7 @@ class MaildirStore:
             try:
                 maildrop = stack.enter_context(files.maildrop(self._template.base, names))
             except FileNotFoundError:
-                return absent
+                return default
             return call(maildrop)
 
 
@@ -525,11 +529,11 @@ class _NoSuchFolder(PermanentFailure):
 
 
 def _parts(
-    opened: Sequence[tuple[str, _OpenMaildir]], since: float | None, is_only: bool
+    sessions: Sequence[tuple[str, _OpenMaildir]], since: float | None, is_only: bool
 ) -> list[Part]:
     """Return the parts of a view.  Blocking."""
     parts = []
-    for folder, session in opened:
+    for folder, session in sessions:
         positions: Sequence[int] = range(len(session.listing))
         if since is not None:
             positions = recent(session.maildrop, session.listing, since)
@@ -542,7 +546,7 @@ class _Resources(list[AbstractContextManager[int]]):
 
     __slots__ = ()
 
-    def take(self, manager: AbstractContextManager[int]) -> int:
+    def enter(self, manager: AbstractContextManager[int]) -> int:
         value = manager.__enter__()
         self.append(manager)
         return value
@@ -557,7 +561,7 @@ class _Resources(list[AbstractContextManager[int]]):
                 self.release()
 
 
-class _Opening(AbstractAsyncContextManager["_OpenMaildir"]):
+class _SessionContext(AbstractAsyncContextManager["_OpenMaildir"]):
     """Context manager that opens and closes a session.
 
     It is not a generator, because its frame would stay in memory while the client is connected.
@@ -571,11 +575,11 @@ class _Opening(AbstractAsyncContextManager["_OpenMaildir"]):
 
     async def __aenter__(self) -> _OpenMaildir:
         try:
-            begun = await self._store._begin(self._user, self._folder, self._resources)
+            opened = await self._store._begin(self._user, self._folder, self._resources)
         except BaseException:
             self._resources.release()
             raise
-        self._key, self._session = begun
+        self._key, self._session = opened
         return self._session
 
     async def __aexit__(self, *_: object) -> None:
@@ -592,10 +596,10 @@ class _OpenMaildir:
         "_clock",
         "_directories",
         "_hold",
-        "_moved",
+        "_renamed",
         "_root",
         "_sizes",
-        "learned",
+        "learned_forms",
         "listing",
         "maildrop",
     )
@@ -608,10 +612,10 @@ class _OpenMaildir:
         self.maildrop = maildrop
         """Descriptor of the open directory."""
         self._root = root
-        self.learned: dict[int, Form] = {}
+        self.learned_forms: dict[int, Form] = {}
         """Forms determined in this session, by position in the listing."""
         # New files by position, for messages renamed since the index was built; None if removed.
-        self._moved: dict[int, File | None] = {}
+        self._renamed: dict[int, File | None] = {}
         self._sizes: dict[int, int] = {}  # octets on the wire where the index was wrong
         self._directories: dict[str, int] = {}
         self._hold = hold
@@ -634,37 +638,37 @@ class _OpenMaildir:
         """
         present = {unique_part(file.name): file for file in scan_exactly(self.maildrop)}
         held = {each.unique_id for each in list_held(self.maildrop)}
-        settled = adopted.read(self.maildrop)
-        wanted = {(unique_part(name), 0): unique_id for name, unique_id in arrivals.items()}
-        ids = set(wanted.values())
+        adopted_ids = adopted.read(self.maildrop)
+        requested = {(unique_part(name), 0): unique_id for name, unique_id in arrivals.items()}
+        ids = set(requested.values())
         if len(ids) != len(arrivals):
             raise PermanentFailure("two of these messages have the same unique-id or file name")
         if not all(map(adopted.UNIQUE_ID.fullmatch, ids)):
             raise PermanentFailure("a unique-id must be 1 to 70 printable characters (RFC 1939 §7)")
-        for at in range(len(self.listing)):
-            message = self.listing.row(at)
+        for position in range(len(self.listing)):
+            message = self.listing.row(position)
             identity = (unique_part(message.file.name), 0)
-            if identity not in wanted and message.unique_id in ids:
+            if identity not in requested and message.unique_id in ids:
                 raise PermanentFailure(
                     f"another message in this maildrop has the unique-id {message.unique_id}"
                 )
         for name in arrivals:
-            if (file := present.get(unique_part(name))) and self._coding(file):
+            if (file := present.get(unique_part(name))) and self._encoding_of_file(file):
                 raise PermanentFailure(f"{file.name}: {ENCODED_ERROR}")
-        if any(settled.get(identity) != unique_id for identity, unique_id in wanted.items()):
-            adopted.write(self.maildrop, settled | wanted)
+        if any(adopted_ids.get(identity) != unique_id for identity, unique_id in requested.items()):
+            adopted.write(self.maildrop, adopted_ids | requested)
         return {
             name
             for name, unique_id in arrivals.items()
             if unique_part(name) in present or not held.isdisjoint((unique_id, unique_id_of(name)))
         }
 
-    def _coding(self, file: File) -> str:
+    def _encoding_of_file(self, file: File) -> str:
         with (
             files.directory(file.directory, self.maildrop) as directory,
-            files.reading(file.name, directory) as opened,
+            files.reading(file.name, directory) as descriptor,
         ):
-            return encoding_of(files.beginning(opened, PREFIX_LENGTH))
+            return encoding_of(files.beginning(descriptor, PREFIX_LENGTH))
 
     def _file(self, entry: Entry) -> tuple[int, File]:
         """Return the position and the file of a message.
@@ -672,23 +676,23 @@ class _OpenMaildir:
         Raises:
             MessageGone: the message is not in the index, or a later scan did not find it.
         """
-        at = self.listing.find(entry)
-        if at is None:
+        position = self.listing.find(entry)
+        if position is None:
             raise MessageGone
-        if self._moved and at in self._moved:
-            file = self._moved[at]
+        if self._renamed and position in self._renamed:
+            file = self._renamed[position]
             if file is None:
                 raise MessageGone
-            return at, file
-        return at, self.listing.file(at, entry.unique_id)
+            return position, file
+        return position, self.listing.file(position, entry.unique_id)
 
     def open_raw(self, entry: Entry) -> RawMessage | None:
         try:
-            at, file = self._file(entry)
+            position, file = self._file(entry)
             descriptor, size = files.open_file(file.name, self._directory(file.directory))
         except (MessageGone, OSError):
             return None
-        form = self._form(at, entry, size)
+        form = self._form(position, entry, size)
         has_crlf = form is Form.READY or form is Form.CRLF
         return RawMessage(descriptor, size, is_wire_ready=form is Form.READY, has_crlf=has_crlf)
 
@@ -725,19 +729,19 @@ class _OpenMaildir:
         Returns None and -1 if no octets are in the page cache, or if the message is encoded.
         """
         try:
-            at, file = self._file(entry)
+            position, file = self._file(entry)
             octets = files.read_cached(file.name, self._directory(file.directory), most)
         except (MessageGone, OSError):
             return None, -1
         if octets is None or encoding_of(octets):  # ``read`` reports an encoded message
             return None, -1
-        return octets, at
+        return octets, position
 
     def _cached_text(self, entry: Entry) -> bytes | None:
-        octets, at = self._cached_octets(entry, entry.size + 1)
+        octets, position = self._cached_octets(entry, entry.size + 1)
         if octets is None:
             return None
-        form, size = self._form(at, entry, len(octets)), entry.size
+        form, size = self._form(position, entry, len(octets)), entry.size
         if form is Form.READY:
             return octets
         text = octets if form is Form.CRLF else crlf_text(octets)
@@ -745,19 +749,19 @@ class _OpenMaildir:
             return None
         encoded = stuffed(text)
         if form is not Form.CRLF and len(octets) == size:
-            self.learned[at] = Form.READY if len(encoded) == size else Form.CRLF
+            self.learned_forms[position] = Form.READY if len(encoded) == size else Form.CRLF
         return encoded
 
-    def _form(self, at: int, entry: Entry, size: int) -> Form:
-        """Return the known form of the file, whose current size is ``size`` octets."""
+    def _form(self, position: int, entry: Entry, size: int) -> Form:
+        """Return the known form of a message whose file currently has ``size`` octets."""
         if size != entry.size:
             return Form.UNKNOWN
-        return self.learned.get(at) or self.listing.form(at)
+        return self.learned_forms.get(position) or self.listing.form(position)
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
-        at = self.listing.find(entry)
-        if at is not None:
-            self.learned[at] = Form.READY if is_wire_ready else Form.CRLF
+        position = self.listing.find(entry)
+        if position is not None:
+            self.learned_forms[position] = Form.READY if is_wire_ready else Form.CRLF
 
     def _directory(self, name: str) -> int:
         """Return a descriptor that stays open, to save one path look-up per message."""
@@ -775,7 +779,7 @@ class _OpenMaildir:
                 yielded.
         """
         ends = LineEnds()
-        waiting: list[bytes] = []  # so that yielded pieces are referenced nowhere else
+        pending: list[bytes] = []  # so that yielded pieces are referenced nowhere else
         offset = 0
         with ExitStack() as stack:
             file = await in_thread(self._open, stack, entry)
@@ -783,18 +787,18 @@ class _OpenMaildir:
                 if not offset and encoding_of(octets):
                     raise PermanentFailure(ENCODED_ERROR)
                 offset += len(octets)
-                waiting.append(ends.feed(octets))
+                pending.append(ends.feed(octets))
                 del octets
                 if ends.size > entry.size:
                     break
-                if len(waiting) > 1:
-                    yield waiting.pop(0)
-            waiting.append(ends.finish())
+                if len(pending) > 1:
+                    yield pending.pop(0)
+            pending.append(ends.finish())
             if ends.size != entry.size:
-                at, _ = self._file(entry)
-                self._sizes[at] = (await in_thread(files.survey, file)).size
+                position, _ = self._file(entry)
+                self._sizes[position] = (await in_thread(files.survey, file)).size
                 raise TemporaryFailure("message does not have the announced size; log in again")
-            if last := b"".join(waiting):
+            if last := b"".join(pending):
                 yield last
 
     def _open(self, stack: ExitStack, entry: Entry) -> int:
@@ -818,13 +822,13 @@ class _OpenMaildir:
         """Find the files again after another program has renamed or removed some."""
         seen = scan_for(self.maildrop, {missing})
         by_identity = {file.identity: file for file in seen.files()}
-        for at in range(len(self.listing)):
-            old = self.listing.row(at).file
+        for position in range(len(self.listing)):
+            old = self.listing.row(position).file
             now = by_identity.get(old.identity)
             if now == old:
-                self._moved.pop(at, None)
+                self._renamed.pop(position, None)
             elif now is not None or seen.is_exact:
-                self._moved[at] = now
+                self._renamed[position] = now
 
     async def pace(self, delay: float) -> float:
         return await in_thread(self._pace, delay)
@@ -842,13 +846,13 @@ class _OpenMaildir:
             files.set_time(stamp)
         return 0.0  # even if the disk is full, because access to mail is more important
 
-    def expire(self, is_over: Callable[[float], bool], now: float) -> int:
+    def expire(self, is_expired: Callable[[float], bool], now: float) -> int:
         """Remove messages chosen by their time of arrival, and return their number.  Blocking."""
         messages = map(self.listing.row, range(len(self.listing)))
         victims = {}
         for unique_id, file in ((each.unique_id, each.file) for each in messages):
             arrived_at = expiry.arrived(self.maildrop, file, now)
-            if arrived_at is not None and is_over(arrived_at):
+            if arrived_at is not None and is_expired(arrived_at):
                 victims[unique_id] = file
         return len(victims) - len(self._remove(victims)) if victims else 0
 
@@ -877,8 +881,8 @@ class _OpenMaildir:
                 victims[entry.unique_id] = self._file(entry)[1]
         if not victims or self._hold() == inf:
             return ()
-        left = self._remove(victims)
-        return [entry for entry in entries if entry.unique_id in left]
+        not_removed = self._remove(victims)
+        return [entry for entry in entries if entry.unique_id in not_removed]
 
     def _remove(self, victims: Mapping[str, File]) -> set[str]:
         """Remove files by unique-id.  Returns the ids of those not removed.  Blocking."""
@@ -887,7 +891,7 @@ class _OpenMaildir:
         hold, removed_at = self._hold(), self._clock.stamp()
         with suppress(OSError):  # on failure, the next call of ``rules.note`` records the change
             rules.note(self._root, removed_at, hold=hold)
-        left = update(self.maildrop, by_file, removed_at if hold else None)
-        gone = [size for unique_id, size in sizes.items() if unique_id not in left]
-        quota.record_change(self._root, -sum(gone), -len(gone))
-        return left
+        not_removed = update(self.maildrop, by_file, removed_at if hold else None)
+        removed_sizes = [size for unique_id, size in sizes.items() if unique_id not in not_removed]
+        quota.record_change(self._root, -sum(removed_sizes), -len(removed_sizes))
+        return not_removed

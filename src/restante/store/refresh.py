@@ -8,9 +8,10 @@ The work depends on the number of changes, not on the size of the maildrop:
    number, the file was renamed.
 3. If the difference is small and undisputed, it becomes an ``IndexChange`` (``_small_change``), and
    ``index.apply_change`` derives the new index from the old one.
-4. Otherwise all rows are computed again (``_all``): if two files claim the same unique-id, if an
-   adopted id may belong to a new message, if the file of adopted ids has changed, if a size is a
-   guess, or if more than 1,000 messages are new.  Known sizes are reused in each of these cases.
+4. Otherwise all rows are computed again (``_compute_all_rows``): if two files claim the same
+   unique-id, if an adopted id may belong to a new message, if the file of adopted ids has changed,
+   if a size is a guess, or if more than 1,000 messages are new.  Known sizes are reused in each of
+   these cases.
 5. Only messages whose names do not contain their size are opened and measured.  This is done in
    batches: if the client gives up, the sizes measured so far are saved for its next login.
 
@@ -62,19 +63,19 @@ from .names import (
 MEASURE_SIZES = "restante.measure-sizes"
 
 _BATCH = 32  # messages measured in one call in a thread, which cannot be cancelled
-_MANY = 1000  # limit of new messages in one change: inserting row by row takes quadratic time
-_LONG = 1.0  # seconds; the log explains logins that take longer
+_MAX_NEW = 1000  # limit of new messages in one change: inserting row by row takes quadratic time
+_SLOW_LOGIN = 1.0  # seconds; the log explains logins that take longer
 _UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO}
 
 _log = logging.getLogger(__name__)
 
 
 async def current_index(
-    maildrop: int, began: int, known: Index | None, *, measure_all: bool = False
+    maildrop: int, began: int, previous: Index | None, *, measure_all: bool = False
 ) -> Index:
     """Return an index of the current content, and write it to disk.
 
-    ``began``: when the session's lock was taken, on the file system's clock.  ``known``: the
+    ``began``: when the session's lock was taken, on the file system's clock.  ``previous``: the
     newest index that is valid.  ``measure_all``: read every message, even if its name contains
     its size.
 
@@ -85,20 +86,24 @@ async def current_index(
         OSError: the maildrop cannot be read, or ``new`` or ``cur`` is missing.
     """
     start = time.monotonic()
-    snapshot = await in_thread(_snapshot, maildrop, began, known)
+    snapshot = await in_thread(_snapshot, maildrop, began, previous)
     unmeasured = [
-        at for at, each in enumerate(snapshot.messages) if measure_all or not _is_measured(each)
+        position
+        for position, each in enumerate(snapshot.messages)
+        if measure_all or not _is_measured(each)
     ]
     try:
         for first in range(0, len(unmeasured), _BATCH):
             batch = unmeasured[first : first + _BATCH]
             await in_thread(_measure, maildrop, snapshot.messages, batch)
     except BaseException:
-        has_holes = known is None or not known.is_complete
-        await in_thread(_write, maildrop, known, snapshot, INCOMPLETE if has_holes else UNKNOWN)
+        is_incomplete = previous is None or not previous.is_complete
+        await in_thread(
+            _write, maildrop, previous, snapshot, INCOMPLETE if is_incomplete else UNKNOWN
+        )
         raise
-    index = await in_thread(_write, maildrop, known, snapshot, trusted(snapshot.stamps, began))
-    if (seconds := time.monotonic() - start) > _LONG:
+    index = await in_thread(_write, maildrop, previous, snapshot, trusted(snapshot.stamps, began))
+    if (seconds := time.monotonic() - start) > _SLOW_LOGIN:
         fields = {"messages": len(index), "measured": len(unmeasured), "ms": round(seconds * 1000)}
         _log.warning("maildrop indexed", extra={"fields": fields})
     return index
@@ -108,56 +113,59 @@ class _Snapshot(NamedTuple):
     messages: list[Row]
     """All messages, in the order of the listing; only the new messages if ``change`` is given."""
     stamps: Stamps
-    placed: int = 0
+    ordered_count: int = 0
     """Number of messages whose order comes from another server; they are listed first."""
     change: IndexChange | None = None
     """The other parts of a small change.  None if ``messages`` contains all messages."""
 
 
-def _write(maildrop: int, known: Index | None, snapshot: _Snapshot, now: Stamps) -> Index:
+def _write(maildrop: int, previous: Index | None, snapshot: _Snapshot, new_stamps: Stamps) -> Index:
     messages = [message for message in snapshot.messages if message.size >= 0]
-    if now != INCOMPLETE and any(message.form is Form.GUESSED for message in messages):
-        now = UNKNOWN
-    if known is not None and snapshot.change is not None:
-        return apply_change(maildrop, known, snapshot.change._replace(added=messages), now)
-    index = Index(messages, now, snapshot.placed)
+    if new_stamps != INCOMPLETE and any(message.form is Form.GUESSED for message in messages):
+        new_stamps = UNKNOWN
+    if previous is not None and snapshot.change is not None:
+        return apply_change(
+            maildrop, previous, snapshot.change._replace(added=messages), new_stamps
+        )
+    index = Index(messages, new_stamps, snapshot.ordered_count)
     save(maildrop, index)
     return index
 
 
-def _snapshot(maildrop: int, began: int, known: Index | None) -> _Snapshot:
+def _snapshot(maildrop: int, began: int, previous: Index | None) -> _Snapshot:
     """Return the current content.  Sizes that are not in file names must still be measured."""
     snapshot = None
-    if known is not None and known.is_complete:
-        snapshot = _snapshot_once(maildrop, began, known, must_be_exact=False)
-    snapshot = snapshot or _snapshot_once(maildrop, began, known, must_be_exact=True)
+    if previous is not None and previous.is_complete:
+        snapshot = _snapshot_once(maildrop, began, previous, must_be_exact=False)
+    snapshot = snapshot or _snapshot_once(maildrop, began, previous, must_be_exact=True)
     if snapshot is None:
         raise ChangingMaildir
     return snapshot
 
 
 def _snapshot_once(
-    maildrop: int, began: int, known: Index | None, *, must_be_exact: bool
+    maildrop: int, began: int, previous: Index | None, *, must_be_exact: bool
 ) -> _Snapshot | None:
     """Return the current content, or None if other programs prevented an exact scan.
 
-    If the scan need not be exact, messages in ``known`` are included even if the scan missed them.
+    If the scan need not be exact, messages in ``previous`` are included even if the scan missed
+    them.
     """
-    index = known or Index()
+    index = previous or Index()
     adopted_now = stamps(maildrop)[6:]
     for seen in passes(maildrop, known=index.directories, clock=began):
         difference = _difference(index, seen)
-        if not must_be_exact and not difference.gone:
+        if not must_be_exact and not difference.missing:
             break
     if must_be_exact and not seen.is_exact:
         return None
-    now = (*seen.stamps["new"], *seen.stamps["cur"], *adopted_now)
-    if difference.gone and not seen.is_exact:
-        now = UNKNOWN
+    new_stamps = (*seen.stamps["new"], *seen.stamps["cur"], *adopted_now)
+    if difference.missing and not seen.is_exact:
+        new_stamps = UNKNOWN
     snapshot = None
-    if known is not None and adopted_now == known.stamps[6:]:
-        snapshot = _small_change(maildrop, known, seen, difference, now)
-    return snapshot or _all(maildrop, index, seen, difference, now)
+    if previous is not None and adopted_now == previous.stamps[6:]:
+        snapshot = _small_change(maildrop, previous, seen, difference, new_stamps)
+    return snapshot or _compute_all_rows(maildrop, index, seen, difference, new_stamps)
 
 
 # -- Changes since the index
@@ -166,58 +174,65 @@ def _snapshot_once(
 class _Difference(NamedTuple):
     """How the directories that were read differ from an index."""
 
-    gone: dict[Identity, int]
+    missing: dict[Identity, int]
     """Positions of messages that were not seen, by identity."""
     moved: dict[int, File]
     """New files of renamed messages, by position."""
     new: list[File]
 
 
-def _difference(known: Index, seen: Scan) -> _Difference:
-    gone: dict[Identity, int] = {}
-    fresh: list[File] = []
-    inodes = known.inodes
+def _difference(previous: Index, seen: Scan) -> _Difference:
+    missing: dict[Identity, int] = {}
+    unknown_files: list[File] = []
+    inodes = previous.inodes
     for directory, names in seen.names.items():
-        was = known.files_in(directory)
+        old_positions = previous.files_in(directory)
         unknown = [
             File(directory, name, inode)
             for name, inode in names.items()
-            if name not in was or inodes[was[name]] != inode
+            if name not in old_positions or inodes[old_positions[name]] != inode
         ]
-        fresh += unknown
-        if len(names) - len(unknown) < len(was):
-            for at in [at for name, at in was.items() if names.get(name) != inodes[at]]:
-                gone[unique_part(known.row(at).file.name), inodes[at]] = at
-    if not gone:
-        return _Difference(gone, {}, fresh)
+        unknown_files += unknown
+        if len(names) - len(unknown) < len(old_positions):
+            for position in [
+                position
+                for name, position in old_positions.items()
+                if names.get(name) != inodes[position]
+            ]:
+                missing[unique_part(previous.row(position).file.name), inodes[position]] = position
+    if not missing:
+        return _Difference(missing, {}, unknown_files)
     moved: dict[int, File] = {}
     new: list[File] = []
-    for file in fresh:
-        if file.identity in gone:
-            moved[gone.pop(file.identity)] = file
+    for file in unknown_files:
+        if file.identity in missing:
+            moved[missing.pop(file.identity)] = file
         else:
             new.append(file)
-    return _Difference(gone, moved, new)
+    return _Difference(missing, moved, new)
 
 
 def _small_change(
-    maildrop: int, known: Index, seen: Scan, difference: _Difference, now: Stamps
+    maildrop: int, previous: Index, seen: Scan, difference: _Difference, new_stamps: Stamps
 ) -> _Snapshot | None:
     """Return a change that does not depend on other messages, or None if all rows are needed.
 
-    If ids of new messages collide with each other, with the index or with adopted ids, ``_all``
-    assigns them, because it considers all files that claim an id.
+    If ids of new messages collide with each other, with the index or with adopted ids,
+    ``_compute_all_rows`` assigns them, because it considers all files that claim an id.
     """
-    if known.is_guessed or len(difference.new) > _MANY:
+    if previous.is_guessed or len(difference.new) > _MAX_NEW:
         return None
     is_trusted = bool(difference.new) and are_names_trusted(maildrop)
     added = [_message(unique_id_of(file.name), file, is_trusted) for file in difference.new]
     ids = {message.unique_id for message in added}
-    if len(ids) < len(added) or known.has(ids) or _may_be_adopted(maildrop, added):
+    if len(ids) < len(added) or previous.has(ids) or _may_be_adopted(maildrop, added):
         return None
-    gone = sorted(difference.gone.values()) if seen.is_exact else ()
-    other = {at: known.row(at)._replace(file=file) for at, file in difference.moved.items()}
-    return _Snapshot(added, now, change=IndexChange(gone, other))
+    missing = sorted(difference.missing.values()) if seen.is_exact else ()
+    replaced = {
+        position: previous.row(position)._replace(file=file)
+        for position, file in difference.moved.items()
+    }
+    return _Snapshot(added, new_stamps, change=IndexChange(missing, replaced))
 
 
 def _may_be_adopted(maildrop: int, messages: Iterable[Row]) -> bool:
@@ -229,65 +244,65 @@ def _may_be_adopted(maildrop: int, messages: Iterable[Row]) -> bool:
 # -- All messages
 
 
-def _all(
-    maildrop: int, known: Index, seen: Scan, difference: _Difference, now: Stamps
+def _compute_all_rows(
+    maildrop: int, previous: Index, seen: Scan, difference: _Difference, new_stamps: Stamps
 ) -> _Snapshot | None:
     """Return all messages.
 
     Returns None if two files claim the same unique-id and the scan is not exact, because they may
     be the same file before and after a rename.
     """
-    settled = adopted.read(maildrop)
-    positions = known.positions()
+    adopted_ids = adopted.read(maildrop)
+    positions = previous.positions()
 
     def is_known(file: File) -> bool:
-        at = positions.get(file.inode)
-        return at is not None and known.is_of(at, file)
+        position = positions.get(file.inode)
+        return position is not None and previous.matches(position, file)
 
     by_id = identify(
-        [*seen.files(), *_not_read(known, seen), *_not_seen(known, seen, difference)],
-        settled,
-        lambda file: (not is_known(file), _arrived(maildrop, file)),
+        [*seen.files(), *_not_read(previous, seen), *_not_seen(previous, seen, difference)],
+        adopted_ids,
+        lambda file: (not is_known(file), _time_of_file(maildrop, file)),
     )
-    if conflicts := contested(by_id, settled):
+    if conflicts := contested(by_id, adopted_ids):
         if not seen.is_exact:
             return None
-        settled.update(conflicts)
+        adopted_ids.update(conflicts)
         try:
-            adopted.write(maildrop, settled)
+            adopted.write(maildrop, adopted_ids)
         except OSError as error:
             # If the message that keeps the id were removed, another message would inherit the id,
             # and clients would not download that message.  On a read-only disk no message is
             # removed.
             if error.errno != errno.EROFS:
                 raise
-        now = UNKNOWN
-    placed = {unique_id for (_, inode), unique_id in settled.items() if not inode}
+        new_stamps = UNKNOWN
+    ordered_ids = {unique_id for (_, inode), unique_id in adopted_ids.items() if not inode}
     is_trusted = are_names_trusted(maildrop)
     messages = [
-        Row(unique_id, file, *known.measured(positions[file.inode]))
+        Row(unique_id, file, *previous.measured(positions[file.inode]))
         if is_known(file)
         else _message(unique_id, file, is_trusted)
         for unique_id, file in by_id.items()
     ]
-    return _Snapshot(messages, now, len(placed & by_id.keys()))
+    return _Snapshot(messages, new_stamps, len(ordered_ids & by_id.keys()))
 
 
-def _not_read(known: Index, seen: Scan) -> Iterable[File]:
+def _not_read(previous: Index, seen: Scan) -> Iterable[File]:
     """Yield the files of directories that have not changed."""
     for directory in MAIL:
         if directory not in seen.names:
-            for name, at in known.files_in(directory).items():
-                yield File(directory, name, known.inodes[at])
+            for name, position in previous.files_in(directory).items():
+                yield File(directory, name, previous.inodes[position])
 
 
-def _not_seen(known: Index, seen: Scan, difference: _Difference) -> Iterable[File]:
+def _not_seen(previous: Index, seen: Scan, difference: _Difference) -> Iterable[File]:
     """Yield the files that were not seen, unless an exact scan proves their removal."""
     if not seen.is_exact:
-        yield from (known.row(at).file for at in difference.gone.values())
+        yield from (previous.row(position).file for position in difference.missing.values())
 
 
-def _arrived(maildrop: int, file: File) -> float:
+def _time_of_file(maildrop: int, file: File) -> float:
     """Return the time stamp that decides which of several unknown files keeps a unique-id.
 
     Inode numbers do not show the age of a file, because the file system reuses them.
@@ -320,7 +335,7 @@ def are_names_trusted(maildrop: int) -> bool:
     return not files.exists(MEASURE_SIZES, maildrop)
 
 
-def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
+def correct_sizes(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
     """Return an index with corrected sizes, and write it to disk.
 
     Each wrong size costs a client its connection.  So after the first wrong size in a file name,
@@ -329,15 +344,18 @@ def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
 
     ``sizes``: octets on the wire, by position in the index.
     """
-    messages = [index.row(at) for at in range(len(index))]
-    is_named = [field("W", each.file.name) == each.size for each in messages]
-    others = {at: messages[at]._replace(size=size, form=Form.UNKNOWN) for at, size in sizes.items()}
-    if any(is_named[at] for at in sizes):
+    messages = [index.row(position) for position in range(len(index))]
+    sizes_match_names = [field("W", each.file.name) == each.size for each in messages]
+    replaced = {
+        position: messages[position]._replace(size=size, form=Form.UNKNOWN)
+        for position, size in sizes.items()
+    }
+    if any(sizes_match_names[position] for position in sizes):
         _distrust_names(maildrop)
-        for at, each in enumerate(messages):
-            if is_named[at] and at not in sizes:
-                others[at] = each._replace(form=Form.GUESSED)
-    corrected = index.changed(IndexChange(other=others), UNKNOWN)
+        for position, each in enumerate(messages):
+            if sizes_match_names[position] and position not in sizes:
+                replaced[position] = each._replace(form=Form.GUESSED)
+    corrected = index.changed(IndexChange(replaced=replaced), UNKNOWN)
     save(maildrop, corrected, durably=True)
     with suppress(OSError):
         files.renew_ctime("new", maildrop)  # so that other processes rebuild their indexes
@@ -356,27 +374,29 @@ def _distrust_names(maildrop: int) -> None:
 def _measure(maildrop: int, rows: list[Row], positions: Sequence[int]) -> None:
     """Measure these rows; a message that is gone gets a size of -1."""
     missing: dict[Identity, int] = {}
-    for at in positions:
+    for position in positions:
         try:
-            rows[at] = measured(maildrop, rows[at])
+            rows[position] = measured(maildrop, rows[position])
         except FileNotFoundError:
-            missing[rows[at].file.identity] = at
+            missing[rows[position].file.identity] = position
     if missing:
         _measure_moved(maildrop, rows, missing)
-    if any(_is_wrong_in_name(rows[at]) for at in positions):
+    if any(_is_wrong_in_name(rows[position]) for position in positions):
         _distrust_names(maildrop)
 
 
 def _measure_moved(maildrop: int, rows: list[Row], missing: Mapping[Identity, int]) -> None:
     """Measure messages that another program has renamed or removed."""
     seen = scan_for(maildrop, missing)
-    now = dict(seen.select(missing))
-    for identity, at in missing.items():
+    found_files = dict(seen.select(missing))
+    for identity, position in missing.items():
         with suppress(FileNotFoundError):  # renamed again: the next login measures the message
-            if identity in now:
-                rows[at] = measured(maildrop, rows[at]._replace(file=now[identity]))
+            if identity in found_files:
+                rows[position] = measured(
+                    maildrop, rows[position]._replace(file=found_files[identity])
+                )
             elif seen.is_exact:
-                rows[at] = rows[at]._replace(size=-1)
+                rows[position] = rows[position]._replace(size=-1)
 
 
 def _is_wrong_in_name(message: Row) -> bool:

@@ -13,13 +13,13 @@ from . import files, quota
 from .files import in_thread
 from .names import fields, fresh_unique
 
-_WRITE = 262_144  # octets collected for each write, to reduce the number of calls to threads
+_WRITE_SIZE = 262_144  # octets collected for each write, to reduce the number of calls to threads
 
 
 async def deliver(
     base: str, names: Sequence[str], limit: Callable[[], int], message: AsyncIterator[bytes]
 ) -> Entry:
-    """Deliver one message to the INBOX, which is created if it is missing.
+    """Deliver one message to the INBOX of a maildrop.  A missing maildrop is created.
 
     ``base`` and ``names``: see ``files.maildrop``.  ``limit`` returns the quota in octets, 0 for no
     quota.
@@ -32,7 +32,7 @@ async def deliver(
 
 async def deliver_named(maildrop: int, name: str, message: AsyncIterator[bytes]) -> Entry:
     """Deliver a message under a given file name.  The caller syncs the directories."""
-    return await _deliver(_named(maildrop, name), message)
+    return await _deliver(_named_delivery(maildrop, name), message)
 
 
 async def _deliver(
@@ -43,14 +43,14 @@ async def _deliver(
     A small message needs only one call to a thread, because such a call costs more than the work
     done in it.
     """
-    gathered, has_begun = bytearray(), False
+    buffer, has_begun = bytearray(), False
 
     def write(*, is_last: bool) -> Entry | None:
         if not has_begun:
             next(delivery)
-        if gathered:
-            delivery.send(bytes(gathered))
-            gathered.clear()
+        if buffer:
+            delivery.send(bytes(buffer))
+            buffer.clear()
         if not is_last:
             return None
         try:
@@ -60,8 +60,8 @@ async def _deliver(
 
     try:
         async for octets in message:
-            gathered += octets
-            if len(gathered) >= _WRITE:
+            buffer += octets
+            if len(buffer) >= _WRITE_SIZE:
                 await in_thread(write, is_last=False)
                 has_begun = True
         entry = await in_thread(write, is_last=True)
@@ -73,17 +73,17 @@ async def _deliver(
     return entry
 
 
-def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
+def _named_delivery(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
     """Deliver like ``_delivery``, but under a given name and without syncing directories."""
     unique = fresh_unique()
-    place = "cur" if ":" in name else "new"  # names in new/ have no flags (Maildir)
+    directory_name = "cur" if ":" in name else "new"  # names in new/ have no flags (Maildir)
     with (
         files.directory("tmp", maildrop) as tmp,
-        files.directory(place, maildrop) as directory,
+        files.directory(directory_name, maildrop) as directory,
         files.OpenDescriptors(files.create(unique, tmp)) as file,
         files.UndoneOnError(unique, tmp),
     ):
-        survey = yield from _written(file)
+        survey = yield from _write_pieces(file)
         files.sync_file(file)
         files.move(unique, tmp, name, directory)
     yield Entry(name, survey.size)
@@ -105,7 +105,7 @@ def _delivery(
         files.OpenDescriptors(files.create(unique, tmp)) as file,
         files.UndoneOnError(unique, tmp),
     ):
-        survey = yield from _written(file)
+        survey = yield from _write_pieces(file)
         name = unique + fields(survey)
         with quota.room(maildrop, [survey.stored], limit()):
             files.sync_file(file)
@@ -115,7 +115,7 @@ def _delivery(
     yield Entry(unique, survey.size)
 
 
-def _written(file: int) -> Generator[None, bytes, Survey]:
+def _write_pieces(file: int) -> Generator[None, bytes, Survey]:
     """Write the octets that the caller sends, until an empty piece is sent."""
     survey = Survey()
     while octets := (yield):

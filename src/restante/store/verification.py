@@ -58,7 +58,7 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
     positions = index.positions()
     for unique_id, file in by_id.items():
         announced, position = Row(unique_id, file, -1), positions.get(file.inode)
-        if position is not None and index.is_of(position, file):
+        if position is not None and index.matches(position, file):
             announced = Row(unique_id, file, *index.measured(position))
         finding = _message(maildrop, announced)
         if finding is not None:
