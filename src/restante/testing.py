@@ -266,7 +266,7 @@ class _Tapped(Connection):
     def holds(self, user: str) -> bool:
         """Return whether this client has the user's maildrop open."""
         maildrop = self._account.maildrop if self._account is not None else None
-        return self._opened is not None and maildrop == user
+        return self._opening is not None and maildrop == user
 
     @property
     def is_held(self) -> bool:

@@ -35,7 +35,7 @@ from restante.passdb import (
     UserAccount,
     attempting,
 )
-from restante.server.login import offered
+from restante.server.login import supported_mechanisms
 
 T = TypeVar("T")
 
@@ -256,8 +256,8 @@ def test_scram_is_offered_only_if_every_back_end_has_keys() -> None:
     keyed, plain = Keyed({"ann": "one"}), Plain({"bob": "two"})
     wanted = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "OAUTHBEARER", "EXTERNAL", "PLAIN")
     assert not isinstance(chained(keyed, plain), ScramKeys)
-    assert offered(chained(keyed, plain), wanted) == ("PLAIN",)
-    assert offered(chained(keyed, Keyed({})), wanted) == (*wanted[:2], "PLAIN")
+    assert supported_mechanisms(chained(keyed, plain), wanted) == ("PLAIN",)
+    assert supported_mechanisms(chained(keyed, Keyed({})), wanted) == (*wanted[:2], "PLAIN")
 
 
 def test_scram_keys_come_from_the_deciding_back_end() -> None:
@@ -284,11 +284,11 @@ class Digested(Plain):
 def test_apop_is_offered_only_if_every_back_end_has_passwords() -> None:
     """Otherwise the greeting would offer it to users that can never log in by it."""
     first, second, plain = Digested({"ann": "1"}), Digested({"bob": "2"}), Plain({"eve": "3"})
-    assert offered(chained(first, plain), ("APOP", "PLAIN")) == ("PLAIN",)
+    assert supported_mechanisms(chained(first, plain), ("APOP", "PLAIN")) == ("PLAIN",)
     chain = chained(first, second)
     assert isinstance(chain, Digests)
-    assert offered(chain, ("APOP", "PLAIN")) == ("APOP", "PLAIN")
-    assert offered(chain, ("PLAIN",)) == ("PLAIN",)
+    assert supported_mechanisms(chain, ("APOP", "PLAIN")) == ("APOP", "PLAIN")
+    assert supported_mechanisms(chain, ("PLAIN",)) == ("PLAIN",)
     assert run(chain.digested(Digest("APOP", "ann", "<a@b>", "1"))).user == "ann"
     assert second.asked == []
     assert run(chain.digested(Digest("APOP", "bob", "<a@b>", "2"))).user == "bob"
@@ -556,9 +556,12 @@ def test_tokens_and_certificates_are_accepted_only_if_configured(
     two: tuple[Plain, Plain],
 ) -> None:
     wanted = ("EXTERNAL", "OAUTHBEARER", "XOAUTH2", "PLAIN")
-    assert offered(chained(*two), wanted) == ("PLAIN",)
-    assert offered(chained(*two, issuer=Tokened()), wanted) == wanted[1:]
-    assert offered(chained(*two, takes_certificates=True), wanted) == ("EXTERNAL", "PLAIN")
+    assert supported_mechanisms(chained(*two), wanted) == ("PLAIN",)
+    assert supported_mechanisms(chained(*two, issuer=Tokened()), wanted) == wanted[1:]
+    assert supported_mechanisms(chained(*two, takes_certificates=True), wanted) == (
+        "EXTERNAL",
+        "PLAIN",
+    )
 
 
 @pytest.mark.parametrize("issuer", [Tokened(BackendUnavailable("down")), Tokened(hangs=True)])

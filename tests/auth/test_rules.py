@@ -235,7 +235,7 @@ class Site:
     async def _opens(self, shown: Shown, way: Way) -> bool:
         """As a server finds out (``server.pop3``)."""
         try:
-            if known := login.known_now(self.chain, shown, "+", self.cache):
+            if known := login.verify_now(self.chain, shown, "+", self.cache):
                 account = known
             else:
                 resolved, view = await login.resolve(self.chain, shown, "+")

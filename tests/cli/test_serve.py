@@ -281,7 +281,7 @@ def in_use(home: Path) -> tuple[str, int, str]:
     port = listening.getsockname()[1]
     text = f"[server]\nlisten = 'pop3://127.0.0.1:{port}'"
     own = f"{Path('/proc/self/comm').read_text().strip()} (process {os.getpid()})"
-    reported = f"{own} listens there; stop it, or change server.listen"
+    reported = f"{own} uses this address; stop that program, or change server.listen"
     return text, 69, f"cannot listen on pop3://127.0.0.1:{port}: {reported}"
 
 

@@ -32,12 +32,12 @@ def test_limits_on_the_page_are_those_of_the_code() -> None:
         "bad commands": policy.bad_commands,
         "unknown recipients": policy.unknown_recipients,
         "octets of a command line": MAX_LINE,
-        "silence": intake._SILENCE / 60,
-        "from MAIL to the end of the message": intake._MESSAGE / 60,
-        "a session": intake._SESSION / 60,
+        "silence": intake._IDLE_TIMEOUT / 60,
+        "from MAIL to the end of the message": intake._MESSAGE_TIMEOUT / 60,
+        "a session": intake._SESSION_TIMEOUT / 60,
     }
     assert f"more than {content._HOPS} `Received` fields" in PAGE
-    assert intake._IN_MEMORY == 64 * 1024
+    assert intake._MAX_IN_MEMORY == 64 * 1024
     assert partial._RETENTION == 7 * 86_400
 
 

@@ -89,7 +89,7 @@ def test_slow_back_end_does_not_delay_ending_disabled_users(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each round over all sessions ends even if a query hangs, and the next round tries again."""
-    monkeypatch.setattr(server_module, "_REVIEW", 0.1)
+    monkeypatch.setattr(server_module, "_REVIEW_TIMEOUT", 0.1)
     passdb = Watched()
 
     async def main() -> None:

@@ -125,7 +125,7 @@ def test_delay_counts_from_the_attempt() -> None:
             await guard.heard.wait()
             connection = next(iter(server.service.connections))
             assert isinstance(connection, Connection)
-            assert connection._penalty < asyncio.get_running_loop().time()
+            assert connection._penalty_end < asyncio.get_running_loop().time()
             assert (await client.line()).startswith(b"-ERR [AUTH]")
 
     asyncio.run(main())
@@ -174,7 +174,7 @@ def test_unavailable_back_end_does_not_count_as_a_guess(
             assert await client.ask(command) == b"-ERR [SYS/TEMP] logins cannot be checked now"
             (connection,) = server.service.connections
             assert isinstance(connection, Connection)
-            assert connection._penalty < asyncio.get_running_loop().time()
+            assert connection._penalty_end < asyncio.get_running_loop().time()
         assert guard.failures == []
 
     with caplog.at_level(logging.INFO):
@@ -199,7 +199,7 @@ def test_guess_counts_even_if_the_client_hangs_up(
             await until(lambda: connection._is_lost)
             passdb.go_on.set()
             await guard.heard.wait()
-            await until(lambda: server.listener._admission._taken.of("127.0.0.1") == 0)
+            await until(lambda: server.listener._admission._tally.of("127.0.0.1") == 0)
         assert len(guard.failures) == (not is_right)
 
     with caplog.at_level(logging.INFO):
@@ -232,7 +232,7 @@ def test_hanging_up_does_not_release_the_slot_early() -> None:
     async def main() -> None:
         guard = Guard(wait=3600.0)
         async with guarded(guard) as server:
-            taken = server.listener._admission._taken
+            taken = server.listener._admission._tally
             async with server.client() as client:
                 await guess(client)
                 await guard.heard.wait()
@@ -285,7 +285,7 @@ def test_crowded_server_disconnects_failed_logins_at_once() -> None:
         guard = Guard(wait=3600.0)
         async with guarded(guard) as server:
             server.service.is_crowded = lambda: True
-            taken = server.listener._admission._taken
+            taken = server.listener._admission._tally
             async with server.client() as client:
                 await guess(client)
                 assert (await client.line()).startswith(b"-ERR [AUTH]")
@@ -336,7 +336,7 @@ def test_oldest_connection_before_login_is_evicted(
 
     async def main() -> None:
         async with serving(MemoryStore(), per_address=3) as server:
-            taken = server.listener._admission._taken
+            taken = server.listener._admission._tally
             async with (
                 server.client() as mrose,
                 server.client() as first,
@@ -380,7 +380,7 @@ def test_eviction_does_not_speed_up_guessing(is_gone: bool) -> None:
     async def main() -> None:
         guard = Guard(wait=3600.0)
         async with guarded(guard, per_address=2) as server:
-            taken = server.listener._admission._taken
+            taken = server.listener._admission._tally
             async with server.client() as first, server.client() as second:
                 for client in (first, second):
                     await guess(client)
@@ -441,11 +441,11 @@ def test_stalled_handshake_is_evicted(
             if not implicit:
                 await silent.line()
                 assert (await silent.ask(b"STLS")).startswith(b"+OK")
-            await until(lambda: server.listener._admission._taken.all() == 1)
+            await until(lambda: server.listener._admission._tally.all() == 1)
             async with server.client(client_tls if implicit else None) as client:
                 assert await silent.rest() == b""
                 await client.log_in()
-                assert server.listener._admission._taken.all() == 1
+                assert server.listener._admission._tally.all() == 1
             writer.transport.abort()
 
     run(main())

@@ -251,7 +251,7 @@ def test_hanging_up_during_a_retrieval_is_not_a_bug(
     async def main() -> None:
         async with barely_reading(tmp_path, end) as (connection, client):
             client.writer.transport.abort()
-            await until(lambda: connection._opened is None and connection._worker is None)
+            await until(lambda: connection._opening is None and connection._worker is None)
 
     run(main())
     assert "bug" not in caplog.messages
@@ -268,7 +268,7 @@ def test_tls_transport_cannot_use_sendfile(
             assert not hasattr(retrieval.outlet(secure._transport), "send_file")
         async with serving(store, tls=server_tls) as server, server.client() as client:
             (connection,) = server.service.connections
-            assert isinstance(retrieval.outlet(connection._transport), retrieval.Clear)
+            assert isinstance(retrieval.outlet(connection._transport), retrieval.SocketOutlet)
             await client.ask(b"STLS")
             await client.writer.start_tls(client_tls, server_hostname="localhost")
             await client.ask(b"NOOP")

@@ -18,7 +18,7 @@ from restante.passdb import Credentials, Proof, Terms, UserAccount
 from restante.pop3.session import Policy
 from restante.sasl.exchange import Lookup
 from restante.server.login import look_up, resolve, verify
-from restante.server.views import RECENT, readings, understand
+from restante.server.views import RECENT, interpret, interpretations
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 
@@ -68,31 +68,31 @@ def test_login_name_means_the_first_existing_user(
     run: Run[tuple[str, View]], name: str, expected: tuple[str, View]
 ) -> None:
     passdb = Known("ann@example.org", "bob+lists", "recent:eve")
-    assert run(understand(passdb, name, "+")) == expected
+    assert run(interpret(passdb, name, "+")) == expected
 
 
 @pytest.mark.parametrize("name", ["mrose+Junk", "nobody+Junk", "bob+lists"])
 def test_number_of_lookups_does_not_reveal_users(run: Run[tuple[str, View]], name: str) -> None:
     passdb = Known("bob+lists")
-    run(understand(passdb, name, "+"))
+    run(interpret(passdb, name, "+"))
     assert len(passdb.asked) == 2
 
 
 def test_ordinary_name_takes_no_lookup(run: Run[tuple[str, View]]) -> None:
     passdb = Known()
-    run(understand(passdb, "mrose@example.org", "+"))
+    run(interpret(passdb, "mrose@example.org", "+"))
     assert passdb.asked == []
 
 
 def test_long_names_take_bounded_work(run: Run[tuple[str, View]]) -> None:
-    assert len(readings("recent:" + "+" * 900 + "@" + "+" * 50, "+")) <= 10
-    assert len(readings("recent:" + "+" * 100_000, "+")) == 1
+    assert len(interpretations("recent:" + "+" * 900 + "@" + "+" * 50, "+")) <= 10
+    assert len(interpretations("recent:" + "+" * 100_000, "+")) == 1
 
 
 def test_other_separators_and_none(run: Run[tuple[str, View]]) -> None:
-    assert run(understand(Known(), "mrose#Junk", "#")) == ("mrose", View(("Junk",)))
-    assert run(understand(Known(), "mrose+Junk", "")) == ("mrose+Junk", View())
-    assert run(understand(OneUser(), "mrose+Junk", "+")) == ("mrose+Junk", View())
+    assert run(interpret(Known(), "mrose#Junk", "#")) == ("mrose", View(("Junk",)))
+    assert run(interpret(Known(), "mrose+Junk", "")) == ("mrose+Junk", View())
+    assert run(interpret(OneUser(), "mrose+Junk", "+")) == ("mrose+Junk", View())
 
 
 # -- Sessions

@@ -41,7 +41,7 @@ from ..server.admission import Admission, Slot
 from ..server.connection import Timeouts
 from ..server.intake import Intake
 from ..server.listener import Listener
-from ..server.login import offered, time_stamp
+from ..server.login import supported_mechanisms, time_stamp
 from ..server.pop3 import Service
 from ..server.proxy import Origin
 from ..shared import Tally
@@ -386,7 +386,7 @@ class _ServerParts:
     def _apply(self, config: Configuration) -> None:
         """Apply the settings that may change while the server runs."""
         limits, service, admission = config.limits, self._service, self._admission
-        mechanisms = offered(service.passdb, config.auth.mechanisms)
+        mechanisms = supported_mechanisms(service.passdb, config.auth.mechanisms)
         service.policy = Policy(
             banner=config.server.banner,
             language=config.server.language,

@@ -13,7 +13,7 @@ from ..config import ALL_MECHANISMS, Configuration, Secret, Server
 from ..passdb import Network, UserAccount
 from ..sasl.choice import USER_AND_PASS
 from ..server.address import Address
-from ..server.login import offered
+from ..server.login import supported_mechanisms
 from . import backends, stores
 
 _EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -24,7 +24,7 @@ def configuration_warnings(config: Configuration) -> Iterator[str]:
     """Yield one sentence for each probable mistake.  None of them prevents the server's start."""
     users, auth = stores.users(config), config.auth
     with closing(backends.chain(config, users)) as chain:
-        mechanisms = {USER_AND_PASS, *offered(chain, auth.mechanisms)}
+        mechanisms = {USER_AND_PASS, *supported_mechanisms(chain, auth.mechanisms)}
     accounts = [user.account for user in users.list()]
     if "passwd-file" in auth.chain:
         with closing(backends.passwd_file(auth)) as file:

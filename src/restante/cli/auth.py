@@ -17,8 +17,8 @@ from ..config import Configuration
 from ..errors import NoMaildrop, NoSuchUser, UnsafeArgument
 from ..passdb import UserAccount
 from ..sasl.choice import USER_AND_PASS
-from ..server.login import offered
-from ..server.views import understand
+from ..server.login import supported_mechanisms
+from ..server.views import interpret
 from . import common
 
 _WHY = {
@@ -69,7 +69,7 @@ def why(options: argparse.Namespace) -> int:
         backend, account = asyncio.run(_find(chain, options.user, config.auth.folder_separator))
         if account is None:
             raise NoSuchUser(options.user)
-        mechanisms = offered(chain, config.auth.mechanisms)
+        mechanisms = supported_mechanisms(chain, config.auth.mechanisms)
     reason, user = _reason(options, config, account, mechanisms), account.user
     by_password = options.mechanism.upper() not in _WITHOUT_PASSWORD
     if reason is None and by_password and backend == "passwd-file":
@@ -126,7 +126,7 @@ def _as_json(facts: Facts) -> dict[str, object]:
 
 async def _find(chain: Chain, name: str, separator: str) -> tuple[str, UserAccount | None]:
     """Look the user up as for a login; the name may include a folder."""
-    user, _ = await understand(chain, name, separator)
+    user, _ = await interpret(chain, name, separator)
     return await chain.find(user)
 
 

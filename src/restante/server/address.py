@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import CannotListen, ConfigurationError
 
-MAX_SOCKET_PATH = 107  # octets (unix(7): sun_path has 108, a NUL ends it)
+MAX_SOCKET_PATH = 107  # octets; sun_path has 108, including the final NUL (unix(7))
 AF_UNIX: int = getattr(socket, "AF_UNIX", -1)  # missing on Windows
 _BACKLOG = 1024  # connections; the kernel caps it at net.core.somaxconn
 _ADDRESS = re.compile(
@@ -25,15 +25,15 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """``pop3s://host:port``, ``host:port`` or ``unix:/path``."""
+    """An address to listen on: ``pop3s://host:port``, ``host:port`` or ``unix:/path``."""
 
     scheme: str = ""
     host: str = ""
-    """Name or IP address; empty means every interface."""
+    """Name or IP address; empty for all addresses of this machine."""
     port: int = 0
     """Port; if 0, the system chooses a port."""
     path: str = ""
-    """The path of a Unix socket.  In that case the other fields are empty."""
+    """Path of a Unix socket, which has no other fields; empty for TCP."""
 
     @classmethod
     def parse(cls, text: str) -> Address:
@@ -68,12 +68,12 @@ class Address:
 
 
 def bind(address: Address, setting: str = "the port") -> socket.socket:
-    """Return a listening socket, close-on-exec and non-blocking.
+    """Return a socket that listens on an address.
 
-    ``setting`` is the name of the setting for error messages.
+    ``setting`` is the setting to change if the address is in use; it is named in the error.
 
     Raises:
-        CannotListen: the address is in use, missing on this machine or not permitted.
+        CannotListen: the address is in use, does not belong to this machine, or is not permitted.
     """
     try:
         return _bind_path(address.path) if address.path else _bind_port(address)
@@ -85,18 +85,19 @@ def bind(address: Address, setting: str = "the port") -> socket.socket:
 def _advice(error: OSError | UnicodeError, address: Address, setting: str) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EADDRINUSE:
-        return f"{_listening_program(address.port)} listens there; stop it, or change {setting}"
+        program = _listening_program(address.port)
+        return f"{program} uses this address; stop that program, or change {setting}"
     if number == errno.EACCES:
-        return "not allowed; ports below 1024 need CAP_NET_BIND_SERVICE or a socket unit"
+        return "not allowed; ports below 1024 require CAP_NET_BIND_SERVICE or a socket unit"
     if number == errno.EADDRNOTAVAIL:
         return "this machine does not have that address"
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def _listening_program(port: int) -> str:
-    """Return the name of the program that listens on a port.
+    """Return the name of the program that listens on a port (proc_net_tcp(5), proc_pid_fd(5)).
 
-    The current user must be allowed to see it (proc_net_tcp, proc_pid_fd(5)).
+    Returns "another program" if the system does not reveal the name to the current user.
     """
     sockets = set()
     for table in "tcp", "tcp6":
@@ -127,16 +128,16 @@ def _bind_port(address: Address) -> socket.socket:
 
 
 def _bind_path(path: str) -> socket.socket:
-    """Bind a Unix socket.  A socket left by a crash, without a listening process, is replaced."""
+    """Bind a Unix socket.  A socket file on which no process listens any more is replaced."""
     listening = socket.socket(AF_UNIX, socket.SOCK_STREAM)
     try:
         if _is_dead_socket(path):
             Path(path).unlink()
-        before = os.umask(0o117)  # rw-rw----: the MTA delivers through the group
+        previous_umask = os.umask(0o117)  # rw-rw----: the MTA's user is a member of the group
         try:
             listening.bind(path)
         finally:
-            os.umask(before)
+            os.umask(previous_umask)
         listening.listen(_BACKLOG)
     except BaseException:
         listening.close()
@@ -145,6 +146,7 @@ def _bind_path(path: str) -> socket.socket:
 
 
 def _is_dead_socket(path: str) -> bool:
+    """Return whether a path is a Unix socket on which no process listens."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return False
@@ -158,16 +160,17 @@ def _is_dead_socket(path: str) -> bool:
     return False
 
 
-def peer_address(accepted: object) -> str:
-    """Return the IP address of a socket's peer, or "" for a Unix socket.
+def peer_address(peer: object) -> str:
+    """Return the IP address of a peer, or "" if the connection uses a Unix socket.
 
-    An IPv4 address stays IPv4 on a dual-stack socket.
+    ``peer`` is a socket address, as ``accept`` returns it.  An IPv4-mapped address, as reported by
+    a dual-stack socket, is returned as an IPv4 address.
     """
-    return _plain(accepted[0]) if isinstance(accepted, tuple) else ""
+    return _canonical(peer[0]) if isinstance(peer, tuple) else ""
 
 
 @lru_cache(4096)  # addresses, about 0.5 MB; the same clients connect repeatedly
-def _plain(host: str) -> str:
+def _canonical(host: str) -> str:
     address = ip_address(host.partition("%")[0])
     mapped = address if isinstance(address, IPv4Address) else address.ipv4_mapped
     return str(mapped or address)

@@ -1,9 +1,9 @@
-"""Admission of connections: count and limit connections, and evict old ones for new ones.
+"""Count and limit connections, and evict old connections for new ones.
 
 Each connection occupies a slot from its acceptance to its end.  There are two limits: the total
 number of connections (``limits.sessions``), and the number of connections from one source
 (``limits.per_address``).  Connections are counted before the TLS handshake and before any password
-check, because a flood is expensive mainly through handshakes and password checks.
+check, because these are the most expensive parts of a flood of connections.
 
 If no slot is free, a new connection gets the slot of the oldest connection that has not logged in.
 Otherwise a few hundred silent connections would exclude all users until the login deadline, a
@@ -12,7 +12,7 @@ log in if it is faster than the flood replaces connections.  Three kinds of conn
 evicted:
 
 - connections that are logged in, because the user may have marked messages;
-- connections whose password is being checked, because the password may be right;
+- connections whose password is being checked, because the password may be correct;
 - connections that wait for the response to a failed login.  If the slot were freed immediately, an
   address could guess as fast as it can connect, instead of ``per_address`` times in each delay.
 
@@ -47,13 +47,13 @@ class Slot:
             self._admission.make_evictable(self, self._source, evict)
 
     def protect(self) -> Callable[[], object] | None:
-        """Make the slot non-evictable.  Returns the argument of ``make_evictable``, or None."""
+        """Make the slot non-evictable.  Returns the ``evict`` function that it had, or None."""
         return self._admission.protect(self, self._source) if self._admission else None
 
     def move(self, address: str) -> bool:
-        """Count the connection for another client that a proxy has reported.
+        """Count the connection for the client that a proxy has reported.
 
-        Returns False, without any change, if the source of the other client has no free slot.
+        Returns False, and changes nothing, if that client's source is at its limit.
         """
         if self._admission is None:
             return True
@@ -81,7 +81,7 @@ class Slot:
 
 
 class Admission:
-    """The counts of a server's connections, in total and by source.
+    """Counts and limits the connections of a server, in total and by source.
 
     A source is an IPv4 address or an IPv6 /64, because providers assign a /64 to each customer
     (RFC 6177).  Connections through a Unix socket have no source and count only in the total.
@@ -90,23 +90,25 @@ class Admission:
     """
 
     def __init__(self, sessions: int, per_address: int, tally: Tally | None = None) -> None:
-        """``sessions`` and ``per_address`` limit the connections in total and from one source.
-
-        ``tally`` is shared with the other workers, whose connections are included.
+        """
+        Args:
+            sessions: the maximum number of connections in total.
+            per_address: the maximum number of connections from one source.
+            tally: the counts, which are shared with the other workers of the server.
         """
         self.sessions = sessions
         self.per_address = per_address
         self.reserved: Callable[[str], bool] | None = None
-        """Returns whether an address may use the last tenth of all slots.  These are reserved for
-        networks from which users have logged in, for the case of a flood from other networks."""
-        self._taken = tally or Tally()
+        """Returns whether an address may use the last tenth of all slots.  During a flood, they
+        are reserved for networks from which users have logged in."""
+        self._tally = tally or Tally()
         self._evictable: OrderedDict[Slot, Callable[[], object]] = OrderedDict()
         self._evictable_by_source: dict[str, OrderedDict[Slot, None]] = {}
 
     @property
     def is_crowded(self) -> bool:
-        """Whether more than four fifths of all slots are taken, so that they may soon run out."""
-        return self._taken.all() * 5 > self.sessions * 4
+        """Whether more than four fifths of all slots are occupied, so they may soon run out."""
+        return self._tally.all() * 5 > self.sessions * 4
 
     def admit(self, address: str, *, replaces: str | None = None) -> Slot | None:
         """Return a slot for a client, or None if no slot is free or can be freed.
@@ -116,31 +118,31 @@ class Admission:
         source, limit = _source(address), self.sessions
         if self.reserved is not None and self.is_crowded and not self.reserved(address):
             limit -= limit // 10
-        is_taken = self._take(source, limit, replaces) or (
+        is_admitted = self._occupy(source, limit, replaces) or (
             # The new connection replaces an evicted connection, so the reserved tenth does not
             # shrink and the full limit applies.
-            self._make_room(source) and self._take(source, self.sessions, replaces)
+            self._evict_oldest(source) and self._occupy(source, self.sessions, replaces)
         )
-        return Slot(self, source) if is_taken else None
+        return Slot(self, source) if is_admitted else None
 
-    def _take(self, source: str, limit: int, replaces: str | None) -> bool:
-        # The check and the change are one step, because workers share the counts.
-        with self._taken.exclusively():
-            if self._taken.all() - (replaces is not None) >= limit:
+    def _occupy(self, source: str, limit: int, replaces: str | None) -> bool:
+        # Workers share the counts, so no other worker may change them between check and change.
+        with self._tally.exclusively():
+            if self._tally.all() - (replaces is not None) >= limit:
                 return False
-            if source and self._taken.of(source) - (replaces == source) >= self.per_address:
+            if source and self._tally.of(source) - (replaces == source) >= self.per_address:
                 return False
             if replaces is not None:
-                self._taken.add(replaces, -1)
-            self._taken.add(source, 1)
+                self._tally.add(replaces, -1)
+            self._tally.add(source, 1)
         return True
 
-    def _make_room(self, source: str) -> bool:
-        """Evict the oldest evictable connection, of this source only if the source is at its limit.
+    def _evict_oldest(self, source: str) -> bool:
+        """Evict the oldest evictable connection, and return whether there was one.
 
-        Returns whether a connection was evicted.
+        If the source is at its limit, only connections from the source are considered.
         """
-        is_source_full = bool(source) and self._taken.of(source) >= self.per_address
+        is_source_full = bool(source) and self._tally.of(source) >= self.per_address
         own = self._evictable_by_source.get(source, ())
         slot = next(iter(own if is_source_full else self._evictable), None)
         if slot is None:
@@ -163,17 +165,18 @@ class Admission:
         return evict
 
     def release(self, source: str, *, in_total: bool) -> None:
-        with self._taken.exclusively():
-            self._taken.add(source, -1, in_all=in_total)
+        with self._tally.exclusively():
+            self._tally.add(source, -1, in_all=in_total)
 
     def release_total(self, source: str) -> None:
-        with self._taken.exclusively():
-            self._taken.add(source, -1)
-            self._taken.add(source, 1, in_all=False)
+        with self._tally.exclusively():
+            self._tally.add(source, -1)
+            self._tally.add(source, 1, in_all=False)
 
 
-@lru_cache(4096)  # addresses, some 0.5 MB; the same clients connect again and again
+@lru_cache(4096)  # addresses, about 0.5 MB; the same clients connect repeatedly
 def _source(address: str) -> str:
+    """Return the source of an address: see ``Admission``."""
     parsed = ip_address(address) if address else None
     if isinstance(parsed, IPv6Address):
         return parsed.packed[:8].hex()

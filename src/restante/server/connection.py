@@ -1,11 +1,11 @@
-"""One connection of a line protocol: its input, its deadlines and its end.
+"""The connection of a line-based protocol: input, output, deadlines, and how a connection ends.
 
-POP3 (``pop3``), SMTP and LMTP (``intake``) add the events of their sessions.  This module enforces
-the limits, so that they are the same for every listener:
+Subclasses for POP3 (``pop3``) and for SMTP and LMTP (``intake``) answer the events of their
+sessions.  This module enforces the limits, which are the same for all protocols:
 
-- Other connections get a turn after ``_EVENTS_PER_TURN`` commands (a run of a few equal commands
+- Other connections get a turn after ``_EVENTS_PER_TURN`` commands (a series of a few equal commands
   counts once), after ``TURN`` octets of output, and after about 64 KiB of input.
-- A client that stops reading gets no more responses (``output``).  So a connection holds about
+- A client that stops reading gets no more responses (``output``).  Thus a connection buffers about
   64 KiB of output and 64 KiB of input, however many commands are pipelined.
 - There are deadlines for the login or the first message, for idle clients, and for clients that
   stop reading.
@@ -13,20 +13,20 @@ the limits, so that they are the same for every listener:
 A connection ends in one of three ways:
 
 ``drain``
-    Waits for every command that has arrived, then closes.  Nothing is lost.
+    Runs all commands that have been received, then closes the connection.  Nothing is lost.
 ``close``
-    Runs no further command.  Waits until the client has received all responses, as long as it
-    makes progress.  Pipelined commands that were not run are lost.
+    Runs no more commands.  Waits until the client has received all responses, but not for a client
+    that stops reading.  Pipelined commands that were not run are lost.
 ``abort``
     Does not wait.  Output that the client has not received is lost.  A response that was being
-    sent stays incomplete, so that the client cannot mistake it for a complete one.
+    sent stays incomplete, and the client cannot mistake it for a complete response.
 
-None of these makes a POP3 session enter UPDATE.  Each of them lets an UPDATE or a delivery that has
-begun finish, then releases the maildrop and logs the end.  ``BaseService.drain`` drains all
-connections, and aborts those that are left when the time is over.
+None of these makes a POP3 session enter UPDATE.  All of them wait for an UPDATE or a delivery that
+has begun, then release the maildrop and log the end.  ``BaseService.drain`` drains all connections,
+and aborts those that have not ended in time.
 
-Security: no stream classes are used, so that octets received before TLS cannot be read after the
-handshake.
+Security: no stream classes are used, so octets that were received before TLS cannot be read after
+the handshake.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ from .output import HIGH_WATER, TURN, Output
 from .proxy import Origin
 
 DIRECT = Origin()
-_EVENTS_PER_TURN = 100  # a few milliseconds, for which other clients wait for a pipelining client
-_TLS_END = 1.0  # seconds that a drain waits for close_notify after a client has received all output
+_EVENTS_PER_TURN = 100  # they take a few milliseconds, during which other clients wait
+# Seconds for which a drain waits for close_notify from clients that have received all output.
+_CLOSE_NOTIFY_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +60,16 @@ class Timeouts:
     login: float = 60.0
     """Time from the beginning of the connection to a successful login."""
     idle: float = 600.0
-    """Autologout; at least 600 (RFC 1939 §3)."""
+    """Time without a command after which the session ends; at least 600 (RFC 1939 §3)."""
     handshake: float = 10.0
+    """Time for a TLS handshake."""
     progress: float = 30.0
     """Time within which a client must receive some octets; an estimate of how long a slow mobile
     link can stall."""
 
 
 def log_event(logger: logging.Logger, level: int, event: str, fields: dict[str, object]) -> None:
+    """Log an event with its fields."""
     logger.log(level, event, extra={"fields": fields})
 
 
@@ -76,7 +79,7 @@ E_co = TypeVar("E_co", covariant=True)
 
 
 class LineSession(Protocol[E_co]):
-    """The part of a session without I/O that every connection uses."""
+    """The methods of a session that ``BaseConnection`` uses.  Sessions do no I/O."""
 
     def receive(self, octets: bytes) -> None: ...
 
@@ -92,16 +95,16 @@ class BaseService:
 
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("restante"))
     write_event: Callable[[logging.Logger, int, str, dict[str, object]], None] = log_event
-    """Logs an event of a connection with its fields."""
+    """Called to log an event of a connection."""
     tls: ssl.SSLContext | None = None
     """The context for STLS or STARTTLS; None if they are not offered."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     connections: set[BaseConnection[Any]] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _quiet: asyncio.Event = field(default_factory=asyncio.Event)
+    _all_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run ``work`` to its end even if the connection ends before it."""
+        """Run ``work`` in a task, which continues even if the connection ends."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -109,20 +112,20 @@ class BaseService:
 
     def add(self, connection: BaseConnection[Any]) -> None:
         self.connections.add(connection)
-        self._quiet.clear()
+        self._all_ended.clear()
 
     def discard(self, connection: BaseConnection[Any]) -> bool:
-        """Remove a connection that has ended.  Returns whether the connection was known."""
-        known = connection in self.connections
+        """Remove a connection that has ended.  Returns False if it was removed before."""
+        was_present = connection in self.connections
         self.connections.discard(connection)
         if not self.connections:
-            self._quiet.set()
-        return known
+            self._all_ended.set()
+        return was_present
 
     async def drain(self, grace: float) -> None:
-        """Drain all connections, and abort those that are left after ``grace`` seconds.
+        """Drain all connections, and abort those that have not ended after ``grace`` seconds.
 
-        This does not make any session enter UPDATE.  A session in UPDATE finishes it.
+        No session enters UPDATE because of this.  Sessions in UPDATE finish it.
         """
         for connection in list(self.connections):
             connection.drain()
@@ -132,21 +135,21 @@ class BaseService:
             async with asyncio.timeout(grace):
                 while self.connections:
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(_TLS_END):
-                            await self._quiet.wait()
+                        async with asyncio.timeout(_CLOSE_NOTIFY_TIMEOUT):
+                            await self._all_ended.wait()
                     for connection in list(self.connections):
-                        connection.abort_if_taken()
+                        connection.abort_if_only_tls_is_open()
         except TimeoutError:
-            while self.connections:  # another one may have been accepted before the drain
+            while self.connections:  # connections accepted before the drain may still be added
                 for connection in list(self.connections):
                     connection.abort("stopped", is_forced=True)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_TLS_END):
-                        await self._quiet.wait()
+                    async with asyncio.timeout(_CLOSE_NOTIFY_TIMEOUT):
+                        await self._all_ended.wait()
 
 
 class BaseConnection(asyncio.Protocol, Generic[E]):
-    """The connection of one client.  Subclasses define how a protocol answers events."""
+    """The connection of one client.  Subclasses answer the events of their protocol's session."""
 
     __slots__ = (
         "_address",
@@ -187,7 +190,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._output = Output()
         self._worker: asyncio.Task[None] | None = None  # performs an event and later commands
         self._is_half_closed = self._is_draining = self._is_closing = self._is_lost = False
-        self._is_turn_due = False  # whether other connections get a turn before the next command
+        self._is_turn_due = False  # whether other connections get a turn before the input
         self._began = self._last_command = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._id = secrets.token_hex(5)  # for the log
@@ -219,7 +222,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         return True
 
     def _secured(self, ssl_object: ssl.SSLObject) -> None:
-        """Called when TLS has begun."""
+        """Called after the TLS handshake that STLS or STARTTLS requested."""
         raise NotImplementedError
 
     def _deadline(self) -> float:
@@ -241,7 +244,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._finish()
 
     def _finish(self) -> None:
-        """If the connection is lost, remove it from the service and log its end."""
+        """If the connection has been lost, remove it from the service and log its end."""
         raise NotImplementedError
 
     # Called by the transport.
@@ -270,8 +273,8 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         if self._is_closing:
             return
         if len(data) >= HIGH_WATER and not self._is_turn_due:
-            # uvloop would read up to 32 times in one turn: 8 MB of a message, so that a few
-            # connections could keep all others waiting for seconds.
+            # uvloop would read up to 32 times in one turn, which is 8 MB of a message.  A few
+            # connections could thus keep all others waiting for seconds.
             self._continue_later()
             self._transport.pause_reading()
         elif self._session.unread > HIGH_WATER:
@@ -293,8 +296,8 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
     def resume_writing(self) -> None:
         """Continue in the next turn.
 
-        asyncio calls this method during its own write.  If the transport were closed during the
-        call, asyncio would report the end of the connection twice.
+        asyncio calls this method while it writes.  If this method closed the transport, asyncio
+        would report the end of the connection twice.
         """
         self._output.unblock()
         self._continue_later()
@@ -303,7 +306,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         if self._is_lost:
             return
         self._is_lost = self._is_closing = True
-        self._output.lose()
+        self._output.discard_output()
         if self._timer is not None:
             self._timer.cancel()
         self._release_slot()
@@ -315,12 +318,12 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
     # Ways to end a connection; see the module's docstring.
 
     def drain(self) -> None:
-        """Run the commands that have arrived, then close the connection."""
+        """Run the commands that have been received, then close the connection."""
         self._is_draining = True
         self._process_input()
 
     def close(self, reason: str) -> None:
-        """Run no further command, send all responses, then end the connection."""
+        """Run no more commands, send all responses, then end the connection."""
         self._end = reason
         self._is_closing = True
         self._output.flush()
@@ -329,11 +332,11 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         if self._worker is None:
             self._release()
         if self._transport.get_extra_info("ssl_object") or self._output.is_waiting:
-            self._output.watch()
-            self._set_timer(self._service.timeouts.progress)  # closing waits for the client too
+            self._output.start_check()
+            self._set_timer(self._service.timeouts.progress)  # the client may have stopped reading
 
     def abort(self, reason: str, *, is_forced: bool = False) -> None:
-        """End the connection now.
+        """End the connection without waiting.
 
         ``is_forced``: also cancel work that should be finished but does not have to be.
         """
@@ -341,9 +344,9 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._is_closing = True
         self._transport.abort()
 
-    def abort_if_taken(self) -> None:
-        """Abort a closing connection that waits only for the end of TLS."""
-        if self._is_closing and self._worker is None and self._output.is_taken:
+    def abort_if_only_tls_is_open(self) -> None:
+        """Abort the connection if it is closing and waits only for the client's close_notify."""
+        if self._is_closing and self._worker is None and self._output.is_acknowledged:
             self.abort(self._end)
 
     def _evict(self) -> None:
@@ -351,7 +354,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._log_event("seat given up", ip=self._address, proto=self._proto)
         self.abort("made-room")
 
-    # Running commands: all commands of one read are answered with one write.
+    # Commands.  All commands of one read are answered in one write.
 
     def _process_input(self) -> None:
         if self._worker is None and not (self._is_closing or self._is_turn_due):
@@ -360,24 +363,24 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
                 self._start_work(self._perform_from(event))
 
     def _start_work(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run ``work`` until it has to wait.  The rest of the work becomes a task.
+        """Run ``work`` until it has to wait, and the rest of it in a task.
 
-        A remembered login and a QUIT without deletions never wait.  A task for each of them would
-        take as long as checking the login.
+        A login with a cached password and a QUIT without deletions never have to wait.  Creating a
+        task would take as long as checking such a login.
         """
         try:
             awaited = work.send(None)
         except StopIteration:
             return
         self._worker = self._service.spawn(_rest_of(work, awaited))
-        # This is a callback and not a ``finally``, because a task that is cancelled before its
-        # first step never enters its body, and the maildrop would stay locked.
+        # This is a callback and not a ``finally`` block: a task that is cancelled before its first
+        # step never enters its body, and the maildrop would stay locked.
         self._worker.add_done_callback(self._work_ended)
 
     async def _enter_task(self) -> None:
         """Continue in a task of this connection.
 
-        Until ``_perform`` has waited for the first time, it runs outside a task, where
+        Until ``_perform`` waits for the first time, it runs outside a task, where
         ``asyncio.timeout`` and ``TaskGroup`` fail.  So ``_enter_task`` must be awaited before calls
         that may use them, for example calls of third-party back ends and stores.
         """
@@ -421,7 +424,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         return None
 
     def _continue_later(self) -> None:
-        """Let other connections have a turn, then process the input."""
+        """Give other connections a turn, then process the input."""
         if not self._is_turn_due:
             self._is_turn_due = True
             self._loop.call_soon(self._take_turn)
@@ -431,7 +434,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._process_input()
 
     def _idle(self) -> None:
-        """Called when all received commands are answered."""
+        """Called when all received commands have been answered."""
         if self._is_half_closed:
             self.close("dropped")
         elif self._is_draining:
@@ -455,8 +458,8 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
     def _fail(self, event: E | None, produced: int) -> None:
         """Answer a command that raised an unforeseen exception.
 
-        If part of the response was sent, the connection is aborted.  ``produced`` is the number of
-        octets of output before the command.
+        If part of the response has been produced, the connection is aborted instead.  ``produced``
+        is the number of octets of output before the command.
         """
         self._log_bug()
         if self._output.produced == produced:
@@ -515,14 +518,14 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             return
         due = self._deadline()
         if self._worker is not None:
-            due = max(due, now + timeouts.progress)  # the server has caused the delay
+            due = max(due, now + timeouts.progress)  # the client is waiting for the server
         if now < due:
             self._set_timer(due - now)
         else:
             self._expire()
 
     def _end_session(self, reason: str) -> None:
-        """Close the connection as the session requests.  Log it unless the client sent QUIT."""
+        """Close the connection because the session has ended; log this unless by QUIT."""
         if reason != "quit":
             self._log_event("session ended", ip=self._address, proto=self._proto, reason=reason)
         self.close(reason)
@@ -549,7 +552,7 @@ async def _rest_of(work: Coroutine[Any, Any, None], awaited: object) -> None:
 
 @coroutine
 def _steps(work: Coroutine[Any, Any, None], awaited: object) -> Generator[Any, Any, None]:
-    """Pass everything that a task sends or throws, such as a cancellation, to ``work``."""
+    """Pass everything that the task sends or throws, such as a cancellation, to ``work``."""
     try:
         while True:
             try:

@@ -1,13 +1,14 @@
-"""Receive mail: drive one SMTP or LMTP session per connection (RFC 5321, RFC 2033).
+"""Receive mail over SMTP and LMTP (RFC 5321, RFC 2033): run a ``Session`` on each connection.
+
+Mail is stored immediately; it is neither relayed nor queued.
 
 Durability: 250 for a recipient means that ``Store.deliver`` has returned, so a crash cannot lose
 the message.  If the 250 itself is lost, the sender tries again and the message is stored twice.
 SMTP has a single reply for all recipients.  After a failure for one recipient, the sender repeats
-the message for all, so recipients that already have the message are recorded and get no second
-copy.
-Limits: the limits of every connection (``connection``) and of a session (``smtp.session.Policy``);
-``_SILENCE``, ``_MESSAGE`` and ``_SESSION``; 64 KiB of a message in memory, the rest in an unnamed
-file.  Mail is neither relayed nor queued.
+the message for all of them, so recipients that already have the message are recorded and get no
+second copy.
+Limits: see ``connection`` and ``smtp.session.Policy``.  There are also timeouts for idle clients,
+for each message and for the session.  A message of more than 64 KiB is spooled to an unnamed file.
 """
 
 from __future__ import annotations
@@ -45,42 +46,43 @@ from .connection import DIRECT, BaseConnection, BaseService
 from .proxy import Origin
 
 _log = logging.getLogger("restante.intake")
-_SILENCE = 300.0  # seconds; a server should wait at least 5 minutes (RFC 5321 §4.5.3.2.7)
-_MESSAGE = 1800.0  # seconds from MAIL to the end of the data: 50 MiB at 30 kB/s
-_SESSION = 3600.0  # seconds after which the session ends between two messages
-_PIECE = 65_536  # octets
-_IN_MEMORY = 65_536  # octets of one message in memory; thousands of connections may hold as many
+_IDLE_TIMEOUT = 300.0  # seconds; a server should wait at least 5 minutes (RFC 5321 §4.5.3.2.7)
+_MESSAGE_TIMEOUT = 1800.0  # seconds from MAIL to the end of the data: 50 MiB at 30 kB/s
+_SESSION_TIMEOUT = 3600.0  # seconds after which a session ends, but not during a message
+_PIECE = 65_536  # octets of a spooled message that are read at a time
+_MAX_IN_MEMORY = 65_536  # octets of a message in memory, for each of thousands of connections
 
 
 class PartialDeliveries(Protocol):
-    """Records which recipients have a message that its sender will send again.
+    """Records which maildrops already have a message that its sender will send again.
 
-    A message is identified by the digest of its reverse-path and octets.
+    ``message`` is the digest of the message's reverse-path and octets.
     """
 
     async def recipients(self, message: bytes) -> Collection[str]:
-        """Return the maildrops that have the message."""
+        """Return the maildrops that already have the message."""
 
     async def remember(self, message: bytes, maildrops: Collection[str]) -> None:
         """Record durably that these maildrops have the message."""
 
     async def forget(self, message: bytes, maildrops: Collection[str]) -> None:
-        """Remove the record after a 250.  The same octets may arrive later as a new message."""
+        """Remove the record after a 250, because the same octets may arrive as a new message."""
 
 
 @dataclass(slots=True)
 class Intake(BaseService):
-    """The state that the connections of all intake listeners share."""
+    """The state that all SMTP and LMTP connections share."""
 
     store: Store
     directory: Directory
     hostname: str
     max_message: int
-    """Maximum size of a message in octets, before our trace fields."""
+    """Maximum size of a message in octets, without the trace fields that are added."""
     log: logging.Logger = field(default=_log, kw_only=True)
     partial: PartialDeliveries | None = field(default=None, kw_only=True)
     postmaster: Callable[[], Awaitable[str]] | None = field(default=None, kw_only=True)
-    """Returns the maildrop for postmaster's mail if no user has this name (RFC 5321 §4.5.1)."""
+    """Returns the maildrop for postmaster's mail; called if no user has this name (RFC 5321
+    §4.5.1)."""
 
     def lmtp(self) -> Callable[[str, Slot, Origin], IntakeConnection]:
         """Return a factory of LMTP connections, for ``Listener``."""
@@ -97,7 +99,7 @@ class Intake(BaseService):
         """Return the maildrop of a recipient.
 
         Raises:
-            NoSuchUser, TemporaryFailure, UnsafeArgument: the reply shows the error's text.
+            NoSuchUser, TemporaryFailure, UnsafeArgument: the error's text is sent in the reply.
         """
         try:
             return await self.directory.maildrop_of(recipient)
@@ -107,24 +109,25 @@ class Intake(BaseService):
                 return await self.postmaster()
             raise
 
-    async def take(self, message: IO[bytes], maildrop: str, envelope: Envelope) -> int:
+    async def store_message(self, message: IO[bytes], maildrop: str, envelope: Envelope) -> int:
         """Store a message durably for one recipient, and return its size in octets."""
-        head = envelope.trace_fields(self.hostname, datetime.now(UTC))
-        entry = await self.store.deliver(maildrop, _pieces(head, message))
+        trace_fields = envelope.trace_fields(self.hostname, datetime.now(UTC))
+        entry = await self.store.deliver(maildrop, _pieces(trace_fields, message))
         return entry.size
 
 
-async def _pieces(head: bytes, message: IO[bytes]) -> AsyncIterator[bytes]:
+async def _pieces(trace_fields: bytes, message: IO[bytes]) -> AsyncIterator[bytes]:
+    """Yield the trace fields and the message in pieces."""
     message.seek(0)
     piece = message.read(_PIECE)
     skipped, inserted = separate(piece)
-    yield head + inserted + piece[skipped:]
+    yield trace_fields + inserted + piece[skipped:]
     while piece := message.read(_PIECE):
         yield piece
 
 
 class IntakeConnection(BaseConnection[Event]):
-    """One client that sends mail."""
+    """The connection of one client that sends mail over SMTP or LMTP."""
 
     __slots__ = ("_digest", "_message", "_ready_at")
 
@@ -137,9 +140,9 @@ class IntakeConnection(BaseConnection[Event]):
         super().__init__(service, address, slot, origin)
         self._proto = "lmtp" if policy.is_lmtp else "smtp"
         self._session = Session(VERBS, policy, may_start_tls=service.tls is not None)
-        self._message: IO[bytes] | None = None  # being received or delivered
+        self._message: IO[bytes] | None = None  # the message that is being received or delivered
         self._digest = sha256()  # of the reverse-path and the message; SMTP only
-        self._ready_at = self._began  # end of the last message
+        self._ready_at = self._began  # time of the last command outside a mail transaction
 
     # Events.
 
@@ -154,8 +157,8 @@ class IntakeConnection(BaseConnection[Event]):
                 self._send(event)
             case BeginData(reply):
                 self._drop_message()
-                # Closed by _drop_message: a whole message is delivered from it first.
-                self._message = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
+                # _drop_message closes the file, after delivery if the message is complete.
+                self._message = SpooledTemporaryFile(_MAX_IN_MEMORY)  # noqa: SIM115
                 if not self._session.policy.is_lmtp:
                     path = self._session.reverse_path.encode("utf-8", "replace")
                     self._digest = sha256(path + b"\0")
@@ -165,7 +168,7 @@ class IntakeConnection(BaseConnection[Event]):
             case Close(reason):
                 self._end_session(reason)
             case StartTLS():
-                self._transport.pause_reading()  # at once, because the TLS handshake follows
+                self._transport.pause_reading()  # the next octets belong to the TLS handshake
                 return False
             case _:
                 return False
@@ -211,34 +214,34 @@ class IntakeConnection(BaseConnection[Event]):
             await self._deliver_by_smtp(event)
 
     async def _deliver_by_lmtp(self, event: Deliver) -> None:
-        """Send each reply as soon as it is known (RFC 2033 §5)."""
-        fates: dict[str, RestanteError | None] = self._spool_failures(event)
+        """Deliver a message, and send each recipient's reply after its delivery (RFC 2033 §5)."""
+        errors: dict[str, RestanteError | None] = self._spool_failures(event)
         for recipient in event.recipients:
-            await self._store_once(recipient, event, fates)
-            self._send_now(self._session.delivered(fates[recipient.maildrop]))
+            await self._store_once(recipient, event, errors)
+            self._send_now(self._session.delivered(errors[recipient.maildrop]))
         self._drop_message()
 
     async def _deliver_by_smtp(self, event: Deliver) -> None:
-        """Send a single reply when the deliveries that it reports are durable."""
+        """Deliver a message to all recipients, then send the single reply."""
         partial, message = self._service.partial, self._digest.digest()
-        known = await partial.recipients(message) if partial is not None else ()
-        fates = {**self._spool_failures(event), **dict.fromkeys(known)}
+        stored_before = await partial.recipients(message) if partial is not None else ()
+        errors = {**self._spool_failures(event), **dict.fromkeys(stored_before)}
         for recipient in event.recipients:
-            await self._store_once(recipient, event, fates)
+            await self._store_once(recipient, event, errors)
         self._drop_message()
-        stored = {each.maildrop for each in event.recipients if fates[each.maildrop] is None}
-        is_whole = all(fates[each.maildrop] is None for each in event.recipients)
-        if partial is not None and stored and not is_whole:
+        stored = {each.maildrop for each in event.recipients if errors[each.maildrop] is None}
+        is_complete = all(errors[each.maildrop] is None for each in event.recipients)
+        if partial is not None and stored and not is_complete:
             await self._record_partial(partial.remember(message, stored))
-        elif partial is not None and known and is_whole:
+        elif partial is not None and stored_before and is_complete:
             await self._record_partial(partial.forget(message, stored))
         if stored:
             self._slot.protect()
         for recipient in event.recipients:
-            self._send_now(self._session.delivered(fates[recipient.maildrop]))
+            self._send_now(self._session.delivered(errors[recipient.maildrop]))
 
     def _spool_failures(self, event: Deliver) -> dict[str, RestanteError | None]:
-        """Return a failure for each recipient if the last octets cannot be spooled, else {}."""
+        """Return an error for each maildrop if the last octets cannot be spooled, otherwise {}."""
         assert self._message is not None
         try:
             self._message.flush()
@@ -251,21 +254,25 @@ class IntakeConnection(BaseConnection[Event]):
     async def _record_partial(self, writing: Awaitable[None]) -> None:
         try:
             await writing
-        except RestanteError as error:  # the mail is stored; a repetition may store it twice
+        except RestanteError as error:  # the mail is stored; at worst it is stored a second time
             self._log_event("partial delivery not noted", logging.ERROR, reason=str(error))
 
     async def _store_once(
-        self, recipient: Recipient, event: Deliver, fates: dict[str, RestanteError | None]
+        self, recipient: Recipient, event: Deliver, errors: dict[str, RestanteError | None]
     ) -> None:
-        """Store a single copy for each maildrop, even if it belongs to several recipients."""
-        if recipient.maildrop not in fates:
+        """Store the message, unless ``errors`` already has a result for the recipient's maildrop.
+
+        Several recipients may have the same maildrop, which gets a single copy.  A value of None in
+        ``errors`` means that the maildrop has the message.
+        """
+        if recipient.maildrop not in errors:
             envelope = self._envelope(event, recipient.address)
-            fates[recipient.maildrop] = await self._store(recipient.maildrop, envelope)
+            errors[recipient.maildrop] = await self._store(recipient.maildrop, envelope)
 
     async def _store(self, maildrop: str, envelope: Envelope) -> RestanteError | None:
         assert self._message is not None
         try:
-            octets = await self._service.take(self._message, maildrop, envelope)
+            octets = await self._service.store_message(self._message, maildrop, envelope)
         except RestanteError as error:
             failure = error
         except Exception:
@@ -287,7 +294,7 @@ class IntakeConnection(BaseConnection[Event]):
             failure = TemporaryFailure("local error, try again later")
             self._send(self._session.refused(failure))
         else:
-            self.abort("bug")  # the client would take another reply for that of its next command
+            self.abort("bug")  # a second reply would be mistaken for the next command's reply
 
     # Output.
 
@@ -299,20 +306,20 @@ class IntakeConnection(BaseConnection[Event]):
             self._send(reply)
             self._output.flush()
 
-    # Deadlines and closing
+    # Deadlines and closing.
 
     def _deadline(self) -> float:
-        silent = self._last_command + _SILENCE
+        idle_deadline = self._last_command + _IDLE_TIMEOUT
         if self._session.state in (State.MAIL, State.DATA):
-            return min(silent, self._ready_at + _MESSAGE)
-        return min(silent, self._began + _SESSION)
+            return min(idle_deadline, self._ready_at + _MESSAGE_TIMEOUT)
+        return min(idle_deadline, self._began + _SESSION_TIMEOUT)
 
     def _expire(self) -> None:
         self._output.write(Reply(421, "4.4.2", "timeout, closing the connection").encode())
         self.close("timeout")
 
     def _is_interruptible(self) -> bool:
-        """Return False during a delivery, because the sender may have received replies for it."""
+        """Return False during a delivery, because replies for it may have been sent."""
         return self._message is None
 
     def _drop_message(self) -> None:

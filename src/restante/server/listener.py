@@ -1,7 +1,8 @@
-"""Accept connections: count each, read the PROXY header, do the TLS handshake, start the protocol.
+"""Accept connections: read the PROXY header, admit the client, do the TLS handshake.
 
-``loop.create_server`` is not used, so that connections are counted before a TLS handshake, failed
-handshakes are logged, and a process without free file descriptors waits instead of spinning.
+After these steps, a protocol of asyncio serves the connection.  ``loop.create_server`` is not used
+for three reasons: connections must be counted before the TLS handshake, failed handshakes must be
+logged, and a process without free file descriptors must pause instead of spinning.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from .admission import Admission, Slot
 from .proxy import MAX_V1, MAX_V2, Origin
 
 _log = logging.getLogger("restante.listener")
-_ACCEPT_AT_ONCE = 64  # connections; with a higher number, sessions would wait during a flood
-_UNSENT = 65_536  # octets that the kernel accepts for a client that does not acknowledge them;
-# the same as the output of a connection, so that neither buffer is larger
+# Connections that are accepted in one turn of the loop.  With more, sessions would wait in a flood.
+_ACCEPTS_PER_TURN = 64
+# Unsent octets in the kernel's buffer at which the socket is full (TCP_NOTSENT_LOWAT).  Equal to
+# ``output.HIGH_WATER``, so that neither buffer is larger than the other.
+_MAX_UNSENT = 65_536
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_PAUSE = 0.5  # seconds without accepting after one of these; asyncio waits 1 s (ACCEPT_RETRY_DELAY)
+# Seconds without accepting after one of these errors; asyncio pauses for 1 s (ACCEPT_RETRY_DELAY).
+_PAUSE = 0.5
 _DIRECT = Origin()
 TLS_AT_PROXY = "proxy"
-"""Replaces a TLS version that is known only from the configuration, not from the proxy's header."""
+"""The value of ``Origin.tls`` if the configuration, not the PROXY header, says that TLS is used."""
 _NOTSENT_LOWAT: int = getattr(socket, "TCP_NOTSENT_LOWAT", 0)  # missing on Windows
 
 
@@ -52,11 +56,11 @@ class Listener:
     ) -> None:
         """
         Args:
-            build: returns the protocol for a client.  Its arguments are the client's address, the
-                slot, which the protocol must release, and the data reported by a proxy.
+            build: returns the protocol object for a client.  Its arguments are the client's
+                address, the slot, which the protocol must release, and the proxy's data.
             tls: the context for implicit TLS; None if connections begin without TLS.
-            handshake: seconds for the TLS handshake, and for the PROXY header.
-            busy: sent to a client that gets no slot, unless the connection begins with TLS.
+            handshake: seconds for the TLS handshake, and also for the PROXY header.
+            busy: the response to a client that gets no slot, unless the connection begins with TLS.
             proxy_from: networks whose connections begin with a PROXY header.
             tls_at_proxy: whether the proxies accept only clients that use TLS.
         """
@@ -65,25 +69,25 @@ class Listener:
         self._admission = admission
         self.name = name
         self.tls = tls
-        """The context for connections that are accepted from now on."""
+        """The context for implicit TLS on later connections."""
         self.proxy_from = proxy_from
         """Networks whose connections begin with a PROXY header; no other peer may send one."""
         self._tls_at_proxy = tls_at_proxy
         self._handshake = handshake
         self._busy = busy
         self._loop = asyncio.get_running_loop()
-        self._accepting: set[asyncio.Task[None]] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
         listening.setblocking(False)
-        if listening.family != AF_UNIX and _NOTSENT_LOWAT:  # accepted sockets inherit it
-            listening.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT)
+        if listening.family != AF_UNIX and _NOTSENT_LOWAT:  # accepted sockets inherit the option
+            listening.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _MAX_UNSENT)
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
-        """Stop accepting, and abort running handshakes.
+        """Stop accepting connections, and abort handshakes that have not finished.
 
-        Accepted connections continue.  The path of a Unix socket is kept, because other workers may
-        listen on it.
+        Connections that a protocol serves continue.  The path of a Unix socket is not removed,
+        because other workers may listen on it.
         """
         if self._socket.fileno() < 0:
             return
@@ -91,13 +95,13 @@ class Listener:
             self._resume.cancel()
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
-        for task in self._accepting:
+        for task in self._handshakes:
             task.cancel()
 
     def _accept(self) -> None:
-        for _ in range(_ACCEPT_AT_ONCE):
+        for _ in range(_ACCEPTS_PER_TURN):
             try:
-                accepted, peer = self._socket.accept()
+                client_socket, peer = self._socket.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
             except OSError as error:
@@ -107,59 +111,60 @@ class Listener:
                 self._loop.remove_reader(self._socket.fileno())
                 self._resume = self._loop.call_later(_PAUSE, self._accept_again)
                 return
-            self._receive(accepted, peer_address(peer))
+            self._handle(client_socket, peer_address(peer))
 
     def _accept_again(self) -> None:
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
-    def _receive(self, accepted: socket.socket, address: str) -> None:
+    def _handle(self, client_socket: socket.socket, address: str) -> None:
+        """Admit a client, or read the PROXY header first if the peer is a proxy."""
         if is_within(address, self.proxy_from):
-            accepted.setblocking(False)
+            client_socket.setblocking(False)
 
             def refuse(error: BaseException) -> None:
-                accepted.close()
+                client_socket.close()
                 reason = "timeout" if isinstance(error, TimeoutError) else str(error)
                 fields = {"ip": address, "proto": self.name, "reason": reason}
                 _log.warning("proxy refused", extra={"fields": fields})
 
-            self._start(self._behind_proxy(accepted, address), refuse)
+            self._start(self._admit_from_proxy(client_socket, address), refuse)
         else:
-            self._admit(accepted, address, _DIRECT)
+            self._admit(client_socket, address, _DIRECT)
 
     def _start(
-        self, work: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]
+        self, work: Coroutine[Any, Any, None], on_failure: Callable[[BaseException], None]
     ) -> asyncio.Task[None]:
-        """Run ``work``; if it fails, ``failed`` releases its resources.
+        """Run ``work`` in a task; if it fails, ``on_failure`` releases its resources.
 
-        ``failed`` is a callback and not a ``finally``, because a task that is cancelled before its
-        first step never enters its body, and the slot would stay occupied.
+        ``on_failure`` is a callback and not a ``finally`` block: a task that is cancelled before
+        its first step never enters its body, and the slot would stay occupied.
         """
 
-        def ended(task: asyncio.Task[None]) -> None:
-            self._accepting.discard(task)
+        def done(task: asyncio.Task[None]) -> None:
+            self._handshakes.discard(task)
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
             if error is None:
                 return
-            failed(error)
+            on_failure(error)
             if not isinstance(error, OSError | HostileInput | asyncio.CancelledError):
                 _log.error("bug", exc_info=error)
 
         task = self._loop.create_task(work)
-        self._accepting.add(task)
-        task.add_done_callback(ended)
+        self._handshakes.add(task)
+        task.add_done_callback(done)
         return task
 
-    async def _behind_proxy(self, accepted: socket.socket, address: str) -> None:
-        """Read the client's address before admission, so that this address is counted."""
+    async def _admit_from_proxy(self, client_socket: socket.socket, address: str) -> None:
+        """Read the client's address from the PROXY header, and admit the client by it."""
         async with asyncio.timeout(self._handshake):
-            origin = await read_header(accepted)
+            origin = await read_header(client_socket)
         if origin.address:
             origin = replace(origin, address=peer_address((origin.address,)), proxy=address)
             if self._tls_at_proxy and not origin.tls:
                 origin = replace(origin, tls=TLS_AT_PROXY)
-        self._admit(accepted, origin.address or address, origin)
+        self._admit(client_socket, origin.address or address, origin)
 
-    def _admit(self, accepted: socket.socket, address: str, origin: Origin) -> None:
+    def _admit(self, client_socket: socket.socket, address: str, origin: Origin) -> None:
         slot = self._admission.admit(address)
         if slot is None:
             _log.warning(
@@ -168,35 +173,36 @@ class Listener:
             )
             try:
                 if self._busy and self.tls is None:
-                    accepted.send(self._busy)
+                    client_socket.send(self._busy)
             except OSError:
                 pass  # the client has disconnected
             finally:
-                accepted.close()
+                client_socket.close()
             return
 
         def refuse(error: BaseException) -> None:
             """Release the slot after a handshake that failed, took too long or was cancelled."""
             slot.release()
-            accepted.close()
+            client_socket.close()
             log_refused_tls(address, self.name, error)
 
-        task = self._start(self._hand_over(accepted, address, slot, origin), refuse)
+        task = self._start(self._start_protocol(client_socket, address, slot, origin), refuse)
         slot.make_evictable(task.cancel)
 
-    async def _hand_over(
-        self, accepted: socket.socket, address: str, slot: Slot, origin: Origin
+    async def _start_protocol(
+        self, client_socket: socket.socket, address: str, slot: Slot, origin: Origin
     ) -> None:
+        """Do the handshake of implicit TLS, if any, and let a protocol serve the connection."""
         await self._loop.connect_accepted_socket(
             lambda: self._build(address, slot, origin),
-            accepted,
+            client_socket,
             ssl=self.tls,
             ssl_handshake_timeout=self._handshake if self.tls else None,
         )
 
 
-async def read_header(accepted: socket.socket) -> Origin:
-    """Read a PROXY header.  Later octets are not read; they belong to TLS or to the session.
+async def read_header(client_socket: socket.socket) -> Origin:
+    """Read a PROXY header.  Octets after it stay unread: they belong to TLS or to the session.
 
     Raises:
         HostileInput: the header is malformed.
@@ -204,28 +210,28 @@ async def read_header(accepted: socket.socket) -> Origin:
     """
     octets = b""
     while True:
-        await _readable(accepted)
+        await _wait_until_readable(client_socket)
         try:
-            waiting = accepted.recv(MAX_V1 + MAX_V2, socket.MSG_PEEK)
+            peeked = client_socket.recv(MAX_V1 + MAX_V2, socket.MSG_PEEK)
         except BlockingIOError:
             continue
-        if not waiting:
-            raise ConnectionResetError("ended inside the PROXY header")
-        header = proxy.parse(octets + waiting)
-        count = len(waiting) if header is None else header[1] - len(octets)
-        octets += accepted.recv(count)
+        if not peeked:
+            raise ConnectionResetError("connection ended within the PROXY header")
+        header = proxy.parse(octets + peeked)
+        count = len(peeked) if header is None else header[1] - len(octets)
+        octets += client_socket.recv(count)
         if header is not None:
             return header[0]
 
 
-async def _readable(accepted: socket.socket) -> None:
+async def _wait_until_readable(client_socket: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
-    loop.add_reader(accepted.fileno(), readable.set)
+    loop.add_reader(client_socket.fileno(), readable.set)
     try:
         await readable.wait()
     finally:
-        loop.remove_reader(accepted.fileno())
+        loop.remove_reader(client_socket.fileno())
 
 
 def log_refused_tls(address: str, name: str, error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Find the mechanisms that a passdb supports, and check a client's proof with it."""
+"""Check logins with a ``Passdb``: the mechanisms that it supports, and a client's credentials."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ from ..passdb import (
     UserAccount,
 )
 from ..sasl.exchange import Lookup
-from .views import readings, understand
+from .views import interpret, interpretations
 
-_NEEDS: dict[str, type] = {
+# The contracts of ``passdb`` that mechanisms require.
+_REQUIRED_CONTRACTS: dict[str, type] = {
     "APOP": Digests,
     "EXTERNAL": Certificates,
     "OAUTHBEARER": Tokens,
     "XOAUTH2": Tokens,
 }
-_WHOLE = View()
+_WHOLE_MAILDROP = View()
 _DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 
@@ -48,41 +49,45 @@ class Guard(Protocol):
     def record_success(
         self, shown: Shown, account: UserAccount, *, is_cached: bool = False
     ) -> None:
-        """Record a successful login; ``is_cached``: the result came from a cache."""
+        """Record a successful login.
+
+        ``is_cached``: the password was not checked again, because a cache contains it.
+        """
 
     def record_failure(self, shown: Shown) -> float:
-        """Record a failed login.  Returns the seconds from the attempt to its answer."""
+        """Record a failed login; return the seconds between the attempt and its response."""
 
 
-def offered(passdb: Passdb, wanted: Iterable[str]) -> tuple[str, ...]:
-    """Return the ``wanted`` mechanisms that this passdb can check."""
-    return tuple(
-        name
-        for name in wanted
-        if offers(passdb, ScramKeys if name.startswith("SCRAM-") else _NEEDS.get(name, object))
-    )
+def supported_mechanisms(passdb: Passdb, names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the named mechanisms that the passdb supports."""
+
+    def contract(name: str) -> type:
+        return ScramKeys if name.startswith("SCRAM-") else _REQUIRED_CONTRACTS.get(name, object)
+
+    return tuple(name for name in names if offers(passdb, contract(name)))
 
 
 def time_stamp(host: str) -> str:
-    """Return a new time stamp, so that a digest is valid in one connection only (RFC 1939 §7).
+    """Return a new time stamp for APOP, so that a digest is valid in one connection only.
 
-    It has the form of a Message-ID: some 48 octets and the name of this host.
+    It has the form of a Message-ID: about 48 octets and the name of this host (RFC 1939 §7).
     """
     domain = host if _DOMAIN.fullmatch(host) else "localhost"
     return f"<{secrets.token_hex(16)}.{int(time.time())}@{domain}>"
 
 
-def known_now(
+def verify_now(
     passdb: Passdb, shown: Shown, separator: str, passwords: Passdb | None
 ) -> UserAccount | None:
-    """Return the account of a remembered password or of a proof, if that needs no wait.
+    """Return the account for a cached password or for a proof, if this requires no waiting.
 
-    None: ``resolve`` and ``verify`` must check it, for example because the name may mean a folder.
+    Otherwise, for example if the name may select a folder, returns None.  In this case ``resolve``
+    and ``verify`` must be called.
 
     Raises:
-        AuthenticationFailed: as ``verify``.
+        AuthenticationFailed: the credentials are refused; the reason is only for the log.
     """
-    if len(readings(shown.identity, separator)) > 1:
+    if len(interpretations(shown.identity, separator)) > 1:
         return None
     match shown:
         case Credentials() if offers(passwords, PromptAnswers):
@@ -93,14 +98,15 @@ def known_now(
 
 
 async def resolve(passdb: Passdb, shown: Shown, separator: str) -> tuple[Shown, View]:
-    """Return the credentials with the user's own name, and the part of the mail to open.
+    """Split the login name into a user and a view of the maildrop.
 
-    ``separator``: see ``views.readings``.
+    ``separator``: see ``views.interpretations``.  Returns the credentials with the name of the
+    user, and the view.
 
     Raises:
         TemporaryFailure: a back end cannot answer now.
     """
-    name, view = await understand(passdb, shown.identity, separator)
+    name, view = await interpret(passdb, shown.identity, separator)
     if name == shown.identity:
         return shown, view
     if isinstance(shown, Credentials | Proof) and shown.authorization == shown.identity:
@@ -109,18 +115,18 @@ async def resolve(passdb: Passdb, shown: Shown, separator: str) -> tuple[Shown, 
 
 
 async def verify(
-    passdb: Passdb, shown: Shown, view: View = _WHOLE, passwords: Passdb | None = None
+    passdb: Passdb, shown: Shown, view: View = _WHOLE_MAILDROP, passwords: Passdb | None = None
 ) -> UserAccount:
-    """Return the account that these credentials open.
+    """Verify credentials, and return the user's account with the view to open.
 
     ``passwords`` is used instead of ``passdb`` for passwords, for example a cache in front of it.
 
     Raises:
-        AuthenticationFailed: they are refused; the reason is for the log only.
-        TemporaryFailure: a back end cannot answer now; never counts as a guess.
+        AuthenticationFailed: the credentials are refused; the reason is only for the log.
+        TemporaryFailure: a back end cannot answer now; this never counts as a guess.
     """
     account = await _verify(passdb, shown, passwords)
-    if view == _WHOLE:
+    if view == _WHOLE_MAILDROP:
         return account
     permitted = account.view.folders
     if permitted and not set(view.folders) <= set(permitted):
@@ -147,14 +153,14 @@ async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> Use
 
 
 def look_up_now(passdb: Passdb, lookup: Lookup, separator: str) -> ScramSecrets | None:
-    """Return what ``look_up`` would return, if that needs no wait; None: call that."""
-    if len(readings(lookup.identity, separator)) > 1 or not offers(passdb, PromptScramKeys):
+    """Return the result of ``look_up`` if this requires no waiting, otherwise None."""
+    if len(interpretations(lookup.identity, separator)) > 1 or not offers(passdb, PromptScramKeys):
         return None
     return passdb.scram_now(lookup.identity, lookup.digest)
 
 
 async def look_up(passdb: Passdb, lookup: Lookup, *, separator: str = "") -> ScramSecrets:
-    """Return a user's SCRAM keys, or indistinguishable ones for an unknown user.
+    """Return a user's SCRAM keys; for an unknown user, keys that look like those of a user.
 
     Raises:
         AuthenticationFailed: the passdb has no SCRAM keys.
@@ -162,5 +168,5 @@ async def look_up(passdb: Passdb, lookup: Lookup, *, separator: str = "") -> Scr
     """
     if not offers(passdb, ScramKeys):
         raise AuthenticationFailed("no-such-mechanism")
-    name, _ = await understand(passdb, lookup.identity, separator)
+    name, _ = await interpret(passdb, lookup.identity, separator)
     return await passdb.scram(name, lookup.digest)

@@ -1,8 +1,8 @@
-"""The output of one connection, collected and written in few pieces at the client's speed.
+"""Buffer the output of a connection, and write it in few pieces as fast as the client reads.
 
-Limits: a client that stops reading gets no more responses.  In that case a connection buffers at
-most ``HIGH_WATER`` octets in ``Output``, ``_IN_TRANSPORT`` octets in the transport, and the
-kernel's buffer.
+Limits: a client that stops reading gets no more responses.  Its connection then buffers at most
+``HIGH_WATER`` octets in ``Output`` and ``_TRANSPORT_HIGH_WATER`` octets in the transport, in
+addition to the kernel's buffer.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from struct import unpack
 
 from ..posix import NotOnThisSystem, fcntl, termios
 
-HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
-_IN_TRANSPORT = 16_384  # octets in the transport's buffer from which on the connection waits
-TURN = 262_144  # octets written before other connections get a turn: well below a millisecond
+HIGH_WATER = 65_536  # maximum octets of output per connection, and of input that was not read yet
+_TRANSPORT_HIGH_WATER = 16_384  # octets in the transport's buffer at which the transport is full
+# Octets written before other connections get a turn.  Writing them takes less than a millisecond.
+TURN = 262_144
 # Octets that a client must receive between two checks, every 30 s by default.  Any modem transfers
 # more, so only a client that does not read at all fails the check.
-_PROGRESS = 1024
+_MIN_PROGRESS = 1024
 
 
 class Output:
-    """The output to one client."""
+    """Buffers the output to one client, writes it, and observes whether the client reads."""
 
     __slots__ = (
+        "_acknowledged_before",
         "_collected",
         "_is_lost",
         "_pieces",
-        "_taken_before",
         "_writable",
         "_yielded_at",
         "transport",
@@ -40,20 +41,20 @@ class Output:
         self.written = 0
         """Number of octets passed to the transport so far."""
         self._pieces: list[bytes] = []
-        self._collected = 0  # octets in _pieces
-        self._writable: asyncio.Event | None = None  # exists while the transport is full
-        self._yielded_at = 0  # ``written`` when other connections last had a turn
-        self._taken_before = 0  # octets that the client had taken at the last check
+        self._collected = 0  # octets in ``_pieces``
+        self._writable: asyncio.Event | None = None  # None unless the transport is full
+        self._yielded_at = 0  # value of ``written`` when other connections last had a turn
+        self._acknowledged_before = 0  # octets that the client had acknowledged at the last check
         self._is_lost = False
 
     def adopt(self, transport: asyncio.Transport) -> None:
-        """Use this transport from now on."""
+        """Write all later output to this transport."""
         self.transport = transport
-        transport.set_write_buffer_limits(high=_IN_TRANSPORT)
+        transport.set_write_buffer_limits(high=_TRANSPORT_HIGH_WATER)
 
     @property
     def produced(self) -> int:
-        """Number of octets of output so far, written or not."""
+        """Number of octets of output so far, whether or not passed to the transport."""
         return self.written + self._collected
 
     @property
@@ -67,7 +68,7 @@ class Output:
         return self._writable is not None
 
     def write(self, *pieces: bytes) -> None:
-        """Collect octets.  They are written at the next ``flush``, or earlier if there are many."""
+        """Collect octets.  They are written by the next ``flush``, or now if there are many."""
         self._pieces += pieces
         for piece in pieces:
             self._collected += len(piece)
@@ -83,10 +84,10 @@ class Output:
         self._collected = 0
 
     async def flush_and_wait(self, at_least: int = HIGH_WATER // 2) -> None:
-        """Flush and wait for the client, between two pieces of a long response.
+        """Flush, and wait while the transport is full; for use between pieces of a long response.
 
-        Other connections get a turn.  If fewer than ``at_least`` octets were collected, nothing is
-        written and the call returns immediately.
+        Other connections get a turn if ``TURN`` octets have been written since their last one.  If
+        fewer than ``at_least`` octets are collected, the call does nothing.
         """
         if 0 < self._collected < at_least:
             return
@@ -98,19 +99,20 @@ class Output:
             await asyncio.sleep(0)
 
     def count_sent(self, octets: int) -> None:
-        """Count octets that were sent without the transport (sendfile)."""
+        """Count octets that were sent by sendfile instead of the transport."""
         self.written += octets
 
-    def wait_for_empty(self, is_on: bool) -> None:
-        """If ``is_on``, treat the transport as full while its buffer is not empty."""
-        self.transport.set_write_buffer_limits(high=0 if is_on else _IN_TRANSPORT)
+    def require_empty_buffer(self, is_required: bool) -> None:
+        """Set whether the transport counts as full unless its buffer is empty."""
+        high = 0 if is_required else _TRANSPORT_HIGH_WATER
+        self.transport.set_write_buffer_limits(high=high)
 
-    # Called by the connection.
+    # Notifications from the connection.
 
     def block(self) -> None:
         """Called when the transport is full."""
         self._writable = asyncio.Event()
-        self._taken_before = self._taken()
+        self._acknowledged_before = self._acknowledged()
 
     def unblock(self) -> None:
         """Called when the transport accepts octets again."""
@@ -118,11 +120,11 @@ class Output:
             self._writable.set()
             self._writable = None
 
-    def lose(self) -> None:
+    def discard_output(self) -> None:
         """Called when the connection is lost; later output is discarded."""
         self._is_lost = True
 
-    # How far the client has read.
+    # Observation of the client.
 
     @property
     def is_waiting(self) -> bool:
@@ -130,29 +132,29 @@ class Output:
         return self.transport.get_write_buffer_size() > 0
 
     @property
-    def is_taken(self) -> bool:
-        """Whether the client has received all written octets."""
-        return self._taken() == self.written
+    def is_acknowledged(self) -> bool:
+        """Whether the client has acknowledged all written octets."""
+        return self._acknowledged() == self.written
 
-    def watch(self) -> None:
-        """Start to check whether the client reads (see ``has_progressed``)."""
-        self._taken_before = self._taken()
+    def start_check(self) -> None:
+        """Begin to measure whether the client reads (see ``has_progressed``)."""
+        self._acknowledged_before = self._acknowledged()
 
     def has_progressed(self) -> bool:
         """Return whether the client has read enough since the last check, and start a new check."""
-        before, self._taken_before = self._taken_before, self._taken()
-        return self._taken_before - before >= _PROGRESS
+        before, self._acknowledged_before = self._acknowledged_before, self._acknowledged()
+        return self._acknowledged_before - before >= _MIN_PROGRESS
 
-    def _taken(self) -> int:
+    def _acknowledged(self) -> int:
         """Return the number of octets that the client has acknowledged."""
-        waiting = self.transport.get_write_buffer_size()
-        return self.written - waiting - _unacknowledged(self.transport)
+        buffered = self.transport.get_write_buffer_size()
+        return self.written - buffered - _unacknowledged(self.transport)
 
 
 def _unacknowledged(transport: asyncio.Transport) -> int:
     """Return the number of octets in the kernel's buffer for the client (tcp(7), SIOCOUTQ)."""
-    connected = transport.get_extra_info("socket")
+    client_socket = transport.get_extra_info("socket")
     try:
-        return int(unpack("i", fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+        return int(unpack("i", fcntl.ioctl(client_socket.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
     except (OSError, AttributeError, ValueError, NotOnThisSystem):
         return 0

@@ -1,11 +1,11 @@
-"""Serve POP3: connect the transport of each connection with a ``Session``.
+"""Serve POP3: run a ``Session`` on each connection.
 
 Standards: RFC 1939 §3 (autologout), RFC 2595 (STLS), RFC 8314.
-Security: no stream classes are used, so that octets received before TLS cannot be read after the
-handshake.
-Promises: a message that cannot be read to its end is never closed with the termination octet.  The
-response to QUIT is sent when the removal is durable and the lock is free.
-Limits: the limits of every connection (``connection``).
+Security: no stream classes are used, so octets that were received before TLS cannot be read after
+the handshake.
+Promises: the termination octet is never sent after a message that could not be read to its end.
+The response to QUIT is sent after the removal is durable and the lock is released.
+Limits: see ``connection``.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ from .proxy import Origin
 from .session_log import SessionLog
 
 _log = logging.getLogger("restante.pop3")
-_REASONED = (AuthenticationFailed, BackendUnavailable)  # errors whose reason is only for the log
-_REVIEW = 1.0  # seconds: interval between reviews of all sessions, and time limit of a review
-_NEW = 86_400  # seconds for which a credential is new, so that its owner has time to notice misuse
+_WITH_REASON = (AuthenticationFailed, BackendUnavailable)  # their ``reason`` is only for the log
+_REVIEW_TIMEOUT = 1.0  # seconds for a review of all sessions; the interval between two reviews
+# Seconds for which a credential is new: a day, so that the user has time to notice its misuse.
+_NEW_FOR = 86_400
 
 
 @dataclass(slots=True)
@@ -81,46 +82,48 @@ class Service(BaseService):
     passwords: Passdb | None = None
     """Used instead of ``passdb`` for passwords, for example a cache in front of it."""
     guard: login.Guard | None = None
+    """Records logins and delays responses to failed logins; None for no delays."""
     time_stamp: Callable[[], str] | None = None
-    """Returns a new time stamp for each greeting.  None disables APOP (RFC 1939 §7)."""
+    """Returns a new time stamp for each greeting; None disables APOP (RFC 1939 §7)."""
     before_opening: Callable[[str], Awaitable[None]] | None = None
     """Called with the maildrop's name after login and before it is opened.  Must not raise."""
     is_crowded: Callable[[], bool] = lambda: False
-    """Returns whether slots are scarce.  In that case a failed login is answered immediately and
-    the client is disconnected."""
+    """Returns whether connection slots are scarce.  In that case, a failed login is answered
+    immediately and the client is disconnected."""
     policy: Policy = field(default_factory=Policy)
     allow_plaintext_from: tuple[Network, ...] = ()
     """Networks from which a login without TLS is allowed."""
     xclient_from: tuple[Network, ...] = ()
     """Networks whose proxies may report the client's address (XCLIENT)."""
     folder_separator: str = "+"
-    """Separator of user and folder in a login name.  If it is empty, folders cannot be selected."""
+    """Separator between user and folder in a login name; empty to disable folders in names."""
     deletions_by_new: int = 0
     """Number of messages that a credential may remove in its first day; 0 for no limit."""
     proven_time: Callable[[], float] = time
     """Returns the latest time that has certainly been reached, even if the clock has jumped."""
     _reviewed: dict[str, bytes | None] = field(default_factory=dict)
-    """Generation of each user with a session, as of the last call of ``end_disabled``."""
+    """Generations of the users with a session, when ``end_disabled`` last looked them up."""
 
     def connection(self, address: str, slot: Slot, origin: Origin = DIRECT) -> Connection:
-        """Return the protocol for one connection.  ``origin`` contains the data from a proxy."""
+        """Return the protocol object for a connection; ``origin`` has the data from a proxy."""
         return Connection(self, address, slot, origin)
 
     def allows_plaintext(self, address: str) -> bool:
+        """Return whether a client at this address may log in without TLS."""
         return is_within(address, self.allow_plaintext_from)
 
     async def end_disabled(self) -> None:
-        """End the sessions of users who were disabled or removed since they logged in.
+        """End the sessions of users who have been disabled or removed since they logged in.
 
-        Must be called every second.  A user is looked up only in the first call after the login, or
-        when a back end with generations reports a change.
+        Must be called every second.  A user is looked up only by the first call after the login,
+        and when a back end with generations reports a change.
         """
         passdb, sessions = self.passdb, self._sessions_by_user()
         self._reviewed = {user: seen for user, seen in self._reviewed.items() if user in sessions}
         if not (offers(passdb, Generations) and offers(passdb, Accounts)):
             return
         with suppress(TimeoutError):  # if a back end hangs, users of other back ends must not wait
-            async with asyncio.timeout(_REVIEW), asyncio.TaskGroup() as reviews:
+            async with asyncio.timeout(_REVIEW_TIMEOUT), asyncio.TaskGroup() as reviews:
                 for user, connections in sessions.items():
                     with suppress(TemporaryFailure):  # the next review tries again
                         generation = await passdb.generation(user)
@@ -136,9 +139,9 @@ class Service(BaseService):
             return
         self._reviewed[user] = generation
         for connection in connections:
-            # A token may admit a user who is unknown to all back ends.
-            may_stay = account.is_enabled if account else connection.is_by_token
-            if not (may_stay or connection.is_updating):
+            # A user who is unknown to all back ends may have logged in with a token.
+            may_continue = account.is_enabled if account else connection.used_token
+            if not (may_continue or connection.is_updating):
                 connection.abort("disabled")
 
     def _sessions_by_user(self) -> dict[str, list[Connection]]:
@@ -150,17 +153,17 @@ class Service(BaseService):
 
 
 class Connection(BaseConnection[Event]):
-    """One POP3 client."""
+    """The connection of one POP3 client."""
 
     __slots__ = (
         "_account",
-        "_done",
         "_is_authenticating",
         "_is_releasing",
         "_maildrop",
-        "_messages",
-        "_opened",
-        "_penalty",
+        "_opening",
+        "_penalty_end",
+        "_reader",
+        "_session_log",
     )
 
     _service: Service
@@ -169,33 +172,35 @@ class Connection(BaseConnection[Event]):
     def __init__(self, service: Service, address: str, slot: Slot, origin: Origin = DIRECT) -> None:
         super().__init__(service, address, slot, origin)
         self._maildrop: Maildrop
-        self._messages: retrieval.Reader
-        self._opened: AbstractAsyncContextManager[Maildrop] | None = None  # holds the lock
+        self._reader: retrieval.Reader
+        # Keeps the maildrop open and locked; None if it is not open.
+        self._opening: AbstractAsyncContextManager[Maildrop] | None = None
         self._is_authenticating = self._is_releasing = False
-        self._penalty = 0.0  # time when a failed login is answered; the slot is kept until then
+        # Time of the response to a failed login.  The slot is not released before.
+        self._penalty_end = 0.0
         self._account: UserAccount | None = None
-        self._done = SessionLog(self._began)
+        self._session_log = SessionLog(self._began)
 
     def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:
-        proxied = self._origin.tls  # between the client and its proxy
-        make = self._service.time_stamp
+        tls_at_proxy = self._origin.tls
+        make_time_stamp = self._service.time_stamp
         self._proto = "pop3" if ssl_object is None else "pop3s"
         self._session = Session(
             VERBS,
             self._service.policy,
-            is_secure=proxied != "no" if proxied else ssl_object is not None,
-            may_start_tls=self._service.tls is not None and not proxied,
+            is_secure=tls_at_proxy != "no" if tls_at_proxy else ssl_object is not None,
+            may_start_tls=self._service.tls is not None and not tls_at_proxy,
             allow_plaintext=self._service.allows_plaintext(self._address),
             accepts_xclient=is_within(self._address, self._service.xclient_from),
             channel=tls.channel(ssl_object),
-            time_stamp=make() if make is not None else "",
+            time_stamp=make_time_stamp() if make_time_stamp is not None else "",
         )
         return self._session.greeting().head()
 
     def _is_interruptible(self) -> bool:
         """Return False during an UPDATE or a password check.
 
-        Both must finish: a check counts as a guess.
+        Both must finish; a password check must be counted if it is a wrong guess.
         """
         return not (self.is_updating or self._is_authenticating)
 
@@ -211,7 +216,8 @@ class Connection(BaseConnection[Event]):
         return self._account.user if self._account else ""
 
     @property
-    def is_by_token(self) -> bool:
+    def used_token(self) -> bool:
+        """Whether the user has logged in with an OAuth 2 token."""
         return self._account is not None and self._account.credential == "token"
 
     @property
@@ -230,16 +236,16 @@ class Connection(BaseConnection[Event]):
             case Close(reason):
                 self._end_session(reason)
             case StartTLS():
-                self._transport.pause_reading()  # at once, because the TLS handshake follows
+                self._transport.pause_reading()  # the next octets belong to the TLS handshake
                 return False
             case _:
                 return False
         return True
 
     def _answer_bug(self, event: Event | None) -> None:
-        """Send [SYS/TEMP] (RFC 3206 §4) and end the connection, to free the lock.
+        """Send [SYS/TEMP] (RFC 3206 §4), and end the connection to release the lock.
 
-        The session continues if the error only affects the reading of a message.
+        If the error occurred while a message was being read, the session continues.
         """
         self._send(self._session.failed(TemporaryFailure("internal error, try again later")))
         if not isinstance(event, Retrieve):
@@ -252,7 +258,7 @@ class Connection(BaseConnection[Event]):
             case Response():
                 await self._list(event)
             case Login(shown):
-                self._slot.protect()  # during a delayed answer too: see ``admission``
+                self._slot.protect()  # also while the response is delayed; see ``admission``
                 await self._log_in(shown)
                 if self._account is None and not self._is_closing:
                     self._slot.make_evictable(self._evict)
@@ -280,7 +286,7 @@ class Connection(BaseConnection[Event]):
             secrets = login.look_up_now(passdb, lookup, separator)
             if secrets is None:
                 await self._enter_task()
-                # Until the client's proof.
+                # The client has not sent its proof yet.
                 shown = Disproof("SCRAM", lookup.identity, self._address)
                 with attempting(shown, self._loop.time()):
                     secrets = await login.look_up(passdb, lookup, separator=separator)
@@ -292,7 +298,7 @@ class Connection(BaseConnection[Event]):
             self._send(self._session.looked_up(secrets))
 
     def _change_client(self, reported: Xclient) -> None:
-        """Apply limits, permissions and logging to the client that the proxy has reported."""
+        """Continue as a connection of the client that the proxy has reported."""
         if reported.address:
             if not self._slot.move(reported.address):
                 self._send(self._session.failed(TooBusy("too many connections, try again later")))
@@ -326,8 +332,8 @@ class Connection(BaseConnection[Event]):
             self._log_failed_login(error, fields)
             await self._refuse(error)
             return
-        self._opened, self._account, timeouts = opening, account, self._service.timeouts
-        self._messages = retrieval.Reader(self._maildrop)
+        self._opening, self._account, timeouts = opening, account, self._service.timeouts
+        self._reader = retrieval.Reader(self._maildrop)
         self._log_event("login ok", **fields, app=account.credential)
         self._send(
             self._session.opened(
@@ -335,7 +341,7 @@ class Connection(BaseConnection[Event]):
             )
         )
         if self._timer is None or self._timer.when() > self._loop.time() + timeouts.idle:
-            self._set_timer(timeouts.idle)  # a timer that fires earlier sets the next one itself
+            self._set_timer(timeouts.idle)  # a timer that fires earlier sets the next timer
 
     async def _prepare_store(self) -> None:
         """Enter a task if the store may need one."""
@@ -356,50 +362,51 @@ class Connection(BaseConnection[Event]):
     def _log_failed_login(self, error: RestanteError, fields: dict[str, Any]) -> None:
         """Log why a login failed.
 
-        Refusals may be guesses.  Other failures get another event, because they must not cause a
-        ban.
+        A refused login may be a guess.  Other failures are logged as a different event, because
+        programs that read the log must not ban clients for them.
         """
-        reason = error.reason if isinstance(error, _REASONED) else str(error)
+        reason = error.reason if isinstance(error, _WITH_REASON) else str(error)
         if isinstance(error, AuthenticationFailed):
             self._log_event("login refused", logging.WARNING, **fields, reason=reason)
         else:
             self._log_event("login impossible", logging.WARNING, **fields, reason=reason)
 
     async def _refuse(self, error: RestanteError) -> None:
-        """Answer a failed login when its penalty is over.
+        """Answer a failed login at the end of the penalty.
 
         If slots are scarce, answer immediately and disconnect.
         """
         if self._is_lost:
             return
-        wait = self._penalty - self._loop.time()
-        is_cut = wait > 0 and self._service.is_crowded()
-        if wait > 0 and not is_cut:
+        wait = self._penalty_end - self._loop.time()
+        must_disconnect = wait > 0 and self._service.is_crowded()
+        if wait > 0 and not must_disconnect:
             await asyncio.sleep(wait)
         self._send(self._session.failed(error))
-        if is_cut:
+        if must_disconnect:
             self.close("crowded")
 
     async def _authenticate(self, shown: Shown) -> UserAccount:
-        """Return the account if it may be opened now.  The guess counts even if the client
-        disconnects.
+        """Verify credentials, and return the account of the user, who may log in now.
+
+        A wrong guess counts even if the client disconnects.
 
         Raises:
-            AuthenticationFailed: to be answered at the time ``_penalty``.
+            AuthenticationFailed: the login is refused; it must be answered at ``_penalty_end``.
             TemporaryFailure: a back end cannot answer now.
         """
         service, began, guard = self._service, self._loop.time(), self._service.guard
         self._is_authenticating = True
         try:
-            known = login.known_now(
+            cached = login.verify_now(
                 service.passdb, shown, service.folder_separator, service.passwords
             )
-            if known is not None:
-                account = known
+            if cached is not None:
+                account = cached
             else:
                 await self._enter_task()
                 with attempting(shown, began):
-                    # Guesses count for the user, whichever alias was typed.
+                    # Guesses are counted for the user, whichever alias the client uses.
                     shown, view = await login.resolve(
                         service.passdb, shown, service.folder_separator
                     )
@@ -409,11 +416,11 @@ class Connection(BaseConnection[Event]):
             ):
                 raise AuthenticationFailed(reason)
             if guard is not None:
-                guard.record_success(shown, account, is_cached=known is not None)
+                guard.record_success(shown, account, is_cached=cached is not None)
             return account
         except AuthenticationFailed:
             if guard is not None:
-                self._penalty = began + guard.record_failure(shown)
+                self._penalty_end = began + guard.record_failure(shown)
             raise
         finally:
             self._is_authenticating = False
@@ -421,10 +428,10 @@ class Connection(BaseConnection[Event]):
                 self._release_slot()
 
     def _release_slot(self) -> None:
-        """Release the slot when the penalty is over; disconnecting must not shorten it."""
-        wait = self._penalty - self._loop.time()
+        """Release the slot at the end of the penalty, which disconnecting must not shorten."""
+        wait = self._penalty_end - self._loop.time()
         if self._is_authenticating:
-            return  # ``_authenticate`` calls again
+            return  # ``_authenticate`` will call this method again
         if wait > 0:
             self._slot.release_total()
             self._loop.call_later(wait, self._slot.release)
@@ -432,10 +439,10 @@ class Connection(BaseConnection[Event]):
             self._slot.release()
 
     async def _pace(self, delay: float, opening: AbstractAsyncContextManager[Maildrop]) -> None:
-        """Enforce the delay between logins.
+        """Enforce the minimum delay between two logins.
 
         Raises:
-            LoginDelayed: the last login was too recent; the lock has been released.
+            LoginDelayed: the last login was too recent; the maildrop has been closed.
         """
         wait = 0.0
         try:
@@ -448,13 +455,13 @@ class Connection(BaseConnection[Event]):
             raise
 
     def _send_cached(self, action: Retrieve) -> bool:
-        """Send the messages at the start of a run that are available without waiting.
+        """Send the first messages of a series of RETR or TOP that can be read without waiting.
 
-        Returns False if no message is available.
+        Returns False if there is no such message.
         """
         if self._session.needs_surrogates:
             return False
-        texts = self._messages.cached_texts(action)
+        texts = self._reader.cached_texts(action)
         if not texts:
             return False
         for head, text in zip(action.heads, texts, strict=False):
@@ -466,7 +473,7 @@ class Connection(BaseConnection[Event]):
         downgrades = self._session.needs_surrogates
         fields = {"user": self.user, "number": action.numbers[0]}
         try:
-            await self._messages.send(action, self._output, downgrades=downgrades)
+            await self._reader.send(action, self._output, downgrades=downgrades)
         except RestanteError as error:
             self._log_event("read failed", logging.WARNING, **fields, reason=str(error))
             self._send(self._session.failed(error))
@@ -482,7 +489,7 @@ class Connection(BaseConnection[Event]):
 
     def _retrieved(self, action: Retrieve, count: int) -> None:
         if action.lines is None:
-            self._done.add(action.entries[:count])
+            self._session_log.add(action.entries[:count])
         self._session.retrieved(count)
 
     async def _update(self, entries: Sequence[Entry]) -> None:
@@ -492,41 +499,42 @@ class Connection(BaseConnection[Event]):
         try:
             if entries and self._service.deletions_by_new:
                 await self._check_deletion_limit(len(entries))
-            left = await self._maildrop.remove(entries) if entries else ()
-            if left:
-                error = NotRemoved(len(left))
+            not_removed = await self._maildrop.remove(entries) if entries else ()
+            if not_removed:
+                error = NotRemoved(len(not_removed))
         except RestanteError as failure:
-            error, left = failure, entries
+            error, not_removed = failure, entries
             end = BRAKED if isinstance(failure, Braked) else end
-        self._done.removed = entries
-        if left:
-            kept = {entry.unique_id for entry in left}
-            self._done.removed = [entry for entry in entries if entry.unique_id not in kept]
-        self._done.update = "clean" if error is None else BRAKED if end == BRAKED else "failed"
+        session_log = self._session_log
+        session_log.removed = entries
+        if not_removed:
+            kept = {entry.unique_id for entry in not_removed}
+            session_log.removed = [entry for entry in entries if entry.unique_id not in kept]
+        session_log.update = "clean" if error is None else BRAKED if end == BRAKED else "failed"
         await self._close_maildrop(end)
         if error is not None:
             self._log_event(
                 "update failed",
                 logging.ERROR,
                 user=self.user,
-                left=len(left),
+                left=len(not_removed),
                 reason=str(error),
             )
         self._send(self._session.failed(error) if error else self._session.updated())
 
     async def _check_deletion_limit(self, marked: int) -> None:
-        """Check the limit on deletions by new credentials.
+        """Enforce the limit of deletions for new credentials.
 
         Raises:
-            Braked: the credential is new and may not remove this many messages yet.
+            Braked: the credential is new, so it may not remove this many messages yet.
         """
         if self._account is None or not offers(self._maildrop, Journal):
             return
-        past = await self._maildrop.past(self._account.credential)
+        past_sessions = await self._maildrop.past(self._account.credential)
         now = self._service.proven_time()
-        began = [each.began_at for each in past if is_credible(each.began_at, now)]
-        is_new = not began or now - min(began) < _NEW
-        removed = sum(len(each.removed) for each in past)
+        began = [each.began_at for each in past_sessions if is_credible(each.began_at, now)]
+        is_new = not began or now - min(began) < _NEW_FOR
+        removed = sum(len(each.removed) for each in past_sessions)
         if is_new and removed + marked > self._service.deletions_by_new:
             fields = {"user": self.user, "ip": self._address, "app": self._account.credential}
             self._log_event("deletion braked", logging.WARNING, **fields, marked=marked)
@@ -542,7 +550,7 @@ class Connection(BaseConnection[Event]):
             for piece in event.encode():
                 self._output.write(piece)
 
-    # Closing the session
+    # Closing the session.
 
     def _deadline(self) -> float:
         timeouts = self._service.timeouts
@@ -552,8 +560,8 @@ class Connection(BaseConnection[Event]):
 
     def _release(self) -> None:
         if self._is_releasing:
-            return  # ``_close_and_finish`` finishes
-        if self._opened is None:
+            return  # ``_close_and_finish`` will call ``_finish``
+        if self._opening is None:
             self._finish()
         else:
             self._is_releasing = True
@@ -565,14 +573,14 @@ class Connection(BaseConnection[Event]):
         self._finish()
 
     async def _close_maildrop(self, end: str) -> None:
-        """Record the session in the journal and free the lock, once."""
-        opened, self._opened = self._opened, None
-        if opened is None:
+        """Record the session in the journal, and close the maildrop unless it is closed already."""
+        opening, self._opening = self._opening, None
+        if opening is None:
             return
         try:
             try:
                 if offers(self._maildrop, Journal):
-                    record = self._done.record(
+                    record = self._session_log.record(
                         address=self._address,
                         tls=self._tls_version(),
                         credential=self._account.credential if self._account else "",
@@ -580,8 +588,8 @@ class Connection(BaseConnection[Event]):
                     )
                     await self._maildrop.record(record)
             finally:
-                await opened.__aexit__(None, None, None)
-        except Exception:  # the removals are durable, and the connection must end
+                await opening.__aexit__(None, None, None)
+        except Exception:  # the removals are already durable, and the connection must end
             self._log_bug()
 
     def _finish(self) -> None:
@@ -591,12 +599,12 @@ class Connection(BaseConnection[Event]):
             self._log_event(
                 "session end",
                 user=self.user,
-                retr=self._done.messages,
-                bytes=self._done.octets,
-                dele=len(self._done.removed),
-                # The end of the connection does not show whether messages were removed.
-                quit=self._done.update or self._end,
-                ms=round(self._done.seconds * 1000),
+                retr=self._session_log.messages,
+                bytes=self._session_log.octets,
+                dele=len(self._session_log.removed),
+                # After QUIT, log the result of the deletions instead of the end of the connection.
+                quit=self._session_log.update or self._end,
+                ms=round(self._session_log.seconds * 1000),
             )
         elif self._session.cancelled:
             self._log_event(

@@ -3,13 +3,14 @@
 Promise: the termination octet is sent only after all announced octets.  If a message ends early or
 cannot be read to its end, the connection ends instead (``Incomplete``).
 
-There are three ways to send a message, listed from the fastest to the slowest.  A small message in
-the page cache is sent in one write (``Reader.cached_texts``).  If a file can be sent unchanged, the
-kernel copies it (sendfile, only without TLS).  Any other message is read and byte-stuffed in
-pieces.
+There are three ways to send a message, from the fastest to the slowest:
 
-Security: only a ``Clear`` outlet uses sendfile, and only for a transport without TLS, so no octet
-of a file bypasses the encryption.
+- Small messages in the page cache are sent together in one write (``Reader.cached_texts``).
+- Without TLS, the kernel copies a file that can be sent unchanged (sendfile).
+- Any other message is read, byte-stuffed and sent in pieces.
+
+Security: only ``SocketOutlet`` uses sendfile, and only for a transport without TLS, so no octet of
+a file bypasses the encryption.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from ..threads import in_thread
 from ..wire import TERMINATION, Stuffer
 from .output import Output
 
-_SMALL = 65_536  # octets of messages that are read on the loop and sent in one write
-_PIECE = 32_768  # octets of a file read at a time
-_PAGE = 4096  # octets read if the socket is full; thousands of clients may wait with a page each
-_WINDOW = 1_048_576  # octets that the kernel copies at a time, so that others get a turn
+_MAX_CACHED = 65_536  # octets of messages that are read in the event loop and sent in one write
+_PIECE = 32_768  # octets of a file that are read at a time
+_PAGE = 4096  # octets read if the socket is full; a page for each of thousands of slow clients
+_MAX_COPIED = 1_048_576  # octets that the kernel copies at a time, so that other clients get a turn
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 
 
 class Incomplete(Exception):
-    """The rest of a message cannot be sent, although its first octets were sent."""
+    """A part of the response was sent, but the rest cannot be sent."""
 
     reason = "dropped"
 
@@ -67,13 +68,13 @@ class Reader:
         self._files = maildrop if offers(maildrop, RawReading) else None
 
     def cached_texts(self, action: Retrieve) -> list[bytes]:
-        """Return the byte-stuffed text of the first messages, until a read would have to wait."""
+        """Return the byte-stuffed texts of the first messages that can be read without waiting."""
         if self._files is None:
             return []
-        return self._files.cached_texts(action.entries, _SMALL, action.lines)
+        return self._files.cached_texts(action.entries, _MAX_CACHED, action.lines)
 
     async def send(self, action: Retrieve, output: Output, *, downgrades: bool) -> None:
-        """Send the response for the first message of ``action``, and the message.
+        """Send the first message of ``action``, with the first line of the response.
 
         ``downgrades``: send a surrogate for a message with UTF-8 in its header (RFC 6858).
 
@@ -82,16 +83,16 @@ class Reader:
             Incomplete: the connection must be aborted.
         """
         entry = action.entries[0]
-        is_as_stored = action.lines is None and not downgrades
-        raw = self._files.open_raw(entry) if self._files and is_as_stored else None
-        with ExitStack() as opened:
+        is_unchanged = action.lines is None and not downgrades
+        raw = self._files.open_raw(entry) if self._files and is_unchanged else None
+        with ExitStack() as stack:
             if raw is not None:
-                opened.callback(os.close, raw.descriptor)
+                stack.callback(os.close, raw.descriptor)
                 if not raw.has_crlf:
-                    opened.close()  # only the size of the file is used
+                    stack.close()  # only the size of the file is used
             match outlet(output.transport):
-                case Clear() as clear if raw is not None and raw.is_wire_ready:
-                    await _send_file(action, output, raw, clear)
+                case SocketOutlet() as socket if raw is not None and raw.is_wire_ready:
+                    await _send_file(action, output, raw, socket)
                 case _:
                     await self._send_pieces(action, output, raw, downgrades=downgrades)
 
@@ -101,7 +102,7 @@ class Reader:
         stuffer = Stuffer()
         top = None if action.lines is None else Top(action.lines)
         entry = action.entries[0]
-        left = size = entry.size
+        remaining = size = entry.size
         added = 0  # octets added by byte-stuffing
         head = action.heads[0]
         has_crlf = raw is not None and raw.has_crlf
@@ -109,15 +110,15 @@ class Reader:
         if downgrades:
             source = downgraded(source)
         try:
-            async with aclosing(source) as whole:
-                async for piece in whole:
-                    left -= len(piece)
+            async with aclosing(source) as text:
+                async for piece in text:
+                    remaining -= len(piece)
                     encoded = piece
                     if raw is None or not raw.is_wire_ready:
                         encoded = stuffer.feed(top.feed(piece) if top else piece)
                     added += len(encoded) - len(piece)
                     output.write(head + encoded)
-                    head = piece = encoded = b""  # freed, because thousands of clients may wait
+                    head = piece = encoded = b""  # free memory: thousands of clients may wait
                     if top and top.is_finished:
                         break
                     await output.flush_and_wait()
@@ -125,27 +126,29 @@ class Reader:
             if head:
                 raise
             raise ReadFailed(str(error)) from error
-        if left and not (top and top.is_finished):
-            raise SizeDiffers(-left)
+        if remaining and not (top and top.is_finished):
+            raise SizeDiffers(-remaining)
         output.write(head + stuffer.finish())
         if raw is not None and self._files is not None and raw.size == size and not has_crlf:
             self._files.learn(entry, is_wire_ready=not added)
 
 
-async def _send_file(action: Retrieve, output: Output, raw: RawMessage, clear: Clear) -> None:
-    """Let the kernel copy the file.
+async def _send_file(
+    action: Retrieve, output: Output, raw: RawMessage, socket: SocketOutlet
+) -> None:
+    """Send a message whose file the kernel copies to the socket.
 
     If the socket is full, one page is sent through the transport.  When the transport's buffer is
-    empty again, the socket accepts more.
+    empty again, the socket accepts more octets.
     """
     output.write(action.heads[0])
-    output.wait_for_empty(True)
+    output.require_empty_buffer(True)
     offset = 0
     try:
         while offset < raw.size:
             await output.flush_and_wait(at_least=1)
-            await fetch(raw, offset)
-            sent = clear.send_file(raw.descriptor, offset, raw.size - offset)
+            await read_ahead(raw, offset)
+            sent = socket.send_file(raw.descriptor, offset, raw.size - offset)
             if sent is None:
                 octets = await read(raw, offset, _PAGE)
                 output.write(octets)
@@ -157,16 +160,16 @@ async def _send_file(action: Retrieve, output: Output, raw: RawMessage, clear: C
             offset += sent
     except RestanteError as error:
         raise ReadFailed(str(error)) from error
-    except OSError as error:  # the client has disconnected, which the transport reports as well
+    except OSError as error:  # the client has disconnected, which the transport also reports
         raise Incomplete from error
     finally:
         if not output.transport.is_closing():
-            output.wait_for_empty(False)
+            output.require_empty_buffer(False)
     output.write(TERMINATION)
 
 
 class Outlet:
-    """Sends through a transport; used with TLS."""
+    """Sends only through the transport, which may use TLS."""
 
     __slots__ = ("transport",)
 
@@ -174,8 +177,8 @@ class Outlet:
         self.transport = transport
 
 
-class Clear(Outlet):
-    """Sends through a socket without TLS."""
+class SocketOutlet(Outlet):
+    """Can also send files directly through the socket of a transport without TLS."""
 
     __slots__ = ("_descriptor",)
 
@@ -184,22 +187,23 @@ class Clear(Outlet):
         self._descriptor: int = transport.get_extra_info("socket").fileno()
 
     def send_file(self, file: int, offset: int, count: int) -> int | None:
-        """Return the number of octets of the file that the socket accepted, or None if it is full.
+        """Send part of a file; return the number of octets sent, or None if the socket is full.
 
         The transport's buffer must be empty, because its content would be sent after the file.
         """
         if self.transport.is_closing():
             raise ConnectionResetError
         try:
-            return os.sendfile(self._descriptor, file, offset, min(count, _WINDOW))
+            return os.sendfile(self._descriptor, file, offset, min(count, _MAX_COPIED))
         except BlockingIOError:
             return None
 
 
 def outlet(transport: asyncio.Transport) -> Outlet:
+    """Return the outlet for a transport: a ``SocketOutlet`` if it has a socket and no TLS."""
     is_secure = transport.get_extra_info("ssl_object") is not None
     has_socket = transport.get_extra_info("socket") is not None
-    return Clear(transport) if has_socket and not is_secure else Outlet(transport)
+    return SocketOutlet(transport) if has_socket and not is_secure else Outlet(transport)
 
 
 async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:
@@ -211,9 +215,9 @@ async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:
 
 
 async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Yield the surrogate of a message in CRLF text.  The surrogate has the same size.
+    """Yield the surrogate (RFC 6858) of a message, which has the same size as the message.
 
-    A thread creates the surrogate.
+    ``source`` yields the message with CRLF line ends.  A thread creates the surrogate.
 
     Raises:
         NeedsUTF8: no surrogate is possible; nothing was yielded.
@@ -221,33 +225,33 @@ async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
     from ..surrogate import Downgrade  # imports parts of ``email`` that few servers need
 
     downgrade = Downgrade()
-    async with aclosing(source) as whole:
-        async for octets in whole:
-            text = octets
+    async with aclosing(source) as original:
+        async for octets in original:
+            converted = octets
             if downgrade.is_in_header:
-                text = await asyncio.to_thread(downgrade.feed, octets)
-            if text:
-                yield text
+                converted = await asyncio.to_thread(downgrade.feed, octets)
+            if converted:
+                yield converted
     if downgrade.is_in_header and (rest := await asyncio.to_thread(downgrade.finish)):
         yield rest
 
 
-async def read(raw: RawMessage, offset: int, most: int = _PIECE) -> bytes:
-    """Read up to ``most`` octets.  A thread waits for the disk.
+async def read(raw: RawMessage, offset: int, max_octets: int = _PIECE) -> bytes:
+    """Read octets of a message's file, in a thread if they are not in the page cache.
 
     Raises:
         TemporaryFailure: the disk reports an error.
     """
-    count = min(most, raw.size - offset)
+    count = min(max_octets, raw.size - offset)
     octets = _read_cached(raw.descriptor, offset, count)
     if octets is None:
         return await _read(raw.descriptor, offset, count)
     return octets
 
 
-async def fetch(raw: RawMessage, offset: int) -> None:
-    """Read the next octets into the page cache, because sendfile would block the loop."""
-    count = min(_WINDOW, raw.size - offset)
+async def read_ahead(raw: RawMessage, offset: int) -> None:
+    """Read the next octets into the page cache, so that sendfile does not block the event loop."""
+    count = min(_MAX_COPIED, raw.size - offset)
     if count and _read_cached(raw.descriptor, offset + count - 1, 1) is None:
         await _read(raw.descriptor, offset, count)
 
@@ -260,13 +264,13 @@ async def _read(file: int, offset: int, count: int) -> bytes:
 
 
 def _read_cached(file: int, offset: int, count: int) -> bytes | None:
-    """Return the octets if they are in the page cache; None if they are not, or if unknown."""
+    """Return the octets if they are known to be in the page cache, otherwise None."""
     if not _NOWAIT:
         return None
     buffer = bytearray(count)
     try:
-        got = os.preadv(file, [buffer], offset, _NOWAIT)
+        length = os.preadv(file, [buffer], offset, _NOWAIT)
     except OSError:
-        return None  # a read without the flag will report it
+        return None  # a read without the flag will report the error
     # Linux 5.9 and 5.10 return 0 instead of EAGAIN (preadv2(2), BUGS).
-    return bytes(buffer) if got == count else bytes(buffer[:got]) if got else None
+    return bytes(buffer) if length == count else bytes(buffer[:length]) if length else None

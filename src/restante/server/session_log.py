@@ -1,4 +1,4 @@
-"""The actions of one POP3 session, for the log and for the journal of its maildrop."""
+"""Record what a POP3 session did, for the log and for the journal of the maildrop."""
 
 from __future__ import annotations
 
@@ -8,37 +8,39 @@ from time import time
 
 from ..maildrop import Entry, SessionRecord
 
-_NAMED = 1000  # messages listed in a record, at most about 100 kB; further ones are only counted
+# Messages that a record lists, in about 100 kB; additional messages are only counted.
+_MAX_LISTED = 1000
 
 
 class SessionLog:
-    """Collects the actions of a session for the record at its end."""
+    """Collects what a session does, until it ends and is recorded."""
 
-    __slots__ = ("_began", "_named", "messages", "octets", "removed", "update")
+    __slots__ = ("_began", "_listed", "messages", "octets", "removed", "update")
 
     def __init__(self, began: float) -> None:
-        """``began`` is the beginning of the connection, on the loop's clock."""
+        """``began`` is the time when the connection began, on the loop's clock."""
         self._began = began
-        self._named: list[Entry] = []  # the first retrieved messages
+        self._listed: list[Entry] = []  # the first ``_MAX_LISTED`` retrieved messages
         self.messages = 0
-        """Number of completely retrieved messages, without TOP."""
+        """Number of messages that were retrieved completely with RETR."""
         self.octets = 0
-        """Total size of the retrieved messages, in octets."""
+        """Total size of these messages, in octets."""
         self.removed: Sequence[Entry] = ()
+        """Messages that were removed at QUIT."""
         self.update = ""
         """Result of the deletions at QUIT; empty if the client sent no QUIT."""
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Record that messages were retrieved."""
         for entry in entries:
-            if len(self._named) < _NAMED:
-                self._named.append(entry)
+            if len(self._listed) < _MAX_LISTED:
+                self._listed.append(entry)
             self.octets += entry.size
         self.messages += len(entries)
 
     @property
     def seconds(self) -> float:
-        """Time since the connection began."""
+        """Seconds since the connection began."""
         return asyncio.get_running_loop().time() - self._began
 
     def record(self, *, address: str, tls: str, credential: str, end: str) -> SessionRecord:
@@ -50,8 +52,8 @@ class SessionLog:
             address=address,
             tls=tls,
             credential=credential,
-            retrieved=self._named,
+            retrieved=self._listed,
             removed=self.removed,
             end=end,
-            unnamed=self.messages - len(self._named),
+            unnamed=self.messages - len(self._listed),
         )

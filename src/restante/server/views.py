@@ -1,11 +1,12 @@
-"""Views that a login name can select: a folder, or only recent mail.
+"""Interpret login names, which can select a view of the maildrop: a folder, or recent mail.
 
-``ann+Junk`` and ``ann+Junk@example.org`` open the folder Junk of ann or ann@example.org.
-``recent:ann`` opens only the mail of the last 30 days.  If a user's own name has this form, the
-user takes precedence.
+``ann+Junk`` and ``ann+Junk@example.org`` open the folder Junk of ann and of ann@example.org.
+``recent:ann`` opens only the mail of the last 30 days.  If a user has exactly the name that was
+given, that user's whole maildrop is opened.
 
-Security: the user database decides which reading is correct before any password is checked, in the
-same way for all readings.  Whether the folder exists is checked only after a correct password.
+Security: before any password is checked, the back ends are asked which interpretation names an
+existing user, for all interpretations in the same way.  Only after a correct password is it checked
+whether the folder exists.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from ..maildrop import Maildrop, Store, View, Viewing
 from ..passdb import Accounts, Passdb, UserAccount
 
 RECENT = 30 * 86_400.0
-"""Seconds; Gmail's recent mode also covers 30 days."""
+"""Age of recent mail in seconds: 30 days, as in the recent mode of Gmail."""
 
-_WHOLE = View()
+_WHOLE_MAILDROP = View()
 _PREFIX = "recent:"
-_LONGEST = 1000  # characters; a longer name is not searched for a folder or a prefix
+_MAX_LENGTH = 1000  # characters; in a longer name, no folder or prefix is recognized
 
 
 @lru_cache(1024)  # the same clients log in repeatedly; at most about 2 MB if names are long
-def readings(name: str, separator: str) -> Sequence[tuple[str, View]]:
-    """Return the users and views that a login name may mean, the most likely first.
+def interpretations(name: str, separator: str) -> Sequence[tuple[str, View]]:
+    """Return the pairs of user and view that a login name may mean, the most likely first.
 
     ``separator`` separates user and folder.  If it is empty, folders cannot be selected.
     """
     meanings = [(name, View())]
-    if len(name) > _LONGEST:
+    if len(name) > _MAX_LENGTH:
         return meanings
     if name.casefold().startswith(_PREFIX):
         meanings.append((name[len(_PREFIX) :], View(recent=RECENT)))
@@ -47,55 +48,58 @@ def readings(name: str, separator: str) -> Sequence[tuple[str, View]]:
 
 
 def _splits(name: str, separator: str) -> list[tuple[str, str]]:
-    """Return the possible pairs of user and folder.
+    """Return the pairs of user and folder that a name may mean.
 
     The name is split at its last and at its first separator, because both user and folder may
-    contain a separator.
+    contain the separator.
     """
     local, at, domain = name.partition("@")
-    end = len(separator)
-    cuts = [
-        (local[:position] + at + domain, local[position + end :])
+    length = len(separator)
+    pairs = [
+        (local[:position] + at + domain, local[position + length :])
         for position in _positions(local, separator)
     ]
-    cuts += [
-        (local + at + domain[:position], domain[position + end :])
+    pairs += [
+        (local + at + domain[:position], domain[position + length :])
         for position in _positions(domain, separator)
     ]
-    return cuts
+    return pairs
 
 
 def _positions(text: str, separator: str) -> list[int]:
-    both = dict.fromkeys((text.rfind(separator), text.find(separator))) if separator else ()
-    return [position for position in both if position >= 0]
+    """Return the positions of the last and the first separator; empty if there is none."""
+    if not separator:
+        return []
+    positions = dict.fromkeys((text.rfind(separator), text.find(separator)))
+    return [position for position in positions if position >= 0]
 
 
-async def understand(passdb: Passdb, name: str, separator: str) -> tuple[str, View]:
+async def interpret(passdb: Passdb, name: str, separator: str) -> tuple[str, View]:
     """Return the user and the view that a login name means.
 
-    For a name without a known user, return the shortest reading.  Values derived from it, such as
-    the SCRAM salt, must be the same for ``zed`` and ``zed+x``, as they are for an existing user
-    (RFC 5802 §9).
+    If no interpretation names an existing user, the one with the shortest name is returned.  Thus
+    values that are derived from the name, such as the SCRAM salt, are the same for ``zed`` and
+    ``zed+x``, as they are for an existing user (RFC 5802 §9).
 
     Raises:
         TemporaryFailure: a back end cannot answer now.
     """
-    meanings = readings(name, separator)
+    meanings = interpretations(name, separator)
     if len(meanings) > 1 and offers(passdb, Accounts):
-        known = [await passdb.account(user) is not None for user, _ in meanings]
-        if True in known:
-            return meanings[known.index(True)]
+        exists = [await passdb.account(user) is not None for user, _ in meanings]
+        if True in exists:
+            return meanings[exists.index(True)]
         return min(meanings, key=lambda meaning: len(meaning[0]))
     return meanings[0]
 
 
 def opening(store: Store, account: UserAccount) -> AbstractAsyncContextManager[Maildrop]:
-    """Return the context manager that opens the account's maildrop or view.
+    """Return a context manager that opens the account's maildrop, or the selected view of it.
 
     Raises:
         PermanentFailure: the store does not support folders.
     """
-    if account.view == _WHOLE:
+    if account.view == _WHOLE_MAILDROP:
         return store.open(account.maildrop)
     if offers(store, Viewing):
         return store.open_view(account.maildrop, account.view)
