@@ -67,7 +67,7 @@ def _splits(name: str, separator: str) -> list[tuple[str, str]]:
 
 
 def _positions(text: str, separator: str) -> list[int]:
-    """Return the positions of the last and the first separator; empty if there is none."""
+    """Return the positions of the last and the first separator, if any."""
     if not separator:
         return []
     positions = dict.fromkeys((text.rfind(separator), text.find(separator)))
