@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from restante.collect.fingerprint import Content
 from restante.collect.plan import (
+    Allowance,
     Aside,
     Budget,
     Compare,
@@ -19,11 +20,10 @@ from restante.collect.plan import (
     Due,
     Evidence,
     Fetch,
-    Later,
     Policy,
+    Postpone,
     Proved,
     Record,
-    Room,
     Seen,
     Skip,
     Step,
@@ -116,10 +116,10 @@ def test_a_known_unique_id_with_another_size_is_compared() -> None:
     [
         (Doubt.SHORT, 100, None, "Compare 1"),
         (Doubt.SHORT, 100, 0.0, "Compare 1"),
-        (Doubt.ANSWER, 100, None, "Look 1"),
+        (Doubt.ANSWER, 100, None, "CheckHeader 1"),
         (Doubt.ANSWER, 100, 0.0, "Due 1"),  # its header is read in any case
         (Doubt.ANSWER, 99, 0.0, "Compare 1"),
-        (Doubt.ADDRESS, 100, None, "Look 1"),
+        (Doubt.ADDRESS, 100, None, "CheckHeader 1"),
         (Doubt.ADDRESS, 100, 0.0, "Due 1"),
     ],
 )
@@ -135,7 +135,7 @@ def test_new_mail_goes_before_comparisons() -> None:
     listing = [Message(at, f"u{at}", 1) for at in range(1, 5)]
     taken = {"u1": Taken(1, NOW, is_gone=True), "u3": Taken(2, NOW)}
     found = steps(listing, taken, Policy(limit=3))
-    assert kinds(found) == ["Fetch 2", "Fetch 4", "Compare 1", "Later 3"]
+    assert kinds(found) == ["Fetch 2", "Fetch 4", "Compare 1", "Postpone 3"]
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_limit_counts_fetched_messages() -> None:
         Due(listing[0], "u1", "the account keeps no mail on the server"),
         Fetch(listing[1], "u2"),
         Fetch(listing[2], "u3"),
-        Later(listing[3], "the limit"),
-        Later(listing[4], "the limit"),
+        Postpone(listing[3], "the limit"),
+        Postpone(listing[4], "the limit"),
     ]
 
 
@@ -290,9 +290,9 @@ def test_a_budget_is_for_all_sessions_of_a_day(
 ) -> None:
     listing = [Message(at, f"u{at}", size) for at, size in enumerate(sizes, 1)]
     policy = Policy(budget=budget)
-    found = list(plan(listing, {}, policy, NOW, Room(policy, used)))
+    found = list(plan(listing, {}, policy, NOW, Allowance(policy, used)))
     assert [each.message.number for each in found if isinstance(each, Fetch)] == fetched
-    left = [each.why for each in found if isinstance(each, Later)]
+    left = [each.why for each in found if isinstance(each, Postpone)]
     assert left == ["the day's budget"] * (len(sizes) - len(fetched))
 
 

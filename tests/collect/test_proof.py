@@ -149,7 +149,7 @@ def test_another_message_under_a_known_unique_id_is_stored_before_it_is_deleted(
     assert world.mail == sorted([letter("old", "1"), letter("new", "2" * (1 + size))])
     assert world.asked("RETR") == ["a"]
     assert world.server.removed == {"a": letter("new", "2" * (1 + size))}
-    assert "a different message under a unique-id that was used before" in world.outcome.notes[-1]
+    assert "its unique-id belonged to a different message before" in world.outcome.notes[-1]
 
 
 def test_new_mail_under_a_known_unique_id_stays_as_long_as_all_new_mail(world: World) -> None:

@@ -5,9 +5,10 @@ ledger's records are on disk before the next step begins.  A message is deleted 
 after ``took``, and only if ``plan.prove`` has confirmed its identity in this session.  QUIT carries
 out the deletions.
 
-After a crash, the next run repeats at most the messages that were intended but not taken.  If the
-destination identifies messages by name, as a Maildir does, storing a message again has no effect,
-so there is exactly one copy.  Other destinations may get a second copy, which ``in_doubt`` counts.
+After a crash, the next run repeats only messages that were recorded as intended but not as taken.
+If the destination identifies messages by name, as a Maildir does, storing a message again has no
+effect, so there is exactly one copy.  Other destinations may get a second copy, which ``in_doubt``
+counts.
 
 Security: the server is not trusted; no text from the server becomes a path or an SQL statement.
 """
@@ -45,14 +46,14 @@ from .known import Known
 from .ledger import Ledger
 from .outcome import Outcome, Progress
 from .plan import (
+    Allowance,
+    CheckHeader,
     Compare,
     Due,
     Fetch,
-    Later,
-    Look,
     Policy,
+    Postpone,
     Proved,
-    Room,
     Seen,
     Skip,
     Step,
@@ -84,8 +85,8 @@ __all__ = [
     "collect",
 ]
 
-# Number of new messages whose headers are sampled, and minimum number of usable headers.
-_SAMPLE, _ENOUGH = 100, 20
+_SAMPLE_SIZE = 100  # number of new messages whose headers are compared with the ledger
+_MIN_DIGESTS = 20  # number of these headers that must have a digest
 _DAY = 86_400.0  # seconds for which deletions are limited for a new account or a changed rule
 
 _log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Account:
 
     name: str
     connect: Callable[[], AbstractAsyncContextManager[Client]]
-    """Logs in and opens a session, which ends with QUIT unless an error leaves the context."""
+    """Logs in and opens a session, which ends with QUIT unless the context raises an error."""
     policy: Policy = field(default_factory=Policy)
     mailbox: Mailbox | None = None
     """Address of the mailbox, which identifies the account even after it has been renamed.  None if
@@ -149,18 +150,19 @@ async def collect(
     """Run one session with the server and return its outcome.
 
     ``outcome`` is filled in even if the session fails.  Sessions that follow each other without a
-    pause share one ``run``.  Without it, the session is a run of its own.
+    pause must share one ``run``.  If ``run`` is None, the session is a run of its own.
 
     ``again`` decides what happens when nearly every message looks new: ``stop``; ``fetch`` and
     store all of them; or ``dedupe``, which fetches all of them and stores only those that differ
     from every collected message.  ``adopt_present`` is for a ledger without earlier sessions:
-    messages that the destination already contains are counted as taken.
+    messages that the destination already contains are recorded as taken.
 
     Raises:
         AccountBusy, LoginTooSoon, LoginWithheld: nothing was done.
         ConfigurationError: the policy requires an ability that this destination lacks.
         LooksMoved: nothing was fetched or deleted.
-        LeftWithoutQuit: another session of this ``run`` can delete the messages that are due.
+        LeftWithoutQuit: nothing was deleted, but another session of this ``run`` can delete the
+            messages that are due.
         ClientError, OSError: stored messages are safe and recorded; nothing else was deleted.
     """
     check_policy(account.policy, destination)
@@ -207,7 +209,7 @@ def check_policy(policy: Policy, destination: Destination) -> None:
 class _Session:
     """The steps of one session and their results."""
 
-    _reader: Reader  # it cannot delete; only ``_deletions`` can
+    _reader: Reader  # cannot delete messages; only ``_deletions`` can
     _deletions: Deletions
     _fetching: Fetching
 
@@ -231,8 +233,8 @@ class _Session:
         self._usage, self._outcome, self._progress = usage, outcome, progress
         self._now, self._this_run = now, run
         self._known = Known(self._ledger, entry.label)
-        self._is_begun = False  # whether the login succeeded
-        self._is_done = False  # whether every step except QUIT is done
+        self._is_logged_in = False
+        self._is_done = False  # whether every step before QUIT is done
         self._limited_until = entry.limited_until
         self._newest: frozenset[int] = frozenset()
         self._why: dict[str, str] = {}  # reasons for deletion, by key
@@ -253,14 +255,14 @@ class _Session:
             async with self._account.connect() as client:
                 delay = client.capabilities.login_delay or 0
                 self._ledger.began(clock(), delay)
-                self._begin(client)
+                self._prepare(client)
                 await self._run_steps(again, used, dry_run=dry_run, adopt_present=adopt_present)
         except LoginFailed as error:
             if not error.retry:
                 self._ledger.refused(clock())
             raise
         except CommandFailed as error:
-            if not self._is_begun or error.command not in ("DELE", "QUIT"):
+            if not self._is_logged_in or error.command not in ("DELE", "QUIT"):
                 raise
             self._outcome.refused.append(f"{error.command}: {error.text}")
             if error.command == "QUIT":
@@ -268,7 +270,7 @@ class _Session:
             else:  # a refused DELE is raised only after QUIT has removed the other messages
                 self._confirm(dry_run=dry_run)
         except ConnectionLost as error:
-            if not self._is_begun or not self._is_harmless(error):
+            if not self._is_logged_in or not self._is_harmless(error):
                 raise
         else:
             self._confirm(dry_run=dry_run)
@@ -279,9 +281,10 @@ class _Session:
         self._outcome.deleted += len(self._deletions.marked)
         self._outcome.may_list_more = not dry_run and self._may_list_more()
 
-    def _begin(self, client: Client) -> None:
+    def _prepare(self, client: Client) -> None:
+        """Prepare the steps that follow the login."""
         if self._policy.deletions is None and self._limited_until:
-            self._limited_until = 0.0  # the operator has removed the limit for good
+            self._limited_until = 0.0  # the operator removed the limit, so it does not come back
             self._accounts.unlimit(self._name)
         if self._now() < self._entry.one_by_one_until:
             client.stop_pipelining()
@@ -299,7 +302,7 @@ class _Session:
             self._this_run,
         )
         self._fetching.aside = self._ledger.aside()
-        self._is_begun = True
+        self._is_logged_in = True
 
     async def _run_steps(
         self, again: str, used: Used, *, dry_run: bool, adopt_present: bool
@@ -310,7 +313,7 @@ class _Session:
             self._adopt_present(listing, ids)
         large = [stub_key(ids[each.number]) for each in listing if self._may_be_stub(each, ids)]
         self._known.load([*ids.values(), *large])
-        await self._look_at_listing(listing, ids, again, dry_run=dry_run)
+        await self._check_listing(listing, ids, again, dry_run=dry_run)
         fetches, stubs = await self._decide(listing, used)
         if dry_run:
             self._count_planned(fetches, stubs)
@@ -326,20 +329,20 @@ class _Session:
     ) -> tuple[list[Fetch | Compare], list[Stub]]:
         """Return the messages to fetch completely, and those to fetch as stubs.
 
-        On return, the other messages that are due for deletion have been proved.
+        On return, ``_proved`` contains the messages that can be deleted without being fetched.
         """
         policy, outcome = self._policy, self._outcome
-        room = Room(policy, used, is_full=self._this_run.full is not None)
+        allowance = Allowance(policy, used, is_full=self._this_run.full is not None)
         aside = self._fetching.aside
         postponed = self._this_run.postponed(aside)
         self._newest = newest_of(listing, self._known.taken, policy.newest)
         now, taken = self._now(), self._known.taken
-        steps = list(plan(listing, taken, policy, now, room, aside, postponed))
+        steps = list(plan(listing, taken, policy, now, allowance, aside, postponed))
         due = [step for step in steps if isinstance(step, Due) and await self._may_delete(step.key)]
         self._why = {step.key: step.why for step in due}
-        looks = [step for step in steps if isinstance(step, Look)]
-        steps += await self._look_at_headers([*due, *looks], room)
-        waiting = [step for step in steps if isinstance(step, Later)]
+        headers = [step for step in steps if isinstance(step, CheckHeader)]
+        steps += await self._check_headers([*due, *headers], allowance)
+        waiting = [step for step in steps if isinstance(step, Postpone)]
         outcome.later = len(waiting)
         outcome.later_for = waiting[0].why if waiting else ""
         skips = [step for step in steps if isinstance(step, Skip)]
@@ -380,8 +383,9 @@ class _Session:
 
         Raises:
             QuotaExceeded: the destination is full.  If stored messages are due, another session
-                can delete them.  The current session must not reach QUIT: the server may remove
-                all messages that it sent (EXPIRE 0, RFC 2449 §6.7), and some are not stored.
+                can delete them.  The current session must not reach QUIT, because some messages
+                are not stored, and the server may remove all messages that it sent (EXPIRE 0,
+                RFC 2449 §6.7).
         """
         try:
             await self._fetching.fetch(steps)
@@ -391,12 +395,13 @@ class _Session:
             self._outcome.may_go_on = bool(await self._all_proved())
             raise
 
-    # The end of the connection.
+    # Loss of the connection.
 
     def _is_harmless(self, error: ConnectionLost) -> bool:
-        """Return whether the lost session had finished its work; otherwise record the cause.
+        """Return whether the session had finished its work when the connection was lost.
 
-        If no message was marked, QUIT has no effect (RFC 1939 §6), so the response is not needed.
+        If no message was marked, QUIT has no effect (RFC 1939 §6), so its response is not needed.
+        If work was left, the message that may be the cause is recorded.
         """
         if self._is_done:
             return not self._deletions.marked
@@ -415,7 +420,7 @@ class _Session:
             outcome.may_go_on = True
         if awaited is not None:
             if aside_key(awaited) in self._fetching.aside:
-                # The cause is the message, and not pipelining.
+                # The message has failed before, so it is the cause, and not pipelining.
                 self._accounts.one_by_one(self._name, None)
             is_late = isinstance(error, DeadlineExceeded)
             reason = (
@@ -435,53 +440,55 @@ class _Session:
 
     def _adopt_present(self, listing: Sequence[Message], ids: Mapping[int, str]) -> None:
         known = self._ledger.known(ids.values())
-        strange = [
+        new = [
             each
             for each in listing
             if each.number in ids and not ((row := known.get(ids[each.number])) and row.at)
         ]
         rows = [
             Stored(ids[each.number], each.size, None)
-            for each in strange
+            for each in new
             if self._destination.has(self._known.identity(ids[each.number], each.size))
         ]
         self._ledger.took(rows, self._now())
         self._outcome.present = len(rows)
 
-    async def _look_at_listing(
+    async def _check_listing(
         self, listing: Sequence[Message], ids: Mapping[int, str], again: str, *, dry_run: bool
     ) -> None:
-        """Detect a provider's migration, and record which messages are no longer listed.
+        """Detect whether the provider moved the mailbox, and record which messages are missing.
 
         Raises:
             LooksMoved: nearly every message looks new, and the user must decide what to do.
         """
         expected, taken = self._ledger.expected(), self._known.taken
-        is_asked = looks_moved(listing, taken, expected)
-        if is_asked and again != "stop" and not dry_run:
+        may_have_moved = looks_moved(listing, taken, expected)
+        if may_have_moved and again != "stop" and not dry_run:
             self._accounts.answered(self._name, again)
-        elif is_asked and again == "stop":
-            # If the server lists its mail in parts, every part looks like this.  The user is asked
-            # only once.  Comparing by content neither loses messages nor stores them twice.
+        elif may_have_moved and again == "stop":
+            # If the server lists its mail in parts, every part looks new.  If the user has decided
+            # before, the question is not repeated.  In both cases ``dedupe`` is safe: comparing by
+            # content neither loses messages nor stores them twice.
             is_harmless = self._reader.quirks.in_parts or self._entry.answer
             if not is_harmless and not await self._is_other_mail(listing, expected):
                 raise LooksMoved(sum(1 for each in ids.values() if each not in taken), len(listing))
             again = "dedupe"
         self._fetching.dedupe = again != "fetch" and is_strange(listing, taken, expected)
-        is_whole = 0 < len(listing) == len(ids) and not self._reader.quirks.in_parts
+        is_complete = 0 < len(listing) == len(ids) and not self._reader.quirks.in_parts
         listed = [taken[key] for key in ids.values() if key in taken]
         seen = sum(1 for each in listed if each.at and each.is_expected and not each.is_gone)
-        if is_whole and seen < self._ledger.on_server() and not dry_run:
+        if is_complete and seen < self._ledger.on_server() and not dry_run:
             self._ledger.listed(ids.values())
-        # If --again fetch was interrupted, the remaining messages must be stored as well.
+        # If a session with ``fetch`` was interrupted, this one must store the remaining messages.
         is_wanted_again = "fetch" in (again, self._entry.answer)
         self._fetching.listed = frozenset(ids.values())
         self._fetching.finds_moved = not is_wanted_again and self._ledger.unlisted()
 
     async def _is_other_mail(self, listing: Sequence[Message], expected: int) -> bool:
-        """Return whether the headers show that the user deleted the old mail, and all mail is new.
+        """Return whether the headers show that all mail is new because the old mail was deleted.
 
-        After a migration by the provider, the old messages would be listed under new unique-ids.
+        If the provider had moved the mailbox, the old messages would be listed under new
+        unique-ids.
         """
         known = self._ledger.header_digests()
         if len(known) < expected / 2:
@@ -490,18 +497,22 @@ class _Session:
             each
             for each in listing
             if each.unique_id not in self._known.taken
-            and aside_key(each) not in self._fetching.aside  # these may break the connection
+            # A message that was set aside may break the connection.
+            and aside_key(each) not in self._fetching.aside
         ]
-        some = new[:: max(len(new) // _SAMPLE, 1)]
-        marks = [mark for mark in (await self._fetching.header_digests(some)).values() if mark]
-        return len(marks) >= _ENOUGH and known.isdisjoint(marks)
+        sample = new[:: max(len(new) // _SAMPLE_SIZE, 1)]
+        found = (await self._fetching.header_digests(sample)).values()
+        digests = [digest for digest in found if digest]
+        return len(digests) >= _MIN_DIGESTS and known.isdisjoint(digests)
 
     # Checks before deletions.
 
-    async def _look_at_headers(self, steps: Sequence[Due | Look], room: Room) -> list[Step]:
-        """Confirm by their headers that these are the recorded messages.
+    async def _check_headers(
+        self, steps: Sequence[Due | CheckHeader], allowance: Allowance
+    ) -> list[Step]:
+        """Compare the headers of these messages with those of the recorded messages.
 
-        Returns steps that fetch the messages for which this is not possible.
+        Returns steps for the messages that a header does not identify.
         """
         self._known.load_records(step.key for step in steps)
         records = {step.key: self._known.record(step.key) for step in steps}
@@ -512,14 +523,14 @@ class _Session:
             and record.content.header_digest is not None
         ]
         header_digests = await self._fetching.header_digests(useful)
-        left: list[Step] = []
+        unproved: list[Step] = []
         settled = []
         for step in steps:
             known, message = self._known.taken[step.key], step.message
             seen = Seen(message, step.key, header=header_digests.get(message.number))
             proof = prove(seen, known, records[step.key], step.why)
             if not isinstance(proof, Proved):
-                left.append(compare(message, step.key, proof.value, self._policy, room))
+                unproved.append(compare(message, step.key, proof.value, self._policy, allowance))
                 continue
             if isinstance(step, Due):
                 self._proved.append(proof)
@@ -527,10 +538,10 @@ class _Session:
                 settled.append(step.key)
         if settled:
             self._ledger.settled(settled)
-        return left
+        return unproved
 
     async def _may_delete(self, key: str) -> bool:
-        """Return whether the policy allows the deletion in the current state of the copy here."""
+        """Return whether the state of the copy here allows the deletion on the server."""
         policy = self._policy
         if policy.until_deleted:
             return await in_thread(self._was_deleted, key)
@@ -548,8 +559,8 @@ class _Session:
     def _was_deleted(self, key: str) -> bool:
         """Return whether the user deleted the message here.  Blocking.
 
-        A message counts only if it was once seen among the held mail and is recorded as purged.  A
-        file can also be missing because a disk is not mounted.
+        The result is True only if an earlier session found the message among the held mail, and it
+        is recorded as purged.  A missing file is not enough, because a disk may not be mounted.
         """
         assert offers(self._destination, Tracing)
         known = self._known.taken[key]
@@ -559,6 +570,7 @@ class _Session:
         return presence is Presence.GONE and known.was_held
 
     def _record_presence(self) -> None:
+        """Record which messages are now present or held."""
         for presence in (Presence.HERE, Presence.HELD):
             keys = [key for key, current in self._presence if current is presence]
             if keys:
@@ -567,11 +579,11 @@ class _Session:
     # Deletions.
 
     def _change_rule(self) -> None:
-        """Record a changed deletion rule, limit deletions for a day, and report the messages."""
+        """Record a changed deletion rule, limit deletions for a day, and report what is due."""
         rule, before = self._policy.rule, self._entry.rule
         if rule == before:
             return
-        # The day of a new account begins with the first session that compares the rules.
+        # The day of a new account begins when its first rule is recorded.
         if (before or self._limited_until) and self._policy.deletions is not None:
             self._limited_until = self._now() + _DAY
         if before and self._why:
@@ -603,8 +615,8 @@ class _Session:
         if not is_due(known, policy, self._now()) or (is_for_later and not is_nameless):
             return ""
         if is_for_later:
-            is_spared = seen.is_new or seen.message.number in self._newest
-            if is_spared or not await self._may_delete(seen.key):
+            is_kept = seen.is_new or seen.message.number in self._newest
+            if is_kept or not await self._may_delete(seen.key):
                 return ""
         return why_due(known, policy, self._now())
 
@@ -623,10 +635,13 @@ class _Session:
         return proved
 
     async def _delete(self) -> None:
-        """Mark due messages, or drop the connection if QUIT could remove messages not stored here.
+        """Mark the messages that are due and proved.
+
+        If QUIT could remove messages that are not stored here, drop the connection instead.
 
         Raises:
-            LeftWithoutQuit: another session of this run must mark the due messages.
+            LeftWithoutQuit: the connection was dropped; another session of this run can delete the
+                messages that are due.
         """
         proved = await self._all_proved()
         is_allowed = bool(proved) and not self._is_over_limit(len(proved))
@@ -644,7 +659,7 @@ class _Session:
         if not removes_what_it_sent(self._reader):
             return []
         unstored = list(self._fetching.unstored.values())
-        if self._policy.verified:  # copies stored in earlier sessions may be damaged by now
+        if self._policy.verified:  # copies from earlier sessions may have been damaged
             compared = [each for each in self._fetching.seen if not each.is_new]
             unstored += [each.message for each in compared if not await self._may_delete(each.key)]
         return unstored

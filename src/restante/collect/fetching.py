@@ -1,9 +1,9 @@
 """Fetch messages in one session: store new messages, and compare messages in doubt.
 
 Each message goes through these steps: intend → store → took.  If the destination identifies
-messages by name, storing one again after a crash has no effect, so messages are handled in groups.
-For other destinations they are handled one by one.  While one group is made durable, the next group
-is fetched.
+messages by name, storing a message again after a crash has no effect, so messages are handled in
+groups.  For other destinations they are handled one by one.  While one group is made durable, the
+next group is fetched.
 
 Security: the server is not trusted; no text from the server becomes a path or an SQL statement.
 """
@@ -44,15 +44,15 @@ from .stub import stub
 
 _GROUP = 256  # messages between two commits of the ledger; a crash repeats at most two groups
 _IN_MEMORY = 2**20  # octets; a larger message is buffered on disk while it is compared
-_PIECE = 65_536  # octets
-# Octets.  A message may exceed twice its announced size by this much, because some servers guess
+_PIECE = 65_536  # octets read from this buffer at a time
+# Number of octets by which a message may exceed twice its announced size.  Some servers guess
 # sizes.
 _SIZE_TOLERANCE = 2**30
 # Number of consecutive temporary refusals after which the server is considered the cause, and not
 # the messages.  For example, some servers limit the mail that they send per day.
-_ENOUGH_REFUSALS = 50
+_MAX_REFUSALS = 50
 # Number of consecutive refusals after which the server is assumed not to support TOP.
-_ENOUGH_HEADERS = 3
+_MAX_TOP_REFUSALS = 3
 
 
 class Usage:
@@ -75,21 +75,21 @@ class Usage:
 
 @dataclass(slots=True)
 class _Received:
-    """A completely received message at its destination; it is recorded with its group."""
+    """A completely received message that is stored, and will be recorded with its group."""
 
     seen: Seen
     row: Stored
     is_compared: bool = False
-    """The ledger has an equal message, under this key or another; otherwise the message is new."""
+    """Whether the ledger already has an equal message, under this key or another."""
 
     @property
     def restarts_retention(self) -> bool:
-        """Whether the time for which the message stays on the server starts now."""
+        """Whether the time for which the message stays on the server starts again."""
         return self.seen.has_come_back or bool(self.row.moved_from)
 
 
 class Fetching:
-    """Fetches the messages of one session; ``seen`` lists those that are durable and recorded."""
+    """Fetches the messages of one session; ``seen`` lists the messages that are recorded."""
 
     def __init__(
         self,
@@ -107,20 +107,21 @@ class Fetching:
         """``now`` is the ledger's clock."""
         self.seen: list[Seen] = []
         self.awaited: Message | None = None
-        """The message whose response has not been read completely."""
+        """The message whose response has not been received completely."""
         self.dedupe = False
-        """Messages that look new may be old mail under new unique-ids, even if the listing does not
-        show that the old unique-ids have disappeared."""
+        """Whether to compare messages that look new with all collected messages, because they may
+        be old mail under new unique-ids."""
         self.finds_moved = False
-        """Collected messages that are no longer listed may be listed under new unique-ids."""
+        """Whether to compare messages that look new with the collected messages that are no longer
+        listed, because they may be listed under new unique-ids."""
         self.listed: Collection[str] = ()
         """Unique-ids listed in this session."""
         self.aside: dict[str, Aside] = {}
         """Messages that earlier sessions could not collect, by ``aside_key``."""
         self.unstored: dict[str, Message] = {}
-        """Messages that RETR sent, in whole or in part, and that are not both completely stored and
-        recorded in the ledger.  The keys are message-numbers as text, because the server chooses
-        the numbers; see ``Listing``."""
+        """Messages of which the server sent all or a part for RETR, and which are not recorded in
+        the ledger as stored.  The keys are message-numbers as text, because the server chooses the
+        numbers; see ``Listing``."""
         self._reader, self._ledger = reader, ledger
         self._known, self._destination, self._policy = known, destination, policy
         self._usage, self._outcome, self._progress, self._now = usage, outcome, progress, now
@@ -131,7 +132,8 @@ class Fetching:
         self._equal: set[str] = set()  # keys of messages that were recognised by their content
         self._waiting: list[_Received] = []  # stored, not in the ledger yet
         self._writing: asyncio.Task[None] | None = None  # writes the previous group
-        self._cancelled: asyncio.CancelledError | None = None  # raised while a message was stored
+        # A cancellation that arrived while a message was being stored.
+        self._cancelled: asyncio.CancelledError | None = None
 
     # Messages.
 
@@ -143,9 +145,9 @@ class Fetching:
             self._settle_doubts(is_broken=True)
             raise
         finally:
-            await self._settle()
+            await self._record_received()
 
-    async def _settle(self) -> None:
+    async def _record_received(self) -> None:
         """Record all completely received messages, even after an error.
 
         Otherwise an account whose connection always breaks before the end of a group would make no
@@ -153,10 +155,10 @@ class Fetching:
         """
         try:
             await self._commit_group()
-            await self._commit_group()  # the second call waits until the last group is written
+            await self._commit_group()  # the second call waits until the last group is recorded
         finally:
             self._usage.record()
-            if self._writing is not None:  # the task uses its files and the ledger
+            if self._writing is not None:  # wait, because the task uses its files and the ledger
                 await asyncio.gather(self._writing, return_exceptions=True)
 
     async def _fetch_all(self, steps: Sequence[Fetch | Compare]) -> None:
@@ -164,9 +166,9 @@ class Fetching:
         group = _GROUP if self._destination.is_repeatable else 1
         self._progress(wanted, 0)
         index = 0
-        left = takewhile(lambda _: self._refusals < _ENOUGH_REFUSALS, wanted)
+        requested = takewhile(lambda _: self._refusals < _MAX_REFUSALS, wanted)
         self.awaited = wanted[0] if wanted else None
-        async for message, body in self._reader.retrieve_all(left):
+        async for message, body in self._reader.retrieve_all(requested):
             self.awaited = message
             if index % _GROUP == 0:
                 self._usage.record()
@@ -175,9 +177,9 @@ class Fetching:
                 self._intend(steps[index : index + group])
             self._usage.add(messages=1)
             self.unstored[str(message.number)] = message
-            await self._take(steps[index], self._counted(message, body))
+            await self._process(steps[index], self._counted(message, body))
             index += 1
-            if self.awaited is None:  # if the session ends now, the next message is the cause
+            if self.awaited is None:  # if the connection is lost now, the next message is the cause
                 self.awaited = wanted[index] if index < len(wanted) else None
         self.awaited = None
         self._settle_doubts()
@@ -186,7 +188,7 @@ class Fetching:
             self._outcome.later_for = "refusals"
 
     async def _counted(self, message: Message, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        """Count the octets of a message while it is read.
+        """Yield the body, and count its octets.
 
         Raises:
             MessageRefused: the message is much larger than announced, or larger than allowed.
@@ -214,11 +216,11 @@ class Fetching:
             rows = [(step.key, step.message.size) for step in new if step.key is not None]
             self._ledger.intend(rows)
 
-    async def _take(self, step: Fetch | Compare, body: AsyncIterable[bytes]) -> None:
+    async def _process(self, step: Fetch | Compare, body: AsyncIterable[bytes]) -> None:
         message, key = step.message, step.key
         try:
-            if key is None or not await self._take_new(step, key, body):
-                await self._take_by_content(step, body)
+            if key is None or not await self._store_directly(step, key, body):
+                await self._compare_and_store(step, body)
         except (CommandFailed, MessageRefused) as error:
             self.refuse(message, error)
             if isinstance(error, CommandFailed):
@@ -231,7 +233,9 @@ class Fetching:
             if aside_key(message) in self.aside:
                 self._ledger.bring_back([aside_key(message)])
 
-    async def _take_new(self, step: Fetch | Compare, key: str, body: AsyncIterable[bytes]) -> bool:
+    async def _store_directly(
+        self, step: Fetch | Compare, key: str, body: AsyncIterable[bytes]
+    ) -> bool:
         """Store the message while it is received; return False if it must be compared first."""
         message, destination = step.message, self._destination
         if isinstance(step, Compare) or self.dedupe or self.finds_moved:
@@ -255,40 +259,43 @@ class Fetching:
             self._progress((), len(piece))
             yield piece
 
-    async def _take_by_content(self, step: Fetch | Compare, body: AsyncIterable[bytes]) -> None:
-        """Receive the whole message, and store it unless an equal message is stored already."""
+    async def _compare_and_store(self, step: Fetch | Compare, body: AsyncIterable[bytes]) -> None:
+        """Receive the whole message, and store it unless an equal message is already stored."""
         message = step.message
-        with SpooledTemporaryFile(_IN_MEMORY) as whole:
+        with SpooledTemporaryFile(_IN_MEMORY) as buffer:
             reader = ContentReader()
             async for piece in self._read(reader, body):
-                whole.write(piece)
+                buffer.write(piece)
             content, key = reader.content(), step.key
             if key is None:
                 key = await in_thread(self._key_of, content)
-            equal = await in_thread(self._find, step, key, content)
+            equal = await in_thread(self._find_equal, step, key, content)
             if equal is not None:
                 self._outcome.known += step.key is None or not self._is_present(key)
                 self._waiting.append(equal)
                 return
-            whole.seek(0)
+            buffer.seek(0)
             if isinstance(step, Compare):
                 if reader.is_short(message.size):
                     self._refuse_part(key, content)
-                await self._store_other(message, key, reader, _pieces(whole))
+                await self._store_other(message, key, reader, _pieces(buffer))
             else:
-                await self._store_new(step, key, reader, _pieces(whole))
+                await self._store_new(step, key, reader, _pieces(buffer))
 
     def _is_present(self, key: str) -> bool:
         """Return whether the destination had the message before the first session."""
         known = self._known.taken.get(key)
         return known is not None and known.at is not None and self._known.record(key) is None
 
-    def _find(self, step: Fetch | Compare, key: str, content: Content) -> _Received | None:
-        """Return the stored message with this content, for the ledger, or None.  Blocking."""
+    def _find_equal(self, step: Fetch | Compare, key: str, content: Content) -> _Received | None:
+        """Return what to record if a message with this content is already stored, else None.
+
+        Blocking.
+        """
         message, known = step.message, self._known.taken.get(key)
         seen = Seen(message, key, whole=content)
         if known is None or known.at is None:
-            return self._find_new(seen, step, content)
+            return self._find_equal_of_new(seen, step, content)
         seen = replace(seen, has_come_back=known.is_gone or not known.is_expected)
         record, identity = self._known.record(key), self._known.identity_of(key)
         row = Stored(key, message.size, content, identity)
@@ -306,8 +313,10 @@ class Fetching:
             return _Received(replace(seen, has_come_back=True), row)
         return self._find_moved(seen, row._replace(replaces=identity), content)
 
-    def _find_new(self, seen: Seen, step: Fetch | Compare, content: Content) -> _Received | None:
-        """Do the work of ``_find`` for a key under which no message was collected."""
+    def _find_equal_of_new(
+        self, seen: Seen, step: Fetch | Compare, content: Content
+    ) -> _Received | None:
+        """Do the work of ``_find_equal`` for a key under which no message was collected."""
         row = self._known.row(seen.key, seen.message.size, content)
         if step.key is not None and (moved := self._find_moved(seen, row, content)):
             return moved
@@ -317,7 +326,7 @@ class Fetching:
         return None
 
     def _find_moved(self, seen: Seen, row: Stored, content: Content) -> _Received | None:
-        """Return an equal message whose unique-id is no longer listed, or None."""
+        """Return what to record if an equal message is no longer listed, else None."""
         before = self._equal_key(content, is_unlisted=True) if self.finds_moved else None
         if before is None:
             return None
@@ -328,19 +337,19 @@ class Fetching:
     def _key_of(self, content: Content) -> str:
         """Return the key of a message that has no unique-id of its own.  Blocking.
 
-        This is the key of an equal message that is not listed, or a new key.  A new key begins with
-        a space, because no unique-id can.
+        The result is the key of an equal message that is not listed, or a new key.  A new key
+        begins with a space, because a unique-id cannot contain a space.
         """
         key = self._equal_key(content, is_unlisted=False)
         if key is None:
-            tries = (f" {content.digest.hex()}:{number}" for number in count(1))
-            key = next(each for each in tries if each not in self._equal)
+            candidates = (f" {content.digest.hex()}:{number}" for number in count(1))
+            key = next(each for each in candidates if each not in self._equal)
             self._equal.add(key)
         self._known.load_more([key])
         return key
 
     def _equal_key(self, content: Content, *, is_unlisted: bool) -> str | None:
-        """Return the key of an equal, collected message; each key is returned only once."""
+        """Return the key of a collected message with this content; return each key only once."""
         keys = self._ledger.equal(content, is_unlisted=is_unlisted)
         free = (each for each in keys if each not in self._equal and each not in self.listed)
         key = next(free, None)
@@ -349,11 +358,14 @@ class Fetching:
         return key
 
     def _holds(self, identity: str, content: Content) -> bool:
-        """Return whether the destination has exactly these octets under this name."""
+        """Return whether the destination has exactly these octets under this name.
+
+        If the destination cannot read its messages again, the name decides.
+        """
         destination = self._destination
         if offers(destination, Verifying):
             return destination.has(identity) and destination.holds(identity, content.digest)
-        return destination.has(identity)  # the destination cannot read its copy again
+        return destination.has(identity)
 
     def _refuse_part(self, key: str, content: Content) -> None:
         """Refuse a truncated copy of a message that is already stored.
@@ -362,8 +374,8 @@ class Fetching:
             MessageRefused: the content is, or may be, part of the stored message.
         """
         record, known = self._known.record(key), self._known.taken[key]
-        mark = record.content.header_digest if record is not None else None
-        if known.doubt is Doubt.SHORT or (mark is not None and mark == content.header_digest):
+        digest = record.content.header_digest if record is not None else None
+        if known.doubt is Doubt.SHORT or (digest is not None and digest == content.header_digest):
             raise MessageRefused("only part of the message was received")
 
     async def _store_new(
@@ -371,7 +383,7 @@ class Fetching:
     ) -> None:
         message, destination, content = step.message, self._destination, reader.content()
         identity = self._known.identity(key, message.size)
-        # A different message has this name, or ``_find`` would have returned it.
+        # A message with this name must be different, or ``_find_equal`` would have returned it.
         if offers(destination, Verifying) and destination.has(identity):
             identity = self._known.identity(key, message.size, content)
         self._ledger.intend([(key, message.size)])
@@ -395,14 +407,14 @@ class Fetching:
         await self._store(message, reader, body, was_begun=was_begun, is_wanted=is_new)
         row = Stored(key, message.size, content, identity, replaces=before)
         self._add_to_group(message, row, reader, is_new=is_new)
-        text = "a different message under a unique-id that was used before; both are stored"
+        text = "its unique-id belonged to a different message before; both are stored"
         self._outcome.notes.append(f"message {message.number}: {text}")
 
     def _other_identity(self, key: str, size: int, content: Content) -> str:
-        """Return a name for a message that differs from the recorded one with this key.  Blocking.
+        """Return a name for a message that differs from the recorded message with this key.
 
         If the name that the message would have without the ledger is free, that name is returned,
-        so that the message is recognised even if the ledger is lost.
+        so that the message is recognised even if the ledger is lost.  Blocking.
         """
         destination, usual = self._destination, self._known.usual(key, size)
         other = self._known.identity(key, size, content)
@@ -437,9 +449,9 @@ class Fetching:
     ) -> None:
         """Write a message to the destination; on return it is durable, or part of its group.
 
-        The caller has called ``begin``.  ``reader`` has processed the whole message when ``body``
-        ends.  If ``is_wanted`` is false, the destination already has the message, so ``body`` is
-        read but not stored.
+        The caller must have called ``begin``, and ``body`` must pass its octets to ``reader``.  If
+        ``is_wanted`` is false, the destination already has the message, so ``body`` is read but not
+        stored.
         """
         destination = self._destination
         try:
@@ -463,10 +475,10 @@ class Fetching:
             self._outcome.known += 1
 
     async def _commit(self) -> None:
-        """Wait for the destination, even when the session is cancelled.
+        """Commit the message in a thread, and wait for it even if the session is cancelled.
 
-        Cleaning up would disturb the thread that uses the destination, and a message that the
-        destination accepted must be recorded.  ``_add_to_group`` raises the cancellation later.
+        Otherwise the session would abort the message while the thread is using the destination, and
+        an accepted message would not be recorded.  ``_add_to_group`` raises the cancellation later.
         """
         work = asyncio.ensure_future(asyncio.to_thread(self._destination.commit))
         self._cancelled = await finished(work)
@@ -477,24 +489,25 @@ class Fetching:
     # Groups.
 
     async def _commit_group(self) -> None:
-        """Start to make the current group durable; on return, the previous group is durable."""
+        """Start to record the current group; on return, the previous group is recorded."""
         waiting, self._waiting = self._waiting, []
-        await self._written()
+        await self._wait_for_group()
         if waiting:
             sync = self._grouping.group() if self._grouping is not None else None
             self._writing = asyncio.create_task(self._record_group(waiting, sync))
             if not self._destination.is_repeatable:
-                await self._written()  # otherwise a crash could duplicate more than one message
+                # Otherwise a crash could duplicate more than one message.
+                await self._wait_for_group()
 
-    async def _written(self) -> None:
+    async def _wait_for_group(self) -> None:
         if self._writing is not None:
-            await asyncio.shield(self._writing)  # the deadline must not interrupt the task
+            await asyncio.shield(self._writing)  # a cancelled session must not cancel the task
             self._writing = None
 
     async def _record_group(
         self, waiting: Sequence[_Received], sync: Callable[[], None] | None
     ) -> None:
-        """Make a group durable, and then record it, so that its messages can be proved."""
+        """Make a group durable, and then record it; after that, its messages can be proved."""
         if sync is not None:
             await asyncio.to_thread(sync)
         now = self._now()
@@ -514,29 +527,29 @@ class Fetching:
         new = [each.row for each in waiting if not each.is_compared]
         known = [each for each in waiting if each.is_compared]
         moved = [each.row for each in known if each.row.moved_from]
-        back = [each.row for each in known if each.restarts_retention]
-        same = [each.row for each in known if not each.restarts_retention]
+        restarted = [each.row for each in known if each.restarts_retention]
+        unchanged = [each.row for each in known if not each.restarts_retention]
         if new:
             self._ledger.took(new, now)
         if moved:
             self._ledger.moved(moved)
-        for rows, again_at in ((same, None), (back, now)):
+        for rows, again_at in ((unchanged, None), (restarted, now)):
             if rows:
                 self._ledger.compared(rows, again_at)
 
     # Headers.
 
     async def header_digests(self, messages: Sequence[Message]) -> dict[int, bytes | None]:
-        """Return the digests, by message-number, of the headers that the server returns for TOP."""
+        """Return the digests, by message-number, of the headers that the server sends for TOP."""
         header_digests: dict[int, bytes | None] = {}
         tags = self._reader.capabilities.tags
         if "TOP" in self._reader.quirks.hidden or (tags and not self._reader.capabilities.top):
             return header_digests
         refusals = 0
-        left = takewhile(lambda _: refusals < _ENOUGH_HEADERS, messages)
+        requested = takewhile(lambda _: refusals < _MAX_TOP_REFUSALS, messages)
         index = 0
         self.awaited = messages[0] if messages else None
-        async for message, body in self._reader.raw_headers(left):
+        async for message, body in self._reader.raw_headers(requested):
             self.awaited = message
             try:
                 header = await self._header(message, body)
@@ -561,7 +574,7 @@ class Fetching:
     async def fetch_stubs(self, stubs: Sequence[Stub]) -> None:
         """Fetch and store stubs, in the same steps as messages.
 
-        A stub never allows its message to be deleted.
+        A stored stub never allows the deletion of its message.
         """
         capabilities = self._reader.capabilities
         for step in stubs:
@@ -605,7 +618,10 @@ class Fetching:
             destination.abort()
 
     def refuse(self, message: Message, error: CommandFailed | MessageRefused) -> None:
-        """Report a message that stays on the server; set it aside unless the server refused it."""
+        """Report a message that stays on the server.
+
+        If the message was refused here, and not by the server, it is set aside.
+        """
         text = error.text if isinstance(error, CommandFailed) else str(error)
         self._outcome.refused.append(f"message {message.number}: {text}")
         if isinstance(error, Doubtful):
@@ -616,8 +632,8 @@ class Fetching:
     def _settle_doubts(self, *, is_broken: bool = False) -> None:
         """Set aside the messages in doubt.
 
-        If the destination works, these messages must be the cause of their failures.  If it
-        ``is_broken``, messages that are already set aside do not have to wait longer because of it.
+        If the destination works, the messages must be the cause of their failures.  If the
+        destination ``is_broken``, messages that were set aside before do not wait longer.
         """
         in_doubt, self._in_doubt = self._in_doubt, []
         for message, reason in in_doubt:

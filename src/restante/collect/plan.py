@@ -1,14 +1,14 @@
 """Decide what to do with each listed message, and which messages may be deleted.
 
-The module contains the policy only, and does no I/O.  A message that was never taken is fetched.  A
-taken message is due for deletion when the policy no longer keeps it.  This alone does not allow the
-deletion: every deletion requires a ``Proved``, which only ``prove`` creates, from the data of the
-message that the current session has received.
+The module decides but does no I/O.  A message is *taken* when it is stored here and recorded in the
+ledger.  A message that was not taken is fetched.  A taken message is due for deletion when the
+policy no longer keeps it on the server.  This alone does not allow the deletion: every deletion
+requires a ``Proved``, which only ``prove`` creates, from data that the current session received.
 
 A unique-id identifies a message only while that message exists (RFC 1939 §7), and servers break off
-sessions, lose deletions and shorten listings.  Therefore the ledger keeps its records of taken
-messages for ever.  A message with a known unique-id that may be a different message is fetched and
-compared.
+sessions, lose deletions and send incomplete listings.  Therefore the ledger keeps its records of
+taken messages for ever.  If a message has a known unique-id but may be a different message, it is
+fetched and compared.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ from typing import Final, final
 from ..pop3.listing import Message
 from .fingerprint import Content
 
-# Messages.  Below this number, the user may well have deleted the old mail and received new mail
-# since the last session, so a listing without known unique-ids does not indicate a migration.
-_ENOUGH = 20
-UNKNOWN_SIZE = -1  # octets; another program took the message and did not record its size
-# Octets that a plan reserves for a header, whose size is unknown.  Most headers are smaller.
-_HEADER = 4096
-# Share of the expected messages.  After a migration, usually no message is listed under its old
-# unique-id.  There may be a few if the unique-ids are numbers, because new ones may equal old ones.
-_HARDLY_ANY = 0.1
+# Minimum number of messages for which a listing without known unique-ids indicates a migration.  If
+# there are fewer, the user may have deleted the old mail and received new mail since the last
+# session.
+_MIN_MESSAGES = 20
+UNKNOWN_SIZE = -1  # octets; another program collected the message and did not record its size
+# Octets that a plan reserves for a header, because its size is unknown.  Most headers are smaller.
+_HEADER_SIZE = 4096
+# If less than this share of the expected messages is listed, this indicates a migration.  After a
+# migration, no message has its old unique-id.  The share is not 0, because some servers use numbers
+# as unique-ids, and a new number may equal an old one.
+_MIN_LISTED_SHARE = 0.1
 _DAY = 86_400.0  # seconds
 
 
 class Doubt(StrEnum):
-    """Why a listed message must be checked before it is treated as the one that was taken."""
+    """Why a listed message must be checked before it is treated as the message that was taken."""
 
     NONE = ""
     SHORT = "short"
@@ -50,16 +52,16 @@ class Doubt(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What the ledger knows about one message, stored under the message's key."""
+    """The state of one message in the ledger, where it is stored under the message's key."""
 
     size: int
     """Size in octets as announced by the server, or UNKNOWN_SIZE."""
     at: float | None
-    """When the message became durable here, in seconds of the ledger's clock.  None: storing began,
-    but after a crash it is unknown whether it finished."""
+    """When the message became durable here, in seconds of the ledger's clock.  None: an earlier
+    session began to store the message, and it is unknown whether it finished."""
     is_adopted: bool = False
-    """The message was marked as taken without being fetched, so it is never deleted on the server.
-    """
+    """The message was recorded as taken without being fetched, so it is never deleted on the
+    server."""
     was_held: bool = False
     """The user deleted the message here, and it was in ``held/`` at the last check."""
     is_gone: bool = False
@@ -69,8 +71,8 @@ class Taken:
     doubt: Doubt = Doubt.NONE
     """Why the message listed under this key may be a different one."""
     seen_again: float | None = None
-    """When the message was listed again after its deletion, by the same clock.  The time for which
-    it stays on the server starts at this moment."""
+    """When the message was listed again after its deletion, in seconds of the ledger's clock.  The
+    time for which it stays on the server starts at this moment."""
 
     @property
     def since(self) -> float | None:
@@ -82,7 +84,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A stored message; ``prove`` compares it with the message that the session has seen."""
+    """A stored message; ``prove`` compares it with the message that the session has received."""
 
     size: int
     """Size in octets as announced by the server."""
@@ -94,7 +96,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """Messages and octets that were fetched from a server in the last day."""
+    """Messages and octets that an account fetched in the last day."""
 
     messages: int = 0
     """Number of messages, including those that were not stored."""
@@ -124,16 +126,17 @@ class Policy:
     newest: int = 0
     """Number of the most recently taken messages that are never deleted on the server."""
     verified: bool = False
-    """Delete a message only in a later session, and only if the copy here is still intact."""
+    """Delete a message only in a later session than the one that stored it, and only if the copy
+    here is still intact."""
     until_deleted: bool = False
-    """Delete a message after the user deleted it here and it is no longer held."""
+    """Delete a message only after the user has deleted it here and it is no longer held."""
     largest: int | None = None
     """Maximum announced size in octets.  Larger messages stay on the server and are reported in
     every session."""
     limit: int | None = None
     """Maximum number of messages to fetch in one session."""
     stubs: bool = False
-    """Fetch the header of each message that is too large, once."""
+    """Fetch and store the header of each message that is too large."""
     whole: frozenset[str] = frozenset()
     """Messages, by ``short_name``, to fetch even if they are too large or set aside."""
     budget: Budget = Budget()
@@ -154,12 +157,12 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """A message that could not be taken, and must wait before it is tried again."""
+    """A message that could not be taken, and is not tried again until a certain time."""
 
     tries: int
     """Number of runs in which the message could not be taken."""
     reason: str
-    """Why the last try failed, for reports."""
+    """Why the last try failed; for messages to the user."""
     until: float
     """When the message is tried again, in seconds of the ledger's clock."""
 
@@ -173,12 +176,12 @@ class Fetch:
     """The message's key in the ledger.  None: the message has no unique-id of its own, so only its
     content can identify it."""
     was_begun: bool = False
-    """An earlier run began to store the message, but after a crash the result is unknown."""
+    """An earlier run began to store the message, and it is unknown whether it finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Fetch a message and compare it with the one stored under its key, which may differ."""
+    """Fetch a message, and compare it with the message that is stored under its key."""
 
     message: Message
     key: str
@@ -186,8 +189,8 @@ class Compare:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """Fetch a header to check that the message is the one stored under its key."""
+class CheckHeader:
+    """Fetch a header to check that the message is the one that is stored under its key."""
 
     message: Message
     key: str
@@ -196,9 +199,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A taken message that the policy no longer keeps on the server.
+    """Delete a taken message that the policy no longer keeps on the server.
 
-    It does not follow that the message now listed under the key is the same one; see ``prove``.
+    The server may now list a different message under the same key, so the deletion also requires
+    ``prove``.
     """
 
     message: Message
@@ -215,7 +219,7 @@ class Stub:
     """The stub's own key.  The ledger treats the stub and its message as different messages, so
     that no record of a stub allows the message to be deleted."""
     was_begun: bool = False
-    """An earlier run began to store the stub, but after a crash the result is unknown."""
+    """An earlier run began to store the stub, and it is unknown whether it finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,15 +231,15 @@ class Skip:
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class Postpone:
     """Leave a message for another session."""
 
     message: Message
     why: str
-    """The limit because of which it cannot be fetched in this session."""
+    """The limit that prevents the message from being fetched in this session."""
 
 
-Step = Fetch | Compare | Look | Due | Stub | Skip | Later
+Step = Fetch | Compare | CheckHeader | Due | Stub | Skip | Postpone
 
 
 # Identity of messages.
@@ -253,7 +257,7 @@ class Unproved(Enum):
     """Why a message may not be deleted now."""
 
     NOT_STORED = "it is not stored here"
-    CAME_BACK = "it was gone, and is listed again since this session"
+    CAME_BACK = "it was missing, and is listed again in this session"
     SHORT = "it was shorter than announced"
     DIFFERENT = "it is not the message that was stored"
     UNSEEN = "it was not compared in this session"
@@ -274,7 +278,7 @@ class Seen:
     is_short: bool = False
     """The server sent much less than it announced."""
     has_come_back: bool = False
-    """The message was not expected in the listing."""
+    """The message was deleted or missing before, and is listed again in this session."""
 
 
 class _Seal:
@@ -288,14 +292,14 @@ _SEAL: Final = _Seal()
 class Proved:
     """A message that may be deleted, because ``prove`` has confirmed its identity.
 
-    ``Deletions`` accepts no other type, so no other path through the program leads to DELE.
+    ``Deletions`` accepts no other type, so no other code can cause DELE to be sent.
     """
 
     __slots__ = ("evidence", "key", "message", "why")
 
     def __init__(self, seal: _Seal, seen: Seen, evidence: Evidence, why: str) -> None:
         if seal is not _SEAL:
-            raise TypeError("only prove() makes a Proved")
+            raise TypeError("only prove() can create a Proved")
         self.message = seen.message
         self.key = seen.key
         self.evidence = evidence
@@ -304,7 +308,7 @@ class Proved:
 
 
 def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> Proved | Unproved:
-    """Prove that the message ``seen`` is the one whose octets are durable here.
+    """Prove that the message ``seen`` in this session is the message that is stored here.
 
     ``known`` and ``record`` are the ledger's durable records under the message's key.  ``why`` is
     the reason for the deletion; the caller decides whether the message is due.  Returns the
@@ -315,31 +319,31 @@ def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> P
     #
     # A. A message was stored.  The ledger gets a row only after the destination made the octets
     #    durable, so ``known.at`` and ``record`` are evidence of that.  An adopted message has no
-    #    record, because its octets were never seen.  An interrupted message has no time.
+    #    record, because it was never fetched.  A message whose storing was interrupted has no time.
     #
     # B. The message listed now is that message.  The unique-id alone does not show this: a server
     #    may reuse it after a deletion (RFC 1939 §7), after its maildrop was rebuilt or restored, or
-    #    because it numbers messages.  So this session must have seen the message, in one of two
-    #    ways:
-    #    - All octets, by RETR: they equal the stored octets, or differ only in header fields that
+    #    because its unique-ids are consecutive numbers.  So this session must have received the
+    #    message, in one of two ways:
+    #    - All octets, with RETR: they equal the stored octets, or differ only in header fields that
     #      servers rewrite (``Content.is_same``).  No further assumption is necessary.
-    #    - The header, by TOP: unique-id, announced size and the fields written by the sender all
+    #    - The header, with TOP: unique-id, announced size and the fields written by the sender all
     #      agree.  A different message would need the same Message-ID, Date, From, To, Cc and
     #      Subject *and* the same size *and* the reused unique-id.  A stored header with neither
     #      Message-ID nor Date could belong to many messages, so it is not accepted as evidence.
     #
-    # Message-numbers are fixed for the length of a session (RFC 1939 §4), so DELE marks the message
-    # that this session has seen under the same number.  Data from an earlier session proves
-    # nothing.
+    # Message-numbers do not change during a session (RFC 1939 §4), so DELE marks the message that
+    # this session has received under the same number.  Data from an earlier session proves nothing.
     #
     # Three kinds of messages are excluded, even if A and B seem to be true:
     # - A message that was deleted or missing, and is listed again for the first time in this
-    #   session.  The time for which it stays on the server starts now; perhaps a user restored it
-    #   on purpose.
+    #   session.  A user may have restored it on purpose, so the time for which it stays on the
+    #   server starts again.
     # - A message stored in this session that is much shorter than announced.  The server may have
-    #   truncated it, so the rest would be destroyed.  If a later session receives the same octets
-    #   (COMPARED), the announced size was wrong, and not the content.
-    # - A message that was short before: its header does not show that the body was complete.
+    #   truncated it, so the deletion would destroy the rest.  If a later session receives the same
+    #   octets (COMPARED), the announced size was wrong, and the content is complete.
+    # - A message that was too short when it was stored, if only its header was received now.  The
+    #   header does not show whether the stored body is complete.
     if known is None or known.at is None or record is None:
         return Unproved.NOT_STORED
     if seen.has_come_back or known.is_gone:
@@ -358,9 +362,9 @@ def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> P
 
 
 def suspicion(known: Taken, message: Message) -> str:
-    """Return why a listed message may differ from the one that was taken under its key.
+    """Return why a listed message may differ from the message that was taken under its key.
 
-    If the text is empty, the message is treated as the same one until it is due for deletion; see
+    If the text is empty, the two are treated as the same message.  A deletion still requires
     ``prove``.
     """
     if known.is_gone:
@@ -373,15 +377,15 @@ def suspicion(known: Taken, message: Message) -> str:
         Doubt.NONE: "",
         Doubt.SHORT: "it was shorter than announced",
         Doubt.ANSWER: "it may have been deleted before",
-        Doubt.ADDRESS: "the account has moved",
+        Doubt.ADDRESS: "the account's server or login has changed",
     }[known.doubt]
 
 
 def _must_be_fetched(known: Taken, message: Message) -> bool:
-    """Return whether the message is suspicious, and its header is not enough to check it."""
-    is_light = known.doubt in (Doubt.ANSWER, Doubt.ADDRESS) and known.is_expected
-    is_light = is_light and not known.is_gone and known.size == message.size
-    return bool(suspicion(known, message)) and not is_light
+    """Return whether the message may differ, and its header is not enough to check it."""
+    is_header_enough = known.doubt in (Doubt.ANSWER, Doubt.ADDRESS) and known.is_expected
+    is_header_enough = is_header_enough and not known.is_gone and known.size == message.size
+    return bool(suspicion(known, message)) and not is_header_enough
 
 
 # Steps.
@@ -392,40 +396,41 @@ def plan(
     taken: Mapping[str, Taken],
     policy: Policy,
     now: float,
-    room: Room | None = None,
+    allowance: Allowance | None = None,
     aside: Mapping[str, Aside] | None = None,
     postponed: Container[str] = (),
 ) -> Iterator[Step]:
     """Yield the steps for one session: new mail in the order of the listing, then comparisons.
 
-    ``taken`` is keyed by unique-id, ``aside`` by ``aside_key``; messages whose key is in
-    ``postponed`` wait for the next run.  ``now`` is in seconds of the ledger's clock.  When a
-    message does not fit into the day's budget, all later fetches wait as well; otherwise smaller
-    messages would use up the budget every day and a large one would never be fetched.
+    ``taken`` is keyed by unique-id, ``aside`` by ``aside_key``.  Messages whose ``aside_key`` is in
+    ``postponed`` wait for the next run.  ``now`` is in seconds of the ledger's clock.
+
+    If a message does not fit into the day's budget, all messages after it wait as well.  Otherwise
+    smaller messages could use up the budget every day, and a large message would never be fetched.
     """
-    unique, room = unique_ids(listing), room or Room(policy)
+    unique, allowance = unique_ids(listing), allowance or Allowance(policy)
     newest = newest_of(listing, taken, policy.newest)
-    last: list[Message] = []
-    for message in _poison_last(listing, aside or {}):
+    suspicious: list[Message] = []
+    for message in _set_aside_last(listing, aside or {}):
         key = unique.get(message.number)
         known = taken.get(key) if key is not None else None
         if (reason := _why_aside(message, aside or {}, postponed, policy, now)) is not None:
             yield Skip(message, reason)
         elif key is None or known is None or known.at is None:
-            yield from _new(message, key, taken, policy, room)
+            yield from _new(message, key, taken, policy, allowance)
         elif _must_be_fetched(known, message):
-            last.append(message)  # new mail comes first
+            suspicious.append(message)  # compared after new mail has been fetched
         elif message.number not in newest and is_due(known, policy, now):
             yield Due(message, key, why_due(known, policy, now))
         elif why := suspicion(known, message):
-            yield Look(message, key, why)
-    for message in last:
+            yield CheckHeader(message, key, why)
+    for message in suspicious:
         key = unique[message.number]
         why = suspicion(taken[key], message)
         if is_too_large(message, policy):
             yield Skip(message, f"{why}; {_too_large(message, policy, key)}")
         else:
-            yield compare(message, key, why, policy, room)
+            yield compare(message, key, why, policy, allowance)
 
 
 def _new(
@@ -433,56 +438,61 @@ def _new(
     key: str | None,
     taken: Mapping[str, Taken],
     policy: Policy,
-    room: Room,
+    allowance: Allowance,
 ) -> Iterator[Step]:
-    """Yield the step for a message that was not taken yet, unless its stub is stored."""
-    if room.is_full:
-        yield Later(message, "the full destination")
+    """Yield the step for a message that was not taken yet; none if its stub is already stored."""
+    if allowance.is_full:
+        yield Postpone(message, "the full destination")
     elif is_too_large(message, policy):
         stub = taken.get(stub_key(key)) if key is not None else None
         if not policy.stubs or key is None:
             yield Skip(message, _too_large(message, policy, key))
         elif stub is None or stub.at is None:
-            has_room = room.takes(_HEADER)
+            is_allowed = allowance.reserve(_HEADER_SIZE)
             yield (
                 Stub(message, stub_key(key), was_begun=stub is not None)
-                if has_room
-                else Later(message, room.why)
+                if is_allowed
+                else Postpone(message, allowance.why)
             )
     elif (reason := _too_large_for_a_day(message, policy)) is not None:
         yield Skip(message, reason)
-    elif room.takes(message.size):
+    elif allowance.reserve(message.size):
         yield Fetch(message, key, was_begun=key is not None and key in taken)
     else:
-        yield Later(message, room.why)
+        yield Postpone(message, allowance.why)
 
 
 def compare(
-    message: Message, key: str, why: str, policy: Policy, room: Room
-) -> Compare | Skip | Later:
-    """Return the step that compares the whole message with the one taken under its key."""
+    message: Message, key: str, why: str, policy: Policy, allowance: Allowance
+) -> Compare | Skip | Postpone:
+    """Return the step that compares the whole message with the message taken under its key."""
     if (reason := _too_large_for_a_day(message, policy)) is not None:
         return Skip(message, f"{why}; {reason}")
-    return Compare(message, key, why) if room.takes(message.size) else Later(message, room.why)
+    if allowance.reserve(message.size):
+        return Compare(message, key, why)
+    return Postpone(message, allowance.why)
 
 
 def _too_large(message: Message, policy: Policy, key: str | None) -> str:
-    name = f"; to fetch it: --whole {short_name(message)}" if key is not None else ""
-    return f"{message.size} octets, more than {policy.largest}{name}"
+    hint = f"; to fetch it: --whole {short_name(message)}" if key is not None else ""
+    return f"{message.size} octets, more than {policy.largest}{hint}"
 
 
 def _too_large_for_a_day(message: Message, policy: Policy) -> str | None:
-    most = policy.budget.octets
-    if most is None or message.size <= most:
+    limit = policy.budget.octets
+    if limit is None or message.size <= limit:
         return None
-    return f"{message.size} octets, more than the {most} allowed per day"
+    return f"{message.size} octets, more than the {limit} allowed per day"
 
 
-class Room:
-    """What this session may still fetch within the limit per session and the daily budget."""
+class Allowance:
+    """The messages and octets that this session may still fetch.
+
+    They are limited by ``Policy.limit`` and the daily budget.
+    """
 
     def __init__(self, policy: Policy, used: Used | None = None, *, is_full: bool = False) -> None:
-        """``used`` counts against the daily budget; ``is_full``: the destination is full."""
+        """``used`` is subtracted from the daily budget; ``is_full``: the destination is full."""
         self.is_full = is_full
         budget, used = policy.budget, used or Used()
         limit = math.inf if policy.limit is None else policy.limit
@@ -491,8 +501,8 @@ class Room:
         self.why = "the limit" if limit <= left else "the day's budget"
         self._octets = math.inf if budget.octets is None else budget.octets - used.octets
 
-    def takes(self, octets: int) -> bool:
-        """Reserve room for a message of this size; after one refusal, always return False."""
+    def reserve(self, octets: int) -> bool:
+        """Reserve a message of this size; after one refusal, always return False."""
         if self._messages >= 1 and octets > self._octets:
             self._messages, self.why = 0, "the day's budget"
         if self._messages < 1:
@@ -502,8 +512,8 @@ class Room:
         return True
 
 
-def _poison_last(listing: Sequence[Message], aside: Mapping[str, Aside]) -> Iterator[Message]:
-    """Yield messages set aside after all others: one of them may break the connection again."""
+def _set_aside_last(listing: Sequence[Message], aside: Mapping[str, Aside]) -> Iterator[Message]:
+    """Yield the messages in ``aside`` last, because they may break the connection again."""
     if not aside:
         yield from listing
         return
@@ -539,7 +549,7 @@ def _why_aside(
 def aside_key(message: Message) -> str:
     """Return the key under which a message is set aside.
 
-    Without a unique-id, the key is its size, so other messages of the same size wait as well.
+    If the message has no unique-id, the key is its size, so all messages of this size wait.
     """
     return message.unique_id or f" size {message.size}"
 
@@ -552,18 +562,18 @@ def is_too_large(message: Message, policy: Policy) -> bool:
 
 
 def short_name(message: Message) -> str:
-    """Return a name for the command line, the same in every session.
+    """Return a name for the command line, which is the same in every session.
 
     The name is a digest, so that no text from a hostile server reaches a terminal or a shell.
     """
-    seen = f"{message.unique_id} {message.size}".encode("utf-8", "surrogateescape")
-    return sha256(seen).hexdigest()[:12]  # 48 bits: a chance match needs millions of messages
+    identity = f"{message.unique_id} {message.size}".encode("utf-8", "surrogateescape")
+    return sha256(identity).hexdigest()[:12]  # 48 bits: a collision requires millions of messages
 
 
 def stub_key(key: str) -> str:
-    """Return the ledger's key of a message's stub.
+    """Return the key of a message's stub in the ledger.
 
-    The key begins with a space, which no unique-id contains (RFC 1939 §7), so it is never listed.
+    The key begins with a space, which no unique-id contains (RFC 1939 §7), so no server lists it.
     """
     return f" stub {key}"
 
@@ -571,7 +581,7 @@ def stub_key(key: str) -> str:
 def is_due(known: Taken, policy: Policy, now: float) -> bool:
     """Return whether the policy no longer keeps a taken message on the server.
 
-    It does not follow that the listed message is the one that was taken; see ``prove``.
+    The server may now list a different message under the same key; see ``prove``.
     """
     if known.is_gone or known.is_adopted or known.since is None or policy.keep is None:
         return False
@@ -591,25 +601,26 @@ def why_due(known: Taken, policy: Policy, now: float) -> str:
 
 
 def unique_ids(listing: Sequence[Message]) -> dict[int, str]:
-    """Return unique-ids by message-number, without those listed more than once.
+    """Return the unique-ids by message-number, without those that are listed more than once.
 
-    RFC 1939 §7 lets servers hash the message, so equal copies may share a unique-id.
+    RFC 1939 §7 allows unique-ids that are hashes of the messages, so equal messages may have the
+    same unique-id.
     """
-    seen = Counter(message.unique_id for message in listing)
+    counts = Counter(message.unique_id for message in listing)
     return {
         message.number: message.unique_id
         for message in listing
-        if message.unique_id and seen[message.unique_id] == 1
+        if message.unique_id and counts[message.unique_id] == 1
     }
 
 
 def is_strange(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
-    """Return whether hardly any of the ``expected`` messages is listed.
+    """Return whether hardly any of the ``expected`` messages are listed.
 
-    ``expected`` is the number of taken messages that were not deleted.  If hardly any is listed,
-    messages that look new may be old mail under new unique-ids.
+    ``expected`` is the number of taken messages that were not deleted.  If hardly any of them are
+    listed, messages that look new may be old mail under new unique-ids.
     """
-    return _known(listing, taken) < expected * _HARDLY_ANY
+    return _count_known(listing, taken) < expected * _MIN_LISTED_SHARE
 
 
 def looks_moved(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
@@ -618,26 +629,26 @@ def looks_moved(listing: Sequence[Message], taken: Mapping[str, Taken], expected
     After a migration, the provider's new server lists old mail under new unique-ids.  The user must
     decide whether to fetch all of it again.
     """
-    new = len(listing) - _known(listing, taken)
-    return min(expected, new) >= _ENOUGH and is_strange(listing, taken, expected)
+    new = len(listing) - _count_known(listing, taken)
+    return min(expected, new) >= _MIN_MESSAGES and is_strange(listing, taken, expected)
 
 
-def _known(listing: Sequence[Message], taken: Mapping[str, Taken]) -> int:
+def _count_known(listing: Sequence[Message], taken: Mapping[str, Taken]) -> int:
     ids = unique_ids(listing).values()
     return sum(1 for each in ids if each in taken or stub_key(each) in taken)
 
 
 def newest_of(listing: Sequence[Message], taken: Mapping[str, Taken], count: int) -> frozenset[int]:
-    """Return the message-numbers of the ``count`` messages taken last.
+    """Return the message-numbers of the ``count`` messages that were taken last.
 
     Messages that were not taken yet are treated as newer than all taken messages.
     """
     if not count:
         return frozenset()
 
-    def age(message: Message) -> tuple[float, int]:
+    def sort_key(message: Message) -> tuple[float, int]:
         known = taken.get(message.unique_id or "")
         at = math.inf if known is None or known.since is None else known.since
         return at, message.number
 
-    return frozenset(message.number for message in sorted(listing, key=age)[-count:])
+    return frozenset(message.number for message in sorted(listing, key=sort_key)[-count:])
