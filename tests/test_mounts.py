@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from restante import mounts
-from restante.collect.destinations.opening import look_over, open_destination
+from restante.collect.destinations.opening import check_destination, open_destination
 from restante.errors import TemporaryFailure
 from restante.store.maildir import MaildirStore
 
@@ -76,7 +76,7 @@ def test_empty_or_missing_fstab_refuses_nothing(
 def test_a_collector_makes_nothing_there(
     to: str, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for attempt in (look_over, open_destination):
+    for attempt in (check_destination, open_destination):
         with pytest.raises(TemporaryFailure, match="is a mount point"):
             attempt(to.format(disk))
     assert list(disk.iterdir()) == []

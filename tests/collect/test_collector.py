@@ -18,7 +18,7 @@ from restante.collect import fetching
 from restante.collect.collector import LoginTooSoon, LooksMoved, Outcome, collect
 from restante.collect.destinations import Destination
 from restante.collect.destinations.opening import open_destination
-from restante.collect.destinations.spooled import Handed
+from restante.collect.destinations.spooled import Spooled
 from restante.collect.ledger import Ledger
 from restante.collect.ledger_file import AccountBusy
 from restante.collect.pace import Pace, follow
@@ -475,8 +475,8 @@ def test_a_session_that_is_ended_waits_for_the_destination(
     deeds: list[str] = []
     working, may_end = threading.Event(), threading.Event()
 
-    class Slow(Handed):
-        def _hand_over(self, message: IO[bytes]) -> None:
+    class Slow(Spooled):
+        def _deliver(self, message: IO[bytes]) -> None:
             working.set()
             assert may_end.wait(10)
             deeds.append(str(len(message.read())))

@@ -120,7 +120,7 @@ def test_no_line_is_kept_whole() -> None:
     for octet in (b"x", b">", b"\r"):
         for _ in range(100):
             quoting.feed(octet * 65_536)
-            assert len(quoting._held) <= 1010
+            assert len(quoting._pending) <= 1010
 
 
 @with_names

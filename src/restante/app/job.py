@@ -220,11 +220,11 @@ class Job:
                 yield f"account.{self.name}.{key}: {mistake}"
 
     def _mistake(self, *, strict: bool) -> str | None:
-        from ..collect.destinations.opening import look_over
+        from ..collect.destinations.opening import check_destination
 
         account = self.options
         try:
-            look_over(
+            check_destination(
                 account.to,
                 recipient=self.recipient,
                 password=(lambda: "?") if account.to_password else None,

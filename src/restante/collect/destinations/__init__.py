@@ -1,9 +1,9 @@
 """Destinations of collected mail: a directory, Maildir or mbox, a server, or a program.
 
 A destination stores one message at a time: ``begin`` returns whether the message is new, ``write``
-adds octets, ``commit`` makes the message durable, and ``abort`` discards it.  After ``commit``, a
-crash cannot lose the message, so it may be deleted on its server only after that.  ``opening``
-lists the kinds of destinations.
+adds octets, ``commit`` makes the message durable, and ``abort`` discards it.  The message may be
+deleted on its server only after ``commit``, because a crash can lose it before.  The function
+``opening.open_destination`` opens all kinds of destinations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Destination(Protocol):
     def begin(self, identity: str) -> bool:
         """Begin a message; return False if the destination already has it.
 
-        ``identity`` identifies the message by its account and unique-id, and never changes.
+        ``identity`` consists of the account and the message's unique-id, and never changes.
         """
 
     def write(self, octets: bytes) -> None:
@@ -39,14 +39,14 @@ class Destination(Protocol):
         """Store the current message; it is durable on return."""
 
     def abort(self) -> None:
-        """Discard the current message without a trace; has no effect after ``commit``."""
+        """Discard the current message completely; has no effect after ``commit``."""
 
     def close(self) -> None:
-        """Close the destination; no more messages follow."""
+        """Close the destination; it must not be used afterwards."""
 
 
 class Doubtful(MessageRefused):
-    """``commit`` failed; the cause may be this message or the destination."""
+    """``commit`` failed, and the cause may be this message or the destination."""
 
 
 @runtime_checkable
@@ -70,20 +70,20 @@ class Grouping(Protocol):
     """Add-on of a destination that makes many messages durable at once, which is faster."""
 
     def end(self) -> None:
-        """End the current message like ``commit``, but without making it durable."""
+        """End the current message, and add it to the current group; it is not durable yet."""
 
     def group(self) -> Callable[[], None]:
-        """Close the group of ended messages, and return a function that makes them durable.
+        """Close the current group, and return a function that makes its messages durable.
 
-        The function may run in any thread while the next group is begun.  If it raises an error, no
-        part of these messages is left.
+        The function may run in any thread while the next group is being written.  If the function
+        raises an error, it leaves no incomplete message.
         """
 
 
 def name_of(identity: str) -> str:
-    """Return a file name for an identity; it contains no text from a server."""
+    """Return a file name for an identity; the name contains no text from a server."""
     return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 TokenSource = Callable[[bool], str]
-"""Returns an access token; True requests a new one, because the last one was refused."""
+"""Returns an access token.  The argument True requests a new token, after the last was refused."""

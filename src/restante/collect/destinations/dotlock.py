@@ -1,9 +1,9 @@
 """``FILE.lock``, the lock file that programs use to share an mbox, even over NFS.
 
-It follows Debian policy 11.6.  The file contains the ID of the process that created it.  Its age is
-measured by the clock of the file system.  The rules are those of liblockfile, with one exception: a
-lock that was not created by restante on this machine is removed only because of its age, since its
-process may run on another machine.
+It follows Debian policy 11.6.  The file contains the ID of the process that created it.  The age of
+the lock is measured by the file system's clock.  The rules are those of liblockfile, with one
+exception: a lock that another program created may belong to a process on another machine, so it is
+removed only when it is old, even if no local process has its ID.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
-_STALE = 300.0  # seconds without a touch: lockfile_create(3)
-_TOUCH = 30.0  # seconds; a lock must be touched at least once a minute
+_STALE = 300.0  # seconds without a touch after which a lock is stale: lockfile_create(3)
+_TOUCH = 30.0  # seconds between touches; at most a minute is allowed
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 _thread_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -35,16 +35,15 @@ def thread_lock(path: Path) -> threading.Lock:
 
 
 class Dotlock:
-    """The lock of one file.
+    """The lock file of one mbox.
 
-    Only one caller in this process may use it at a time, and this caller must already hold the
-    other locks.
+    Before ``take``, the caller must hold the ``thread_lock`` and the other locks of the mbox.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path.with_name(f"{path.name}.lock")
         self._temporary = path.with_name(f".{path.name}.{token_hex(8)}.part")
-        self._is_ours = False
+        self._is_held = False
         self._inode = 0
         self._touched_at = 0.0  # on the monotonic clock
 
@@ -58,15 +57,15 @@ class Dotlock:
         try:
             os.write(file, f"{os.getpid()}\n{_creator()}\n".encode())
             now = os.fstat(file).st_mtime
-            self._is_ours = self._link()
-            if not self._is_ours and self._break(now):
-                self._is_ours = self._link()
+            self._is_held = self._create()
+            if not self._is_held and self._remove_stale(now):
+                self._is_held = self._create()
         finally:
             os.close(file)
             self._temporary.unlink()
-        if self._is_ours:
+        if self._is_held:
             self._inode, self._touched_at = self._path.stat().st_ino, time.monotonic()
-        return self._is_ours
+        return self._is_held
 
     def touch(self) -> None:
         """Keep the lock from becoming stale; call this regularly while the lock is held."""
@@ -81,13 +80,13 @@ class Dotlock:
         If the lock file cannot be removed, the next program that needs the lock removes it as
         stale; the work done under the lock is already complete.
         """
-        if self._is_ours:
-            self._is_ours = False
+        if self._is_held:
+            self._is_held = False
             with suppress(OSError):
-                if self._path.stat().st_ino == self._inode:  # it is still ours
+                if self._path.stat().st_ino == self._inode:  # no other program has replaced it
                     self._path.unlink()
 
-    def _link(self) -> bool:
+    def _create(self) -> bool:
         """Create the lock file; return False if another program holds the lock.
 
         A hard link is atomic even over NFS.  If hard links are not supported, O_EXCL is used.
@@ -106,29 +105,30 @@ class Dotlock:
                 return False
         return True
 
-    def _break(self, now: float) -> bool:
+    def _remove_stale(self, now: float) -> bool:
         """Remove a stale lock; return whether the lock can now be taken.
 
         ``now`` is the current time on the file system's clock.
         """
-        broken = self._temporary.with_name(f"{self._temporary.name}.part")
+        removed = self._temporary.with_name(f"{self._temporary.name}.part")
         try:
             before = self._path.stat()
             if now - before.st_mtime < _STALE and not self._owner_has_ended():
                 return False
-            self._path.rename(broken)
+            self._path.rename(removed)
         except FileNotFoundError:
             return True
         try:
-            same = broken.stat()
-            # The inode number alone is not enough: it may be reused immediately.
-            if (same.st_ino, same.st_mtime_ns) == (before.st_ino, before.st_mtime_ns):
+            after = removed.stat()
+            # The inode number alone is not enough, because the file system may reuse it.
+            if (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns):
                 return True
-            with suppress(FileExistsError):  # another program has now taken the lock
-                os.link(broken, self._path)
+            # Another program had already replaced the stale lock, so its new lock is put back.
+            with suppress(FileExistsError):  # a third program has taken the lock
+                os.link(removed, self._path)
             return False
         finally:
-            broken.unlink()
+            removed.unlink()
 
     def _owner_has_ended(self) -> bool:
         """Return whether a restante process on this machine created the lock and has ended.

@@ -1,4 +1,4 @@
-"""A directory with one ``.eml`` file per message, as CRLF text."""
+"""Store mail in a directory, with one ``.eml`` file per message, as CRLF text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...mounts import refuse_unmounted
 from ...syncing import sync_files
 from . import name_of
 
-_LEFT_OVER = 36 * 3600  # seconds, as https://cr.yp.to/proto/maildir.html says
+_LEFT_OVER_AGE = 36 * 3600  # seconds, as https://cr.yp.to/proto/maildir.html says
 
 
 class _Received(NamedTuple):
@@ -31,7 +31,7 @@ class _Received(NamedTuple):
 
 
 class Folder:
-    """Stores each message under a name derived from its identity.
+    """Stores each message under a name that is derived from its identity.
 
     Therefore storing a message again has no effect.
     """
@@ -39,31 +39,34 @@ class Folder:
     is_repeatable = True
 
     def __init__(self, path: Path) -> None:
-        self._inbox = self._workshop = path
+        self._directory = self._temporary_directory = path
         self._file: BinaryIO | None = None
         self._temporary = self._final = Path()
         self._waiting: list[_Received] = []
         self._groups: list[list[_Received]] = []  # closed, and not durable yet
         self._run, self._numbers = token_hex(8), count()
         self._prepare()
-        tidy(self._workshop, ".*.part")
+        remove_left_over(self._temporary_directory, ".*.part")
 
     def _prepare(self) -> None:
-        """Make files of an earlier run durable, because ``has`` reports them as durable."""
-        make_directory(self._inbox)
-        fsync_directory(self._inbox)
+        """Create the directories, and make the names of existing files durable.
+
+        A crash may have interrupted an earlier run, and ``has`` reports these files as durable.
+        """
+        make_directory(self._directory)
+        fsync_directory(self._directory)
 
     def has(self, identity: str) -> bool:
         return self._find(name_of(identity)) is not None
 
-    def _place(self, name: str) -> Path:
-        return self._inbox / f"{name}.eml"
+    def _path_for(self, name: str) -> Path:
+        return self._directory / f"{name}.eml"
 
     def begin(self, identity: str) -> bool:
         if self.has(identity):
             return False
-        self._final = self._place(name_of(identity))
-        self._temporary = self._workshop / f".{self._run}{next(self._numbers):x}.part"
+        self._final = self._path_for(name_of(identity))
+        self._temporary = self._temporary_directory / f".{self._run}{next(self._numbers):x}.part"
         file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._file = os.fdopen(file, "wb")
         return True
@@ -95,14 +98,14 @@ class Folder:
                 waiting[-1].temporary.rename(waiting[-1].final)
                 message = waiting.pop()
                 message.file.close()
-                self._named(message.final)
-            fsync_directory(self._inbox)
+                self._record_name(message.final)
+            fsync_directory(self._directory)
         finally:
-            _drop(waiting)
+            _discard(waiting)
             self._groups.remove(waiting)
 
-    def _named(self, final: Path) -> None:
-        """Called when a file has its final name."""
+    def _record_name(self, final: Path) -> None:
+        """Override to record the final name of a file."""
 
     def holds(self, identity: str, digest: bytes) -> bool:
         path = self._find(name_of(identity))
@@ -113,7 +116,7 @@ class Folder:
 
     def _find(self, name: str) -> Path | None:
         """Return the file of a message, or None."""
-        path = self._place(name)
+        path = self._path_for(name)
         return path if path.is_file() else None
 
     def abort(self) -> None:
@@ -126,54 +129,54 @@ class Folder:
     def close(self) -> None:
         self.abort()
         for each in (*self._groups, self._waiting):
-            _drop(each)
+            _discard(each)
 
 
 def make_directory(path: Path, mode: int = 0o777) -> None:
-    """Create the directory durably, but not its parent directory.
+    """Create the directory durably, but do not create its parent directory.
 
-    A parent directory may be missing because a disk is not mounted.  Mail stored below the mount
-    point would be hidden by the next mount.
+    The parent directory may be missing because a disk is not mounted.  If mail were stored in a new
+    directory at the mount point, it would be hidden when the disk is mounted.
 
     Raises:
         TemporaryFailure: the parent directory is missing, or its disk is not mounted.
     """
     if not path.is_dir():
-        may_be_made(path)
+        check_parent(path)
         path.mkdir(mode, exist_ok=True)
     fsync_directory(path.parent)
 
 
-def may_be_made(path: Path) -> None:
+def check_parent(path: Path) -> None:
     """Check that the parent directory of ``path`` exists.
 
     Raises:
         TemporaryFailure: the parent directory is missing, or its disk is not mounted.
         OSError: the parent is not a directory, or permission is denied.
     """
-    above = path.absolute().parent
+    parent = path.absolute().parent
     try:
-        os.stat(f"{above}/.")  # fails unless it is a directory
+        os.stat(f"{parent}/.")  # fails if the parent is not a directory
     except FileNotFoundError:
-        raise missing(above) from None
+        raise missing_directory(parent) from None
     refuse_unmounted(str(path))
 
 
-def tidy(directory: Path, pattern: str) -> None:
-    """Remove old, incomplete files that killed processes have left."""
+def remove_left_over(directory: Path, pattern: str) -> None:
+    """Remove old, incomplete files that were left by killed processes."""
     for each in directory.glob(pattern):
         with suppress(FileNotFoundError):
-            if each.stat().st_mtime < time.time() - _LEFT_OVER:
+            if each.stat().st_mtime < time.time() - _LEFT_OVER_AGE:
                 each.unlink()
 
 
-def missing(directory: Path) -> TemporaryFailure:
+def missing_directory(directory: Path) -> TemporaryFailure:
     return TemporaryFailure(
         f"{directory} does not exist; is its disk mounted? If so: mkdir -p {directory}"
     )
 
 
-def _drop(waiting: list[_Received]) -> None:
+def _discard(waiting: list[_Received]) -> None:
     for message in waiting:
         with suppress(OSError):
             message.file.close()

@@ -1,8 +1,8 @@
 """Store mail in a maildrop of this server.
 
-The store is used in the same way as for all other deliveries.  Therefore the quota applies, a disk
-that is not mounted is detected, and messages are recognised even if they were removed and are still
-held, or if an IMAP client has moved them.
+The store is used in the same way as for all other deliveries.  Therefore the quota applies, and
+nothing is written where a disk is not mounted.  Messages are recognised even if an IMAP client has
+moved them, or if they were removed and are still held.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from . import name_of
 
 
 class LocalMaildrop:
-    """Stores each message under a name derived from its identity.
+    """Stores each message under a name that is derived from its identity.
 
     Therefore storing a message again has no effect.
     """
@@ -45,7 +45,8 @@ class LocalMaildrop:
         self._deliveries.write(octets)
 
     def commit(self) -> None:
-        """
+        """Deliver the current message; it is durable on return.
+
         Raises:
             QuotaExceeded: the maildrop is full.
             LargerThanQuota: the message would not fit into an empty maildrop.
@@ -54,7 +55,7 @@ class LocalMaildrop:
         self.group()()
 
     def end(self) -> None:
-        """Raises the same errors as ``commit``."""
+        """Add the message to the current group; raises the same errors as ``commit``."""
         self._deliveries.end()
 
     def group(self) -> Callable[[], None]:

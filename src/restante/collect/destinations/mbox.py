@@ -1,13 +1,12 @@
 """Store mail in an mbox file in the mboxrd format: LF line ends, and quoted ``>*From `` lines.
 
-CRLF becomes LF, and one ``>`` is added before each ``>*From `` line; readers of mboxrd remove it.
-Lines with more than 1,000 ``>`` are not quoted, so that no complete line has to be kept in memory.
-There is no list of the messages in the file, so messages that are already stored are not
-recognised.
+CRLF becomes LF, and one ``>`` is added before each ``>*From `` line; programs that read mboxrd
+remove it.  Lines with more than 1,000 ``>`` are not quoted, so that no complete line has to be kept
+in memory.  Messages that are already in the file are not recognised.
 
-Mail readers and servers share the file.  It is locked only during each append, so that a reader can
-write its flags while the next message is downloaded.  Another program may replace the file between
-two appends; the next message is then appended to the new file.
+Other programs use the same file.  It is locked only while a message is appended, so that a mail
+reader can store its flags while the next message is downloaded.  If another program replaces the
+file between two appends, the next message is appended to the new file.
 """
 
 from __future__ import annotations
@@ -26,14 +25,13 @@ from ...client.sinks import fsync_directory
 from ...errors import TemporaryFailure
 from ...posix import fcntl
 from .dotlock import Dotlock, thread_lock
-from .folder import may_be_made, tidy
+from .folder import check_parent, remove_left_over
 
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
 _BEGINNING = re.compile(rb">{0,1000}(?:F(?:r(?:o(?:m)?)?)?)?")
 _PIECE = 65_536  # octets
-# Seconds.  An estimate, because rewriting a large file takes another program a long time.
-_LOCK_TIMEOUT = 10.0
-_OFFSET = 19  # octets of the journal's first line; an offset fits into 18 digits
+_LOCK_TIMEOUT = 10.0  # seconds; an estimate of the time in which a mail reader rewrites a file
+_OFFSET_SIZE = 19  # octets of the journal's first line: an offset of 18 digits, and LF
 
 
 class Mbox:
@@ -48,12 +46,13 @@ class Mbox:
     is_repeatable = False
 
     def __init__(self, path: Path) -> None:
-        """
+        """Create the file if it is missing.
+
         Raises:
             TemporaryFailure: another program holds the lock, or the directory is missing.
         """
         if not path.exists():
-            may_be_made(path)
+            check_parent(path)
         self._path = path
         self._journal = path.with_name(f".{path.name}.restante")
         self._spool = path.with_name(f".{path.name}.{token_hex(8)}.part")
@@ -61,7 +60,7 @@ class Mbox:
         self._quoting = _Quoting()
         with self._locked():
             fsync_directory(path.parent)
-        tidy(path.parent, f".{path.name}.*.part")
+        remove_left_over(path.parent, f".{path.name}.*.part")
 
     def has(self, identity: str) -> bool:
         return False
@@ -69,7 +68,7 @@ class Mbox:
     def begin(self, identity: str) -> bool:
         file = os.open(self._spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._message = os.fdopen(file, "wb")
-        self._message.write(b"-" * (_OFFSET - 1) + b"\n")  # the offset is written at the end
+        self._message.write(b"-" * (_OFFSET_SIZE - 1) + b"\n")  # ``commit`` writes the offset here
         self._message.write(f"From MAILER-DAEMON {time.asctime(time.gmtime())}\n".encode())
         self._quoting = _Quoting()
         return True
@@ -82,18 +81,18 @@ class Mbox:
         assert self._message is not None
         self._message.write(self._quoting.finish() + b"\n")
         with self._locked() as (file, dotlock):
-            offset = _separated(file)
+            offset = _add_separator(file)
             self._message.seek(0)
             self._message.write(b"%018d\n" % offset)
             self._message.flush()
             os.fsync(self._message.fileno())
             self._message.close()
             self._message = None
-            self._spool.rename(self._journal)  # after this, ``_repair`` handles a crash
+            self._spool.rename(self._journal)  # from now on, ``_repair`` can handle a crash
             fsync_directory(self._journal.parent)
             try:
                 with self._journal.open("rb") as message:
-                    message.seek(_OFFSET)
+                    message.seek(_OFFSET_SIZE)
                     while piece := message.read(_PIECE):
                         _append(file, piece)
                         dotlock.touch()
@@ -123,11 +122,11 @@ class Mbox:
         until = time.monotonic() + _LOCK_TIMEOUT
         with thread_lock(self._path):
             while True:
-                with ExitStack() as held:
+                with ExitStack() as locks:
                     file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                    held.callback(os.close, file)
+                    locks.callback(os.close, file)
                     dotlock = Dotlock(self._path)
-                    held.callback(dotlock.release)
+                    locks.callback(dotlock.release)
                     if _lock(file) and _is_at(self._path, file) and dotlock.take():
                         self._repair(file)
                         yield file, dotlock
@@ -148,15 +147,15 @@ class Mbox:
         except FileNotFoundError:
             return
         with message:
-            head = message.readline(_OFFSET)
-            offset = int(head) if re.fullmatch(rb"\d{1,18}\n", head) else -1
-            tail = os.fstat(file).st_size - offset
-            whole = os.fstat(message.fileno()).st_size - len(head)
-            if offset >= 0 and 0 < tail <= whole:
-                is_ours, is_torn = _compare(file, offset, message, tail)
-                if is_ours and (is_torn or tail < whole or even_if_complete):
+            first_line = message.readline(_OFFSET_SIZE)
+            offset = int(first_line) if re.fullmatch(rb"\d{1,18}\n", first_line) else -1
+            appended = os.fstat(file).st_size - offset
+            size = os.fstat(message.fileno()).st_size - len(first_line)
+            if offset >= 0 and 0 < appended <= size:
+                is_message, is_damaged = _compare(file, offset, message, appended)
+                if is_message and (is_damaged or appended < size or even_if_complete):
                     os.ftruncate(file, offset)
-                    os.fsync(file)  # otherwise the removed end may reappear after a power failure
+                    os.fsync(file)  # otherwise a power failure may restore the removed octets
         self._journal.unlink()
 
 
@@ -164,24 +163,24 @@ class _Quoting:
     """Converts a message to mboxrd, in pieces of any size."""
 
     def __init__(self) -> None:
-        self._held = b""  # octets that may be part of CRLF or of a line to quote
+        self._pending = b""  # octets that may be part of CRLF or of a line to quote
         self._is_inside = False  # whether the beginning of the current line has been returned
 
     def feed(self, octets: bytes) -> bytes:
-        text = self._held + octets
+        text = self._pending + octets
         end = len(text) - text.endswith(b"\r")
         begin = text.rfind(b"\n", 0, end) + 1
         if (begin or not self._is_inside) and _BEGINNING.fullmatch(text, begin, end):
             end = begin
-        self._held = text[end:]
-        return self._quoted(text[:end])
+        self._pending = text[end:]
+        return self._quote(text[:end])
 
     def finish(self) -> bytes:
         """Return the remaining octets, with a line end if the last line has none."""
-        rest = self._quoted(self._held)
+        rest = self._quote(self._pending)
         return rest + b"\n" if self._is_inside else rest
 
-    def _quoted(self, octets: bytes) -> bytes:
+    def _quote(self, octets: bytes) -> bytes:
         if not octets:
             return b""
         text = octets.replace(b"\r\n", b"\n")
@@ -214,8 +213,8 @@ def _is_at(path: Path, file: int) -> bool:
         return False
 
 
-def _separated(file: int) -> int:
-    """Add the blank line before the next message if it is missing; return the message's offset."""
+def _add_separator(file: int) -> int:
+    """End the last message with a blank line if necessary; return the next message's offset."""
     end = os.lseek(file, 0, os.SEEK_END)
     last = os.pread(file, 2, max(end - 2, 0))
     if not end or last == b"\n\n":
@@ -232,8 +231,12 @@ def _append(file: int, octets: bytes) -> None:
 
 
 def _compare(file: int, offset: int, message: BinaryIO, octets: int) -> tuple[bool, bool]:
-    """Return whether the octets are the beginning of this message, and whether a power failure has
-    replaced some of them with NULs."""
+    """Compare the octets at the offset with the beginning of the message.
+
+    Returns:
+        Whether they are equal except for NULs, and whether there are NULs, which a power failure
+        can leave in the place of octets.
+    """
     has_nul = False
     while octets > 0:
         wanted = message.read(min(_PIECE, octets))
@@ -241,7 +244,8 @@ def _compare(file: int, offset: int, message: BinaryIO, octets: int) -> tuple[bo
         if not wanted or len(stored) < len(wanted):
             return False, has_nul
         if stored != wanted:
-            if any(there not in (0, ours) for there, ours in zip(stored, wanted, strict=True)):
+            pairs = zip(stored, wanted, strict=True)
+            if any(actual not in (0, expected) for actual, expected in pairs):
                 return False, has_nul
             has_nul = True
         offset += len(wanted)

@@ -1,4 +1,4 @@
-"""Open the destination that a text in the configuration specifies, such as ``maildir:Mail``."""
+"""Open the destination that is specified by a text in the configuration, like ``maildir:Mail``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ...errors import UnsafeArgument
 from ...maildrop import Presence as Presence
 from . import Destination, TokenSource
 
-# Kinds of destinations that offer the add-on with this name; "" is the path of a directory.
+# Kinds of destinations that offer the add-ons ``Verifying`` and ``Tracing``.  "" is a directory.
 VERIFYING = ("", "maildir", "maildrop")
 TRACING = ("maildrop",)
 
 
-def look_over(
+def check_destination(
     text: str,
     *,
     recipient: str = "",
@@ -22,19 +22,21 @@ def look_over(
     token: TokenSource | None = None,
     maildrop: Callable[[str], Destination] | None = None,
 ) -> None:
-    """Check whether ``open_destination`` would succeed, without creating or sending anything.
+    """Check a destination as far as possible without creating, sending or delivering anything.
+
+    The parameters are those of ``open_destination``.
 
     Raises:
         UnsafeArgument, ConfigurationError: the destination can never work as configured.
         TemporaryFailure: the parent directory is missing, or ``maildrop`` raised the error.
     """
-    from .folder import may_be_made
+    from .folder import check_parent
 
     kind, colon, path = text.partition(":")
     if (kind in ("maildir", "mbox") and path) or (text and not colon):
-        place = Path(path or text)
-        if not place.exists():
-            may_be_made(place)
+        target = Path(path or text)
+        if not target.exists():
+            check_parent(target)
     else:
         open_destination(
             text, recipient=recipient, password=password, token=token, maildrop=maildrop
@@ -60,8 +62,8 @@ def open_destination(
 
     ``recipient`` is the address for LMTP and SMTP.  ``password`` returns the password for IMAP, and
     ``token`` returns the token for Gmail; each is called only for its protocol.  ``sign_in`` is the
-    command that requests a new token.  ``maildrop`` opens the maildrop of a user of this server;
-    None if this machine has no server.
+    command that error messages suggest if Gmail refuses the token.  ``maildrop`` opens the maildrop
+    of a user of this server; it is None if this machine has no server.
 
     Raises:
         UnsafeArgument: the kind is unknown, or a part that it requires is missing.

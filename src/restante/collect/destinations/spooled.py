@@ -1,13 +1,14 @@
-"""Destinations that accept or refuse a complete message: LMTP, SMTP, a command.
+"""Deliver mail to LMTP and SMTP servers and to commands, which accept or refuse a whole message.
 
 A message is spooled in an unnamed file until it is complete, so an incomplete message is never
 delivered.  These destinations cannot check whether they already have a message.  After a crash
-between their response and the ledger, one message may be delivered twice.
+between their response and the record in the ledger, one message may be delivered twice.
 
-A refusal may apply to one message or to all messages.  The next message is tried only if the
-refusal applies to one message.  If a response does not show this, it counts as a doubt, and the
-message is set aside.  After several doubts in a row without an accepted message, the destination is
-considered broken (docs/decisions/0196-refusals.md).
+A refusal may apply to one message or to all messages.  If it applies to all messages, the run ends;
+otherwise the next message is tried.  If a response does not show which of the two is the case, it
+counts as a *doubt*, and the message is set aside.  After several doubts in a row, without an
+accepted message between them, the destination is considered broken
+(docs/decisions/0196-refusals.md).
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ from . import Doubtful
 _IN_MEMORY = 2**20  # octets; larger messages are spooled on disk
 _PIECE = 65_536  # octets
 _TIMEOUT = 300.0  # seconds for a response (RFC 5321 §4.5.3.2)
-# Number of doubts in a row after which the destination is considered broken.  An estimate: high
-# enough to get past a few messages that crash a program, but low enough to avoid downloading a
-# whole maildrop for a broken destination.
-_ENOUGH_DOUBTS = 10
-HANG = 5  # a timeout counts as this number of doubts, because it takes minutes
+# Number of doubts in a row after which the destination is considered broken.  An estimate: a few
+# messages that crash a program must not stop the delivery of the others, but a broken destination
+# must not cause the download of a whole maildrop.
+_MAX_DOUBTS = 10
+HANG_WEIGHT = 5  # number of doubts that a timeout counts as, because each timeout takes minutes
 
-# sysexits.h: temporary failures whose cause is not the message.
-_LATER = {sysexits.EX_TEMPFAIL, sysexits.EX_OSERR, sysexits.EX_IOERR}
+# Exit codes of sysexits.h for temporary failures whose cause is not the message.
+_TEMPORARY = {sysexits.EX_TEMPFAIL, sysexits.EX_OSERR, sysexits.EX_IOERR}
 _PERMANENT = range(sysexits.EX_USAGE, sysexits.EX_CONFIG + 1)
 _CLOSING = 421  # RFC 5321 §4.2.3
-_OF_THE_MAILBOX = re.compile(r"4\d\d 4\.2\.")  # for example, the mailbox is full: RFC 3463 §3.3
+_MAILBOX_STATUS = re.compile(r"4\d\d 4\.2\.")  # for example, the mailbox is full: RFC 3463 §3.3
 
 
-class Handed:
+class Spooled:
     """Base class of destinations that spool a message before they deliver it."""
 
     is_repeatable = False
@@ -74,18 +75,21 @@ class Handed:
     def commit(self) -> None:
         assert self._message is not None
         self._message.seek(0)
-        self._hand_over(self._message)
+        self._deliver(self._message)
         self._doubts = 0
 
-    def _hand_over(self, message: IO[bytes]) -> None:
+    def _deliver(self, message: IO[bytes]) -> None:
+        """Deliver the complete message."""
         raise NotImplementedError
 
-    def _doubt(self, text: str, weight: int = 1) -> MessageRefused | TemporaryFailure:
+    def _doubtful_error(self, text: str, weight: int = 1) -> MessageRefused | TemporaryFailure:
         """Return the error for a response that may apply to this message or to all messages."""
         self._doubts += weight
-        if self._doubts < _ENOUGH_DOUBTS:
+        if self._doubts < _MAX_DOUBTS:
             return Doubtful(text)
-        return TemporaryFailure(f"{text} (and similar failures before it); all other mail waits")
+        return TemporaryFailure(
+            f"{text} (after similar failures of other messages); all other mail stays on the server"
+        )
 
     def abort(self) -> None:
         if self._message is not None:
@@ -96,7 +100,7 @@ class Handed:
         self.abort()
 
 
-class Command(Handed):
+class Command(Spooled):
     """A program that reads one message from standard input, such as a mail delivery agent.
 
     The message has LF line ends, as Unix programs expect.  It counts as stored only if the exit
@@ -104,9 +108,10 @@ class Command(Handed):
     """
 
     def __init__(self, command: str) -> None:
-        """
+        """``command`` is a program with its arguments, quoted as for a shell.
+
         Raises:
-            UnsafeArgument: the program is missing.
+            UnsafeArgument: ``command`` is empty.
             ConfigurationError: the program does not exist.
         """
         super().__init__()
@@ -126,17 +131,18 @@ class Command(Handed):
         self._cr = b"\r" if text.endswith(b"\r") else b""
         super().write(text.removesuffix(b"\r").replace(b"\r\n", b"\n"))
 
-    def _hand_over(self, message: IO[bytes]) -> None:
-        """
+    def _deliver(self, message: IO[bytes]) -> None:
+        """Run the program with the message.
+
         Raises:
-            MessageRefused: a permanent exit code of sysexits.h, such as 65; or another failure,
-                after only a few failures in a row.
-            TemporaryFailure: exit code 71, 74 or 75; or too many failures in a row.
+            MessageRefused: a permanent exit code of sysexits.h, such as 65.
+            Doubtful: another exit code, or a timeout.
+            TemporaryFailure: exit code 71, 74 or 75, or too many doubts in a row.
         """
         message.seek(0, os.SEEK_END)
         message.write(self._cr)
         message.flush()
-        # A file, because a pipe would block if the program reads nothing.
+        # The input is a file, because a pipe would block if the program does not read.
         os.lseek(message.fileno(), 0, os.SEEK_SET)
         with subprocess.Popen(
             self._arguments, stdin=message, stdout=subprocess.DEVNULL, start_new_session=True
@@ -145,21 +151,21 @@ class Command(Handed):
                 code = program.wait(_TIMEOUT)
             except subprocess.TimeoutExpired as error:
                 text = f"{self._arguments[0]}: still running after {_TIMEOUT:g} s"
-                raise self._doubt(text, HANG) from error
+                raise self._doubtful_error(text, HANG_WEIGHT) from error
             finally:
                 if program.poll() is None:
                     os.killpg(program.pid, signal.SIGKILL)  # includes child processes
         if code:
-            raise self._failed(code)
+            raise self._failure(code)
 
-    def _failed(self, code: int) -> MessageRefused | TemporaryFailure:
-        text = f"{self._arguments[0]}: ended with {code}"
-        if code in _LATER:
+    def _failure(self, code: int) -> MessageRefused | TemporaryFailure:
+        text = f"{self._arguments[0]}: exit code {code}"
+        if code in _TEMPORARY:
             return TemporaryFailure(text)
-        return MessageRefused(text) if code in _PERMANENT else self._doubt(text)
+        return MessageRefused(text) if code in _PERMANENT else self._doubtful_error(text)
 
 
-class Smtp(Handed):
+class Smtp(Spooled):
     """Another mail server, over SMTP or LMTP; one connection is used for all messages."""
 
     def __init__(self, address: str, recipient: str, *, lmtp: bool) -> None:
@@ -176,27 +182,31 @@ class Smtp(Handed):
         self._kind = smtplib.LMTP if lmtp else smtplib.SMTP
         self._server: smtplib.SMTP | None = None
 
-    def _hand_over(self, message: IO[bytes]) -> None:
-        """
+    def _deliver(self, message: IO[bytes]) -> None:
+        """Send the message.
+
         Raises:
-            MessageRefused: 5yz after DATA; or 4yz or no response after DATA, after only a few
-                doubts in a row.
+            MessageRefused: 5yz after DATA.
+            Doubtful: 4yz or no response after DATA.
             PermanentFailure: 5yz before DATA, which applies to all messages.
-            TemporaryFailure: 4yz before DATA, no connection, or too many doubts in a row.
+            TemporaryFailure: 4yz before DATA, a full mailbox, no connection, or too many doubts in
+                a row.
         """
         is_sent = False
         try:
-            server = self._ready()
+            server = self._begin_message()
             is_sent = True
             self._send(server, message)
         except smtplib.SMTPResponseException as error:
-            self._leave()
+            self._drop_connection()
             text = f"{error.smtp_code} {os.fsdecode(error.smtp_error)}"
             raise self._refusal(error.smtp_code, text, is_sent=is_sent) from error
         except (smtplib.SMTPException, OSError) as error:
-            self._leave()
+            self._drop_connection()
             text = f"the mail server: {error}"
-            raise (self._doubt(text, HANG) if is_sent else TemporaryFailure(text)) from error
+            raise (
+                self._doubtful_error(text, HANG_WEIGHT) if is_sent else TemporaryFailure(text)
+            ) from error
 
     def _refusal(
         self, code: int, text: str, *, is_sent: bool
@@ -204,31 +214,31 @@ class Smtp(Handed):
         is_permanent = 500 <= code < 600
         if is_sent and is_permanent:
             return MessageRefused(text)
-        if is_sent and not _OF_THE_MAILBOX.match(text):
-            return self._doubt(text)
+        if is_sent and not _MAILBOX_STATUS.match(text):
+            return self._doubtful_error(text)
         if is_permanent:
             text = f"the mail server accepts no mail for {self._recipient}: {text}"
             return PermanentFailure(text)
         return TemporaryFailure(text)
 
-    def _ready(self) -> smtplib.SMTP:
-        """Return the connection, ready for the message after DATA.
+    def _begin_message(self) -> smtplib.SMTP:
+        """Send all commands up to DATA, and return the connection.
 
         If the server has dropped an idle connection, connect again (RFC 5321 §4.5.3.2.7).
         """
         if self._server is not None:
             try:
-                return self._started(self._server)
+                return self._start_data(self._server)
             except smtplib.SMTPServerDisconnected:
-                self._leave()
+                self._drop_connection()
             except smtplib.SMTPResponseException as error:
                 if error.smtp_code != _CLOSING:
                     raise
-                self._leave()
+                self._drop_connection()
         self._server = self._connect()
-        return self._started(self._server)
+        return self._start_data(self._server)
 
-    def _started(self, server: smtplib.SMTP) -> smtplib.SMTP:
+    def _start_data(self, server: smtplib.SMTP) -> smtplib.SMTP:
         server.ehlo_or_helo_if_needed()
         # The null reverse-path: undeliverable mail must not be bounced to its forged senders.
         self._expect(2, server.docmd("MAIL", "FROM:<>"))
@@ -259,7 +269,7 @@ class Smtp(Handed):
         if reply[0] // 100 != severity:
             raise smtplib.SMTPResponseException(*reply)
 
-    def _leave(self) -> None:
+    def _drop_connection(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -269,4 +279,4 @@ class Smtp(Handed):
         if self._server is not None:
             with suppress(smtplib.SMTPException, OSError):
                 self._server.quit()
-            self._leave()
+            self._drop_connection()
