@@ -278,9 +278,9 @@ def _try(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
         if (
             isinstance(error, LoginFailed)
             and server.provider is not None
-            and server.provider.switch
+            and server.provider.enable_pop
         ):
-            common.say(f"Is POP switched on? {server.provider.name}: {server.provider.switch}")
+            common.say(f"Is POP switched on? {server.provider.name}: {server.provider.enable_pop}")
         if isinstance(error, RestanteError) and job.options.oauth.provider:
             common.say(
                 f"You have signed in, so account {job.name} is kept.\n"
@@ -424,7 +424,7 @@ def _oauth_section(
         values |= _endpoints(options.issuer, options.scope)
     if not options.client_id:
         shared = prompts.registered(config, provider) if provider != "other" else None
-        if shared is None and mail is not None and mail.takes_passwords and not is_wanted:
+        if shared is None and mail is not None and mail.accepts_passwords and not is_wanted:
             return None  # a login with a password does not need a registered app
         values |= shared or {"client_id": prompts.client_id(provider, "--client-id")}
     if provider == "google" and not values["client_secret"]:

@@ -1,1 +1,5 @@
-"""Collecting mail: ``collector`` holds a session, ``plan`` decides, ``ledger`` remembers."""
+"""Collect mail from POP3 servers.
+
+``collector`` runs a session, ``plan`` decides what to do with each message, and ``ledger`` records
+what was done.
+"""

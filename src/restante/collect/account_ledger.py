@@ -1,4 +1,4 @@
-"""The ledger of one account: its collected, deleted and postponed messages, and its sessions.
+"""The ledger of one account: its collected and deleted messages, those set aside, its sessions.
 
 Durability: every call is one transaction that is on disk when the call returns.
 """
@@ -16,12 +16,13 @@ from .fingerprint import Content
 from .ledger_file import LedgerFile
 from .plan import Aside, Doubt, Proved, Record, Taken, Used
 
-_AT_ONCE = 500  # unique-ids in one query; SQLite before 3.32 allows 999 parameters
+_MAX_KEYS = 500  # keys in one query; SQLite before 3.32 allows 999 parameters
 OF_ACCOUNTS = ("messages", "sessions", "runs", "health", "told", "accounts", "removals", "aside")
-"""Names of the tables whose rows each belong to an account."""
+"""Names of the tables in which every row belongs to one account."""
 _UNLISTED = (
     "account = ? AND taken_at NOTNULL AND NOT is_gone"
-    " AND (NOT expected OR substr(key, 1, 1) = x'20')"  # unique-ids have no space (RFC 1939 §7)
+    # A key with a space is not a unique-id (RFC 1939 §7), so the server does not list it.
+    " AND (NOT expected OR substr(key, 1, 1) = x'20')"
 )
 _HOUR, _DAY, _WEEK = 3600.0, 86_400.0, 604_800.0  # seconds
 # Seconds to wait after the server has refused a login.  The time is doubled after each further
@@ -43,11 +44,11 @@ class Stored(NamedTuple):
     is_short: bool = False
     """The server sent much less than it announced."""
     is_gone: bool = False
-    """No server has this message; true of stubs."""
+    """No server has this message.  This is the case for stubs."""
     replaces: str = ""
-    """Identity of the different message that had this key before; empty if there was none."""
+    """Identity of a different message that had this key before; empty if there was none."""
     moved_from: str = ""
-    """The key that the message had before; empty if it is unchanged."""
+    """The key that the message had before; empty if the key has not changed."""
 
 
 class Removal(NamedTuple):
@@ -67,7 +68,7 @@ class Removal(NamedTuple):
 def earlier_key(key: str, digest: bytes) -> str:
     """Return the key of a message whose unique-id now belongs to a different message.
 
-    The key begins with a space, which no unique-id contains, so it is never listed.
+    The key begins with a space, which no unique-id contains, so no server lists it.
     """
     return f" was {digest.hex()} {key}"
 
@@ -75,7 +76,7 @@ def earlier_key(key: str, digest: bytes) -> str:
 class AccountLedger:
     """The record of one account's messages and sessions; see ``Ledger.of``.
 
-    All calls block, and any thread may call them.  They raise the ledger's errors.
+    All methods block and are thread-safe.  They raise the errors of ``Ledger``.
     """
 
     def __init__(self, file: LedgerFile, name: str) -> None:
@@ -100,14 +101,14 @@ class AccountLedger:
         return self._file.transaction()
 
     def known(self, keys: Iterable[str]) -> dict[str, Taken]:
-        """Return the facts about these messages, by key, without unknown keys."""
+        """Return the state of these messages by key; unknown keys are omitted."""
         columns = (
             "key, size, taken_at, doubt, seen_again,"
             " taken_at NOTNULL AND digest IS NULL, was_held, is_gone, expected"
         )
         taken = {}
-        for key, size, at, doubt, again, *facts in self._of_keys(columns, keys):
-            is_adopted, was_held, is_gone, is_expected = map(bool, facts)
+        for key, size, at, doubt, again, *flags in self._select(columns, keys):
+            is_adopted, was_held, is_gone, is_expected = map(bool, flags)
             taken[_text(key)] = Taken(
                 size,
                 at,
@@ -121,27 +122,27 @@ class AccountLedger:
         return taken
 
     def records(self, keys: Iterable[str]) -> dict[str, Record]:
-        """Return the stored messages with these keys, without adopted messages."""
+        """Return the records of stored messages by key; adopted messages have no record."""
         columns = "key, size, digest, body, likeness, identity, taken_at"
         return {
             _text(key): Record(size, Content(digest, *rest), _text(identity or b""))
-            for key, size, digest, *rest, identity, at in self._of_keys(columns, keys)
+            for key, size, digest, *rest, identity, at in self._select(columns, keys)
             if digest and at is not None
         }
 
-    def _of_keys(self, columns: str, keys: Iterable[str]) -> Iterator[tuple[Any, ...]]:
-        left = map(_octets, keys)
-        while some := list(islice(left, _AT_ONCE)):
-            marks = ",".join("?" * len(some))
+    def _select(self, columns: str, keys: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+        remaining = map(_octets, keys)
+        while block := list(islice(remaining, _MAX_KEYS)):
+            placeholders = ",".join("?" * len(block))
             with self.reading() as database:
                 rows = database.execute(
-                    f"SELECT {columns} FROM messages WHERE account = ? AND key IN ({marks})",
-                    (self.name, *some),
+                    f"SELECT {columns} FROM messages WHERE account = ? AND key IN ({placeholders})",
+                    (self.name, *block),
                 ).fetchall()
             yield from rows
 
     def identities(self) -> dict[str, str]:
-        """Return the names at the destination that are not the usual ones, by key."""
+        """Return, by key, the names at the destination that differ from the usual names."""
         with self.reading() as database:
             rows = database.execute(
                 "SELECT key, identity FROM messages WHERE account = ? AND identity IS NOT NULL",
@@ -157,11 +158,11 @@ class AccountLedger:
         """Return the number of collected messages that should still be on the server."""
         return self._count("expected")
 
-    def _count(self, which: str) -> int:
+    def _count(self, condition: str) -> int:
         with self.reading() as database:
             (count,) = database.execute(
                 "SELECT count(*) FROM messages"
-                f" WHERE account = ? AND taken_at IS NOT NULL AND NOT is_gone AND {which}",
+                f" WHERE account = ? AND taken_at IS NOT NULL AND NOT is_gone AND {condition}",
                 (self.name,),
             ).fetchone()
         return int(count)
@@ -191,11 +192,13 @@ class AccountLedger:
 
         With ``is_unlisted``, only messages missing from the last complete listing are returned.
         """
-        of = _UNLISTED if is_unlisted else "account = ? AND taken_at NOTNULL AND NOT is_gone"
+        candidates = (
+            _UNLISTED if is_unlisted else "account = ? AND taken_at NOTNULL AND NOT is_gone"
+        )
         with self.reading() as database:
             rows = database.execute(
-                f"SELECT key FROM messages WHERE {of} AND digest = ? UNION"
-                f" SELECT key FROM messages WHERE {of} AND body = ? AND likeness = ?",
+                f"SELECT key FROM messages WHERE {candidates} AND digest = ? UNION"
+                f" SELECT key FROM messages WHERE {candidates} AND body = ? AND likeness = ?",
                 (self.name, content.digest, self.name, content.body, content.header_digest),
             ).fetchall()
         return [_text(key) for (key,) in rows]
@@ -203,7 +206,7 @@ class AccountLedger:
     def moved(self, messages: Iterable[Stored]) -> None:
         """Record the new unique-ids of messages; ``moved_from`` contains their earlier keys.
 
-        Everything recorded under an earlier key moves to the new key.
+        The record under the earlier key moves to the new key.
         """
         with self.transaction() as database:
             for each in messages:
@@ -229,7 +232,7 @@ class AccountLedger:
         return {likeness for (likeness,) in rows}
 
     def intend(self, messages: Iterable[tuple[str, int]]) -> None:
-        """Record messages, as keys with announced sizes, that are about to be stored.
+        """Record messages that are about to be stored, as pairs of key and announced size.
 
         After a crash, these records show the next run which messages the destination may already
         have.
@@ -242,7 +245,7 @@ class AccountLedger:
             )
 
     def took(self, messages: Iterable[Stored], at: float) -> None:
-        """Record messages that are durable at their destination; ``at`` is by the ledger's clock.
+        """Record messages that are durable at their destination; ``at`` is the ledger's time.
 
         The record of a different message that had the same key is kept under ``earlier_key``.
         """
@@ -266,7 +269,7 @@ class AccountLedger:
             )
 
     def _keep_earlier(self, database: sqlite3.Connection, later: Stored) -> None:
-        """Keep the record of the message that had this key before, to recognise its octets."""
+        """Keep the record of the message that had this key before, to recognise it later."""
         row = database.execute(
             "SELECT size, digest, body, likeness, taken_at FROM messages"
             " WHERE account = ? AND key = ? AND digest <> x'' AND taken_at NOTNULL",
@@ -283,8 +286,8 @@ class AccountLedger:
     def compared(self, messages: Iterable[Stored], again_at: float | None) -> None:
         """Record that these messages were fetched, and are equal to those stored under their keys.
 
-        ``again_at`` is the time when they were listed again after a deletion, by the ledger's
-        clock; None if they were never gone.
+        ``again_at`` is the ledger's time when they were listed again after they had been deleted or
+        missing; None if they had always been listed.
         """
         rows = []
         for each in messages:
@@ -304,7 +307,7 @@ class AccountLedger:
             )
 
     def settled(self, keys: Iterable[str]) -> None:
-        """Remove the doubt about these messages: their headers equal those of the stored ones."""
+        """Remove the doubt about these messages, because their headers have been compared."""
         with self.transaction() as database:
             database.executemany(
                 "UPDATE messages SET doubt = '' WHERE account = ? AND key = ?",
@@ -312,7 +315,7 @@ class AccountLedger:
             )
 
     def listed(self, keys: Iterable[str]) -> None:
-        """Record a complete listing; collected messages that are missing are no longer expected."""
+        """Record a complete listing; messages that it does not contain are no longer expected."""
         with self.transaction() as database:
             database.execute(
                 "CREATE TEMPORARY TABLE IF NOT EXISTS listed (key BLOB PRIMARY KEY) WITHOUT ROWID"
@@ -328,10 +331,10 @@ class AccountLedger:
             )
 
     def adopt(self, messages: Iterable[tuple[str, int]], at: float) -> None:
-        """Record messages, as keys with sizes, that another program collected.
+        """Record messages that another program collected, as pairs of key and size.
 
-        They are never deleted on the server, because their octets were never seen.  The records of
-        messages that restante collected do not change.
+        They are never deleted on the server, because restante did not receive their octets.  The
+        records of messages that restante collected do not change.
         """
         rows = [(self.name, _octets(key), size, at) for key, size in messages]
         with self.transaction() as database:
@@ -343,7 +346,7 @@ class AccountLedger:
             )
 
     def held(self, keys: Iterable[str], *, is_held: bool) -> None:
-        """Record whether these messages, deleted by the user, are in ``held/`` now."""
+        """Record whether these messages are in ``held/``, where messages deleted here are held."""
         with self.transaction() as database:
             database.executemany(
                 "UPDATE messages SET was_held = ? WHERE account = ? AND key = ?",
@@ -364,9 +367,10 @@ class AccountLedger:
     # Deletions.
 
     def removing(self, proved: Iterable[Proved], at: float) -> None:
-        """Record messages that are about to be marked as deleted; ``at`` is by the ledger's clock.
+        """Record messages that are about to be marked as deleted; ``at`` is the ledger's time.
 
-        After a crash, their unique-ids are in doubt, because the server may have processed QUIT.
+        After a crash, the state of these messages is in doubt, because the server may have removed
+        them.
         """
         with self.transaction() as database:
             database.executemany(
@@ -399,7 +403,7 @@ class AccountLedger:
         """Record that the results of deletions without a response are unknown.
 
         Call this only while no session is open.  The unique-ids of these messages may now belong to
-        different messages, so the messages become doubtful.
+        different messages, so the messages must be checked when they are listed again.
         """
         with self.reading() as database:
             row = database.execute(
@@ -419,7 +423,7 @@ class AccountLedger:
             )
 
     def removed_since(self, moment: float) -> int:
-        """Return the number of messages that were, or may have been, deleted since ``moment``."""
+        """Return the number of messages that were or may have been deleted since ``moment``."""
         with self.reading() as database:
             (count,) = database.execute(
                 "SELECT count(*) FROM removals WHERE account = ? AND at >= ?"
@@ -449,10 +453,11 @@ class AccountLedger:
         return {_text(key): Aside(*rest) for key, *rest in rows}
 
     def set_aside(self, key: str, reason: str, now: float, *, is_first: bool) -> Aside:
-        """Record that a message could not be collected; ``is_first``: for the first time in a run.
+        """Record that a message could not be collected.
 
-        After the first run in which this happens, the next run tries the message after all others.
-        After the second, the message waits for a day, then twice as long each time, up to a week.
+        ``is_first`` is true for the message's first failure in a run.  After the first run with a
+        failure, the next run tries the message after all others.  After the second such run, the
+        message waits for a day.  After each further run, it waits twice as long, up to a week.
         """
         with self.transaction() as database:
             row = database.execute(
@@ -469,7 +474,7 @@ class AccountLedger:
         return aside
 
     def bring_back(self, keys: Iterable[str]) -> None:
-        """Remove messages that have now been collected from the messages set aside."""
+        """Record that these messages are no longer set aside, because they have been collected."""
         with self.transaction() as database:
             database.executemany(
                 "DELETE FROM aside WHERE account = ? AND key = ?",
@@ -484,12 +489,12 @@ class AccountLedger:
             database.execute(
                 "DELETE FROM runs WHERE account = ? AND used_at <= ?", (self.name, at - _DAY)
             )
-            done = database.execute(
+            inserted = database.execute(
                 "INSERT INTO runs (account, tried_at, used_at) VALUES (?, ?, ?)",
                 (self.name, at, at),
             )
-            assert done.lastrowid is not None
-            return done.lastrowid
+            assert inserted.lastrowid is not None
+            return inserted.lastrowid
 
     def used(self, run: int, more: Used, at: float) -> None:
         """Add messages and octets that the run received from the server."""
@@ -503,8 +508,8 @@ class AccountLedger:
     def used_in_a_day(self, now: float) -> Used:
         """Return the messages and octets received in the last day, including failed sessions.
 
-        A session counts until a day after its last octet.  Time stamps in the future are ignored,
-        because they mean that the clock was set back.
+        A session is included until a day after its last octet.  Time stamps in the future are
+        ignored, because they show that the clock was set back.
         """
         with self.reading() as database:
             row = database.execute(
@@ -538,7 +543,7 @@ class AccountLedger:
         """Check that enough time has passed since the last refused login.
 
         Raises:
-            LoginWithheld: the waiting time is not over.
+            LoginWithheld: more time must pass before the next login.
         """
         with self.reading() as database:
             row = database.execute(
@@ -570,8 +575,8 @@ class AccountLedger:
     def may_begin(self, now: float, logins: int | None = None) -> float:
         """Return the earliest time of the next login, in seconds since the epoch.
 
-        The result respects LOGIN-DELAY (RFC 2449 §6.5) and a maximum of ``logins`` in an hour,
-        including failed attempts.  Time stamps in the future are ignored, because they mean that
+        The server's LOGIN-DELAY applies (RFC 2449 §6.5), and a maximum of ``logins`` in an hour,
+        including failed attempts.  Time stamps in the future are ignored, because they show that
         the clock was set back.
         """
         with self.reading() as database:

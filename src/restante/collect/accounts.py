@@ -1,9 +1,9 @@
 """Accounts in the ledger, identified by the address of their mailbox instead of their name.
 
 An account that is renamed in the configuration is recognised by its address, which consists of the
-protocol, the server's host and the login.  Its messages keep their names at the destination,
-because these begin with the account's label: the name under which it was first collected.
-The accounts are stored in the ledger's file and are as durable as the ledger.
+protocol, the server's host and the login.  The names of its messages at the destination do not
+change, because they begin with the account's *label*, the name under which it was first collected.
+The accounts are stored in the ledger's file.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ class Mailbox(NamedTuple):
     address: str = ""
     """``pop3 host login``; if empty, the account is not recognised under another name."""
     label: str = ""
-    """Start of its messages' names at the destination; empty for ``name``, unless that is used."""
+    """Start of its messages' names at the destination; empty for the account's ``name``.  If
+    another account uses the label, a number is added."""
     configured: Collection[str] = ()
     """Names of all accounts in the configuration."""
 
 
 class Entry(NamedTuple):
-    """The ledger's entry for an account at the beginning of a session."""
+    """An account's entry in the ledger at the beginning of a session."""
 
     label: str
     limited_until: float
@@ -44,33 +45,33 @@ class Entry(NamedTuple):
     one_by_one_until: float
     """End of the time without pipelining, by the ledger's clock."""
     rule: str
-    """The deletion rule of the last session; empty if there was no session."""
+    """The deletion rule of the last session; empty if no session has recorded a rule."""
     renamed_from: str = ""
     """The account's name before this session; empty if it is unchanged."""
 
 
 class Accounts:
-    """The accounts in a ledger.  All calls block, and raise the ledger's errors."""
+    """The accounts in a ledger.  All methods block, and raise the errors of ``Ledger``."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def enter(self, mailbox: Mailbox, now: float) -> Entry:
-        """Begin a session and return the account's entry; ``now`` is by the ledger's clock.
+        """Begin a session and return the account's entry; ``now`` is the ledger's time.
 
-        An unknown account gets the records of the account with the same address, if that account is
-        no longer in the configuration.  An account with a changed address keeps its records, but
-        every message becomes doubtful: another server may use the same unique-ids for different
-        messages.
+        If the account is unknown, and an account with the same address is no longer in the
+        configuration, the account gets the records of that account.  If the address has changed,
+        the account keeps its records, but every message must be checked: another server may use the
+        same unique-ids for different messages.
 
         Raises:
             AccountBusy: another process is collecting the account under its earlier name.
         """
         name = mailbox.name
-        former = self._former(mailbox)
-        if former:
-            with self._ledger.of(former).alone():
-                self.rename(former, name)
+        old_name = self._find_old_name(mailbox)
+        if old_name:
+            with self._ledger.of(old_name).alone():
+                self.rename(old_name, name)
         with self._ledger.transaction() as database:
             row = database.execute(
                 "SELECT address FROM accounts WHERE account = ?", (name,)
@@ -97,9 +98,9 @@ class Accounts:
                 " WHERE account = ?",
                 (name,),
             ).fetchone()
-        return Entry(*row)._replace(renamed_from=former)
+        return Entry(*row)._replace(renamed_from=old_name)
 
-    def _former(self, mailbox: Mailbox) -> str:
+    def _find_old_name(self, mailbox: Mailbox) -> str:
         """Return the mailbox's earlier account name; empty if there is not exactly one."""
         with self._ledger.reading() as database:
             is_known = database.execute(
@@ -119,16 +120,16 @@ class Accounts:
             return row.fetchone() is not None
 
     def _free_label(self, mailbox: Mailbox) -> str:
-        """Return a label that no account uses, because messages may begin with a used label."""
+        """Return a label that no other account uses for the names of its messages."""
         wanted = mailbox.label or mailbox.name
         with self._ledger.reading() as database:
             rows = database.execute("SELECT label FROM accounts").fetchall()
         used = {label for (label,) in rows}
-        tries = (wanted if number == 1 else f"{wanted}~{number}" for number in count(1))
-        return next(each for each in tries if each not in used)
+        candidates = (wanted if number == 1 else f"{wanted}~{number}" for number in count(1))
+        return next(each for each in candidates if each not in used)
 
     def label(self, name: str) -> str:
-        """Return the start of the account's message names; empty if the account is unknown."""
+        """Return the account's label; empty if the account is unknown."""
         with self._ledger.reading() as database:
             row = database.execute(
                 "SELECT label FROM accounts WHERE account = ?", (name,)
@@ -136,7 +137,7 @@ class Accounts:
         return str(row[0]) if row else ""
 
     def rename(self, old: str, new: str) -> None:
-        """Move all records of ``old`` to ``new``; do nothing if that has already been done.
+        """Move all records of ``old`` to ``new``; do nothing if ``old`` has no records.
 
         Raises:
             ConfigurationError: both names have records of messages.
@@ -146,7 +147,7 @@ class Accounts:
                 return
             if self._has_messages(new):
                 raise ConfigurationError(f"the ledger already has an account {new!r}")
-            if not self._is_known(old):  # an old ledger, without accounts
+            if not self._is_known(old):  # an older version wrote the records
                 database.execute("INSERT INTO accounts (account, label) VALUES (?, ?)", (old, old))
             for table in OF_ACCOUNTS:
                 database.execute(f"DELETE FROM {table} WHERE account = ?", (new,))
@@ -170,7 +171,7 @@ class Accounts:
         self._set(name, "limited_until", 0.0)
 
     def answered(self, name: str, answer: str) -> None:
-        """Store the user's decision made when nearly every message looked new."""
+        """Store the decision that the user made when nearly every message looked new."""
         self._set(name, "answer", answer)
 
     def one_by_one(self, name: str, now: float | None) -> None:

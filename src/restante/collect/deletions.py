@@ -1,7 +1,8 @@
 """Delete messages on their server; each deletion requires a ``Proved``.
 
 The ledger records each deletion with its reason and evidence before DELE is sent.  The deletion is
-logged when QUIT has confirmed it.  All other code uses ``Reader``, which cannot delete.
+logged after the server has confirmed it in its response to QUIT.  All other code uses ``Reader``,
+which cannot delete.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..pop3.quirks import Quirks
 from .account_ledger import AccountLedger
 from .plan import Proved, short_name
 
-_AT_ONCE = 1000  # messages marked before their responses are checked; an estimate
+_BLOCK = 1000  # messages that are marked before their responses are checked; an estimate
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +48,9 @@ def removes_what_it_sent(reader: Reader) -> bool:
     """Return whether QUIT may remove messages that were sent for RETR but not marked as deleted.
 
     A server announces this with EXPIRE 0 (RFC 2449 §6.7).  For a server that does not announce it,
-    the operator can set the quirk ``add:EXPIRE:0`` or ``reset-before-quit``.  The latter sends
-    RSET, which also removes our own marks, so it is sent only if no message is marked.
+    the operator can set the quirk ``add:EXPIRE:0`` or ``reset-before-quit``.  With the second
+    quirk, RSET is sent before QUIT.  RSET also unmarks the messages that were marked with DELE, so
+    it is sent only if no message is marked.
     """
     return reader.quirks.reset_before_quit or (reader.capabilities.expire or "?").strip("0") == ""
 
@@ -63,14 +65,14 @@ class Deletions:
         self._ledger = ledger
 
     async def request(self, proved: Sequence[Proved], now: float) -> None:
-        """Mark these messages as deleted; ``now`` is by the ledger's clock."""
+        """Mark these messages as deleted; ``now`` is the ledger's time."""
         self._ledger.removing(proved, now)
-        for first in range(0, len(proved), _AT_ONCE):
-            some = proved[first : first + _AT_ONCE]
-            await self._client.delete(*[each.message for each in some])
+        for first in range(0, len(proved), _BLOCK):
+            block = proved[first : first + _BLOCK]
+            await self._client.delete(*[each.message for each in block])
             refused = {message.number for message in self._client.refused}
-            self.marked += [each for each in some if each.message.number not in refused]
-            keys = [each.key for each in some if each.message.number in refused]
+            self.marked += [each for each in block if each.message.number not in refused]
+            keys = [each.key for each in block if each.message.number in refused]
             if keys:
                 self._ledger.not_removed(keys, "refused")
 
@@ -79,7 +81,7 @@ class Deletions:
         self._client.abort()
 
     def confirmed(self) -> None:
-        """Record that the server removed the marked messages (+OK to QUIT, RFC 1939 §6)."""
+        """Record that the server answered +OK to QUIT, and removed the marked messages."""
         self._ledger.gone([each.key for each in self.marked])
         for each in self.marked:
             fields = {
@@ -91,5 +93,5 @@ class Deletions:
             _log.info("deleted upstream", extra={"fields": fields})
 
     def not_confirmed(self, answer: str) -> None:
-        """Record that the server removed only some of the messages (-ERR to QUIT)."""
+        """Record that the server answered -ERR to QUIT, and may not have removed all messages."""
         self._ledger.not_removed([each.key for each in self.marked], answer)

@@ -1,14 +1,15 @@
-"""The ledger's clock, which does not follow jumps of the machine's clock.
+"""The ledger's clock, which is not affected by jumps of the machine's clock.
 
 Messages are deleted on their server some days after they were collected, so a clock that jumps to
-another year must not make them look old.  The ledger adds up the time between its readings:
+another year must not make them look old.  The ledger adds up the time between its readings of the
+machine's clock:
 
-- A clock that goes back adds nothing.
+- If the machine's clock was set back, nothing is added.
 - The time between two readings is added immediately, up to ``_PLAUSIBLE``.
-- A longer time means that the machine was switched off or that its clock is wrong.  The rest is
-  added when the clock has run for ``_TRIAL`` without going back, so a wrong date that is corrected
-  within a day deletes nothing.  The rest is added only to the age of messages that were taken
-  before the jump.  Otherwise messages taken on the day after it would look as old as the jump.
+- If more time seems to have passed, the machine was switched off or its clock is wrong.  The rest
+  is added after the clock has run for ``_TRIAL`` without being set back, so a wrong date that is
+  corrected within a day deletes nothing.  The rest is added only to the age of messages that were
+  taken before the jump.  Otherwise messages taken after the jump would look too old.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 _PLAUSIBLE = 86_400.0  # seconds; collectors run daily or more often
-_TRIAL = 86_400.0  # seconds, as for a purge
+_TRIAL = 86_400.0  # seconds; the same time as ``clock.SETTLES``
 
 
 class Reading(NamedTuple):
@@ -26,15 +27,15 @@ class Reading(NamedTuple):
     wall: float
     """The machine's clock when it was last read, since the epoch."""
     time: float
-    """The ledger's time, which never goes back."""
+    """The ledger's time, which never decreases."""
     pending: float = 0.0
     """The part of a jump of the machine's clock that has not been added yet."""
     pending_since: float = 0.0
-    """``time`` at that jump."""
+    """The value of ``time`` at that jump."""
     caught_up: float = 0.0
-    """The part of an earlier jump that is added at this reading.  Time stamps since the jump must
-    be moved by it.  Never more than one jump is pending: the next jump adds a day, which ends the
-    trial of the earlier one."""
+    """The part of an earlier jump that this reading has added.  The same time must be added to all
+    time stamps since that jump.  There is never more than one pending jump: the next jump adds a
+    day, and after a day the earlier jump is accepted."""
 
 
 def advance(last: Reading | None, wall: float) -> Reading:
@@ -54,10 +55,10 @@ def advance(last: Reading | None, wall: float) -> Reading:
 
 
 class Elapsed:
-    """The ledger's clock during one session, in seconds; it is read once at the beginning."""
+    """Returns the ledger's time during one session, in seconds."""
 
     def __init__(self, time: float, wall: Callable[[], float]) -> None:
-        """``time`` is the reading of the ledger's clock, ``wall`` returns the machine's clock."""
+        """``time`` is the ledger's time at the beginning; ``wall`` returns the machine's clock."""
         self._time, self._clock, self._began = time, wall, wall()
 
     def __call__(self) -> float:

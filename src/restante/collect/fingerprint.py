@@ -1,10 +1,10 @@
 """Fingerprints of messages, to decide whether two sequences of octets are the same message.
 
 ``Content`` is computed while a message is received.  Its ``header_digest`` covers a few header
-fields that the sender wrote and that servers do not change.  Other fields may be added, changed or
-removed.  GNU mailutils' pop3d adds ``Status:`` and ``X-UIDL:`` at QUIT, Exchange returns different
-trace fields for TOP and for RETR, and the program that wrote a Maildir may have changed line ends
-and folding, and added fields at the top.
+fields that the sender wrote and that servers do not change.  Other fields may differ between two
+copies of a message: GNU mailutils' pop3d adds ``Status:`` and ``X-UIDL:`` at QUIT, Exchange returns
+different trace fields for TOP and for RETR, and the program that wrote a Maildir may have changed
+line ends and folding, and added fields at the top.
 
 Security: the header is not trusted.  It is searched once, up to a limit, and never decoded.
 """
@@ -20,18 +20,18 @@ from pathlib import Path
 
 from ..scanning import ChangingMaildir, open_maildir, scan_exactly
 
-LONGEST_HEADER = 2**18  # octets; all further octets are treated as the body
+LONGEST_HEADER = 2**18  # octets of a message after which all octets are treated as the body
 _FIELDS = (b"message-id", b"date", b"from", b"to", b"cc", b"subject")
 _FIELD = re.compile(
     rb"^(" + b"|".join(_FIELDS) + rb")[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)",
     re.IGNORECASE | re.MULTILINE,
 )
-_END = re.compile(rb"(?:\A|\n)\r?\n")  # of the header
-# Number of octets by which a correct server's announced size may exceed the real size.  Servers
-# round sizes up to the next KiB, or count header lines that they do not send (mbox "From ", X-UIDL
-# and Status, a few hundred octets).  One more octet per line is allowed, because some servers count
-# line ends twice.
-_TOLERANCE = 1024  # octets
+_HEADER_END = re.compile(rb"(?:\A|\n)\r?\n")
+# Number of octets by which the announced size may exceed the size of a complete message.  Some
+# servers round sizes up to the next KiB, or count header lines that they do not send (mbox "From ",
+# X-UIDL and Status, a few hundred octets).  ``is_short`` allows one more octet per line, because
+# some servers announce too many octets for line ends.
+_TOLERANCE = 1024
 _SUBSTITUTE = re.compile(
     rb"^subject:[^\n]*retrieval using the [a-z0-9]+ protocol failed", re.IGNORECASE | re.MULTILINE
 )
@@ -46,10 +46,10 @@ class Content:
     body: bytes | None = None
     """SHA-256 of the text after the header; None if unknown."""
     header_digest: bytes | None = None
-    """Result of ``header_digest``; None if unknown, or if Message-ID and Date are missing."""
+    """Result of ``header_digest``; None if unknown, or if both Message-ID and Date are missing."""
 
     def is_same(self, other: Content) -> bool:
-        """Return whether both are the same message, even if a server rewrote other fields."""
+        """Return whether both are the same message, even if their trace fields differ."""
         if self.digest == other.digest:
             return True
         if self.header_digest is None or self.body is None:
@@ -60,8 +60,8 @@ class Content:
 def header_digest(header: bytes) -> bytes | None:
     """Return the SHA-256 of the fields that the sender wrote, with white space normalised.
 
-    The result is None if the header has neither a Message-ID nor a Date (RFC 5322 §3.6 requires
-    it), because such a digest could match many messages.
+    The result is None if the header has neither Message-ID nor Date, because its digest could match
+    many messages.
     """
     fields = defaultdict(list)
     for name, value in _FIELD.findall(header):
@@ -72,8 +72,8 @@ def header_digest(header: bytes) -> bytes | None:
 
 
 def header_of(octets: bytes) -> bytes:
-    """Return the header, at most ``LONGEST_HEADER`` octets of it."""
-    end = _END.search(octets, 0, LONGEST_HEADER)
+    """Return the header of a message, truncated to ``LONGEST_HEADER`` octets."""
+    end = _HEADER_END.search(octets, 0, LONGEST_HEADER)
     return octets[: end.start() if end else LONGEST_HEADER]
 
 
@@ -89,6 +89,7 @@ class ContentReader:
         self._is_in_body = False
 
     def feed(self, piece: bytes) -> None:
+        """Process the next piece of the message, as CRLF text."""
         self.octets += len(piece)
         self._lines += piece.count(b"\n")
         self._whole.update(piece)
@@ -97,37 +98,38 @@ class ContentReader:
             return
         begin = max(len(self._header) - 2, 0)  # a blank line may be split between two pieces
         self._header += piece
-        end = _END.search(self._header, begin)
+        end = _HEADER_END.search(self._header, begin)
         if end is not None or len(self._header) > LONGEST_HEADER:
-            at = min(end.end() if end is not None else LONGEST_HEADER, LONGEST_HEADER)
+            size = min(end.end() if end is not None else LONGEST_HEADER, LONGEST_HEADER)
             self._is_in_body = True
-            self._body.update(self._header[at:])
-            del self._header[at:]
+            self._body.update(self._header[size:])
+            del self._header[size:]
 
     def content(self) -> Content:
         """Return the fingerprints of all octets received so far."""
-        of_header = header_digest(header_of(bytes(self._header)))
-        return Content(self._whole.digest(), self._body.digest(), of_header)
+        digest = header_digest(header_of(bytes(self._header)))
+        return Content(self._whole.digest(), self._body.digest(), digest)
 
     def is_short(self, announced: int) -> bool:
-        """Return whether much less was received than ``announced``, in octets.
+        """Return whether the message is much smaller than the ``announced`` number of octets.
 
-        Servers that fail to read a message may end it as if it were complete, as Dovecot does.
+        A server that fails to read a message, such as Dovecot, may end the response as if the
+        message were complete.
         """
         return announced - self.octets > self._lines + _TOLERANCE
 
     def is_substitute(self, announced: int) -> bool:
-        """Return whether this is Exchange's notice about a message that it cannot convert."""
+        """Return whether Exchange sent a notice instead of a message that it cannot convert."""
         if self.octets >= announced or b"microsoft exchange" not in self._header.lower():
             return False
         return _SUBSTITUTE.search(self._header) is not None
 
 
 def in_maildir(path: Path) -> Counter[bytes]:
-    """Count the messages in a Maildir and its folders by the digest of their headers.
+    """Count the messages in a Maildir and its folders by their header digests.
 
     Raises:
-        TemporaryFailure: another program keeps renaming its files.
+        TemporaryFailure: another program keeps renaming files.
         OSError: the path cannot be read or is not a Maildir.
     """
     counts: Counter[bytes] = Counter()

@@ -1,6 +1,6 @@
-"""The results of each account's sessions: streaks of failures, totals, and the alerts sent.
+"""The results of each account's sessions: consecutive failures, totals, and the alerts sent.
 
-They are stored in the ledger's file and are as durable as the ledger.
+The results are stored in the ledger's file.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ class AccountHealth(NamedTuple):
     failing_since: float | None = None
     """Time of the first of these failures, in seconds since the epoch."""
     good: int = 0
-    """Number of all successful sessions."""
+    """Total number of successful sessions."""
     bad: int = 0
-    """Number of all failed sessions."""
+    """Total number of failed sessions."""
     messages: int = 0
-    """Number of messages stored in all sessions."""
+    """Total number of messages that all sessions stored."""
     octets: int = 0
     """Total size of these messages, in octets."""
 
 
 class Health:
-    """The results of one account's sessions.  All calls block and raise the ledger's errors."""
+    """The results of one account's sessions.
+
+    All methods block, and raise the errors of ``Ledger``.
+    """
 
     def __init__(self, ledger: AccountLedger) -> None:
         self._ledger, self._account = ledger, ledger.name
@@ -44,7 +47,10 @@ class Health:
             )
 
     def stopped(self, messages: int, octets: int) -> None:
-        """Record the messages of a session that the user stopped, without counting the session."""
+        """Record the messages that a session stored before the user stopped it.
+
+        The session itself counts neither as successful nor as failed.
+        """
         with self._ledger.transaction() as database:
             database.execute(
                 "INSERT INTO health (account, messages, octets) VALUES (?, ?, ?)"
@@ -54,7 +60,7 @@ class Health:
             )
 
     def succeeded(self, messages: int, octets: int) -> None:
-        """Record a successful session; it ends a streak of failures."""
+        """Record a successful session, and reset the number of consecutive failures."""
         with self._ledger.transaction() as database:
             database.execute(
                 "INSERT INTO health (account, good, messages, octets) VALUES (?, 1, ?, ?)"
@@ -64,7 +70,7 @@ class Health:
             )
 
     def state(self) -> AccountHealth:
-        """Return the account's results, all zero before its first session."""
+        """Return the account's results; all numbers are 0 before its first session."""
         with self._ledger.reading() as database:
             row = database.execute(
                 "SELECT failures, failing_since, good, bad, messages, octets FROM health"
@@ -74,10 +80,10 @@ class Health:
         return AccountHealth(*row) if row else AccountHealth()
 
     def reported(self, topic: str) -> float | None:
-        """Return the moment that the last alert on ``topic`` was about; None if none is open.
+        """Return the moment that was passed to ``set_reported``; None if no alert is open.
 
-        For ``failure``, it is the start of the streak.  For ``consent``, it is the time when the
-        consent expires.  Both are in seconds since the epoch.
+        For the topic ``failure``, this is the time of the first consecutive failure.  For
+        ``consent``, it is the time when the consent expires.  Both are in seconds since the epoch.
         """
         with self._ledger.reading() as database:
             row = database.execute(
@@ -86,7 +92,7 @@ class Health:
         return row[0] if row else None
 
     def set_reported(self, topic: str, moment: float | None) -> None:
-        """Record that an alert on ``topic`` was sent; None closes the topic."""
+        """Record that an alert about ``topic`` was sent; if ``moment`` is None, close the alert."""
         with self._ledger.transaction() as database:
             database.execute(
                 "DELETE FROM told WHERE account = ? AND what = ?", (self._account, topic)

@@ -1,4 +1,7 @@
-"""The ledger's records of the messages in one session, and the records that the session adds."""
+"""A cache of the ledger's records of the messages in one session.
+
+The session also adds the records of the messages that it stores.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,37 @@ from .plan import Doubt, Record, Taken
 
 
 class Known:
-    """The known messages of one account.  All calls may block."""
+    """The recorded messages of one account.  All methods may block."""
 
     def __init__(self, ledger: AccountLedger, label: str) -> None:
         """``label`` is the start of each message's name at the destination.
 
-        It must never change; otherwise all mail would be stored again.
+        The label must never change; otherwise all mail would be stored again.
         """
         self.taken: dict[str, Taken] = {}
-        """The listed messages that were taken, by key."""
+        """The state of the loaded messages, by key."""
         self._ledger, self._label = ledger, label
-        self._records: dict[str, Record | None] = {}  # loaded so far
-        self._identities: dict[str, str] = {}  # names that are not the usual ones
+        self._records: dict[str, Record | None] = {}  # loaded records by key; None: no record
+        self._identities: dict[str, str] = {}  # names that differ from the usual name, by key
 
     def load(self, keys: Iterable[str]) -> None:
-        """Load the ledger's records of the listed messages."""
+        """Load the state of the listed messages."""
         self.taken = self._ledger.known(keys)
         self._identities = self._ledger.identities()
 
     def load_more(self, keys: Iterable[str]) -> None:
-        """Load the records of messages that are not listed under a unique-id."""
+        """Load the state of messages that are not listed under these keys."""
         self.taken |= self._ledger.known(keys)
 
     def load_records(self, keys: Iterable[str]) -> None:
-        """Load the records of many messages at once."""
+        """Load the records of many messages with few queries."""
         wanted = [key for key in keys if key not in self._records]
         records = self._ledger.records(wanted)
         for key in wanted:
             self._records[key] = self._with_identity(key, records.get(key))
 
     def record(self, key: str) -> Record | None:
-        """Return the record under this key; None if no message was stored or compared."""
+        """Return the record with this key; None if no message with the key was stored."""
         self.load_records([key])
         return self._records[key]
 
@@ -53,9 +56,9 @@ class Known:
     def identity(self, key: str, size: int, content: Content | None = None) -> str:
         """Return the name of a message at its destination.
 
-        With ``content``, the result is the name of a different message under the same key.  If
-        storing a message began before a crash, the message keeps its name, even if the server now
-        announces a different ``size``.
+        With ``content``, the result is the name of a different message under the same key.  If an
+        interrupted session began to store a message, the message keeps its name, even if the server
+        now announces a different ``size``.
         """
         if content is not None:
             return f"{self.usual(key, size)} {content.digest.hex()}"
@@ -65,7 +68,7 @@ class Known:
         return self._identities.get(key) or self.usual(key, size)
 
     def usual(self, key: str, size: int) -> str:
-        """Return the name of a message that the ledger does not know."""
+        """Return the name that a message has unless the ledger contains a different name."""
         return f"{self._label} {key} {size}"
 
     def row(self, key: str, size: int, content: Content, identity: str = "") -> Stored:
@@ -82,7 +85,7 @@ class Known:
         return self.identity(key, self.taken[key].size) if record is None else record.identity
 
     def add(self, row: Stored, at: float) -> None:
-        """Add a message that has been recorded in the ledger."""
+        """Add a message after it has been recorded in the ledger."""
         doubt = Doubt.SHORT if row.is_short else Doubt.NONE
         self.taken[row.key] = Taken(row.size, at, doubt=doubt)
         if row.content is not None:

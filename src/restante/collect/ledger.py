@@ -1,8 +1,8 @@
-"""The ledger of collected messages of all accounts (SQLite; docs/decisions/0100-ledger.md).
+"""The ledger of the collected messages of all accounts (SQLite; docs/decisions/0100-ledger.md).
 
 Durability: every call is one transaction that is on disk when the call returns.  Records of
-collected messages are never removed: an incomplete listing today must not make known mail look new
-tomorrow.
+collected messages are not removed when a listing does not contain the messages.  Otherwise an
+incomplete listing would make known mail look new in the next session.
 Security: the ledger stores unique-ids, sizes and digests, but no passwords and no message text.
 """
 
@@ -18,7 +18,7 @@ _DAY, _WEEK = 86_400.0, 604_800.0  # seconds
 
 
 class Ledger(LedgerFile):
-    """The record of collected messages, for all accounts of one user or machine.
+    """The records of the collected messages of all accounts of one user or machine.
 
     All methods block and are thread-safe.  They raise TemporaryFailure if the file cannot be read
     or written now, and ConfigurationError if it is damaged or not a ledger.
@@ -29,7 +29,7 @@ class Ledger(LedgerFile):
         return AccountLedger(self, account)
 
     def now(self, wall: float) -> float:
-        """Return the time by the ledger's clock (see ``elapsed``).
+        """Return the ledger's time (see ``elapsed``).
 
         ``wall`` is the machine's clock, in seconds since the epoch.
         """
@@ -40,19 +40,19 @@ class Ledger(LedgerFile):
             last = Reading(*row) if row else None
             reading = advance(last, wall)
             if last is not None and reading.caught_up:
-                _move_stamps(database, last.pending_since, reading.caught_up)
+                _shift_times(database, last.pending_since, reading.caught_up)
             database.execute(
                 "INSERT OR REPLACE INTO clock VALUES (1, ?, ?, ?, ?)", tuple(reading)[:4]
             )
         return reading.time
 
 
-def _move_stamps(database: sqlite3.Connection, since: float, seconds: float) -> None:
-    """Add ``seconds`` to all time stamps that are not before ``since``.
+def _shift_times(database: sqlite3.Connection, since: float, seconds: float) -> None:
+    """Add ``seconds`` to the time stamps of all events at or after ``since``.
 
-    The clock has moved forward by this amount, so these events must not look older than they are.
+    The ledger's time has increased by this amount, and these events must not look older.
     """
-    for table, column, ahead in (
+    for table, column, offset in (
         ("messages", "taken_at", 0.0),
         ("messages", "seen_again", 0.0),
         ("removals", "at", 0.0),
@@ -61,5 +61,5 @@ def _move_stamps(database: sqlite3.Connection, since: float, seconds: float) -> 
     ):
         database.execute(
             f"UPDATE {table} SET {column} = {column} + ? WHERE {column} - ? >= ?",
-            (seconds, ahead, since),
+            (seconds, offset, since),
         )

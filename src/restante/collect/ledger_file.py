@@ -1,4 +1,4 @@
-"""The ledger's file: opening it, its transactions, and the locks of its accounts.
+"""Open the ledger's file, run transactions on it, and lock its accounts.
 
 Durability: a transaction is on disk when it ends.
 """
@@ -17,8 +17,8 @@ from ..errors import ConfigurationError, TemporaryFailure
 from ..posix import fcntl
 from .schema import prepare
 
-# Seconds to wait while the collector of another account writes.  A transaction takes milliseconds,
-# and a sync of a slow disk takes a second or two.
+# Seconds to wait while another process writes to the ledger.  A transaction takes milliseconds, and
+# a sync of a slow disk takes a second or two.
 _LOCK_TIMEOUT = 10.0
 
 
@@ -26,7 +26,7 @@ class AccountBusy(TemporaryFailure):
     """Another process is collecting this account."""
 
     def __init__(self, account: str) -> None:
-        super().__init__(f"another collector is working on the account {account}")
+        super().__init__(f"another process is collecting the account {account}")
 
 
 class LedgerFile:
@@ -35,14 +35,14 @@ class LedgerFile:
     def __init__(self, path: Path | None) -> None:
         """Open the ledger, and create it if it is missing.
 
-        ``None`` creates a ledger in memory, which has no locks and is lost when it is closed.
+        If ``path`` is None, the ledger is in memory: it has no locks and is lost when it is closed.
         """
         self._path = path
         # The threads share one connection, so only one transaction may run at a time.
         self._thread_lock = threading.RLock()
         with _errors():
             is_new = path is not None and _create(path)
-            # ``prepare`` sets synchronous=FULL, so the log is synced at each commit.
+            # ``prepare`` sets synchronous=FULL, so the write-ahead log is synced at each commit.
             self._database = sqlite3.connect(
                 path or ":memory:",
                 timeout=_LOCK_TIMEOUT,
@@ -104,7 +104,7 @@ def _create(path: Path) -> bool:
 
 
 class _Lock:
-    """A lock file next to the ledger; the kernel releases the lock when the process dies."""
+    """A lock file next to the ledger; the kernel releases the lock when the process ends."""
 
     def __init__(self, ledger: Path, account: str) -> None:
         name = f"{ledger.name}.{account.encode().hex()[:200]}.lock"

@@ -8,46 +8,51 @@ from dataclasses import dataclass, field, fields
 from ..pop3.listing import Message
 
 Progress = Callable[[Sequence[Message], int], None]
-"""Called with the messages to fetch and the number of octets received so far."""
+"""Called with the messages to fetch at the beginning, and then with the number of octets of each
+received piece."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """The results of one session; each number counts messages unless stated otherwise."""
+    """The results of one session."""
 
     stored: int = 0
+    """Number of new messages that were stored."""
     octets: int = 0
-    """Octets of the stored messages."""
+    """Number of octets received for them."""
     known: int = 0
-    """Fetched, but already stored: without a unique-id, after a crash, or fetched for
-    comparison."""
+    """Number of messages that were fetched but had already been stored: they have no unique-id, or
+    were fetched after a crash or for comparison."""
     present: int = 0
-    """Not fetched, because the destination already had them, although the ledger did not."""
+    """Number of messages that were not fetched, because the destination already had them."""
     in_doubt: int = 0
-    """Stored after a crash, but possibly for the second time."""
+    """Number of messages that were stored after a crash, and may be stored twice."""
     stubs: int = 0
-    """Headers stored instead of messages that are too large."""
+    """Number of headers that were stored instead of messages that are too large."""
     deleted: int = 0
+    """Number of messages that were deleted on the server."""
     withheld: int = 0
-    """Due, but not deleted because of the limit for a new account or a changed rule."""
+    """Number of messages that were due but not deleted, because of the limit for a new account or a
+    changed rule."""
     later: int = 0
-    """Left for a later session."""
+    """Number of messages that were left for a later session."""
     later_for: str = ""
-    """The reason: "the limit", "the day's budget" or "refusals"."""
+    """Why they were left: "the limit", "the day's budget", "the full destination" or
+    "refusals"."""
     skipped: list[str] = field(default_factory=list)
     """Messages that the policy leaves on the server, with reasons."""
     refused: list[str] = field(default_factory=list)
-    """Messages that the server did not send or did not delete, with reasons."""
+    """Messages that could not be fetched, stored or deleted, with reasons."""
     short: list[str] = field(default_factory=list)
-    """Messages stored but not deleted, because much less was received than announced."""
+    """Messages that were stored but not deleted, because they were much shorter than announced."""
     notes: list[str] = field(default_factory=list)
     """Other notes for the user."""
     unverified: int = 0
-    """Not deleted, because the copy here differs from what was received."""
+    """Number of messages that were not deleted, because the copy here is missing or changed."""
     may_list_more: bool = False
     """Whether the next session may list other messages, because the server lists mail in parts."""
     may_go_on: bool = False
-    """Whether the connection was lost and the next session can avoid the cause."""
+    """Whether the session failed, and another session of the same run may succeed."""
 
     def __iadd__(self, later: Outcome) -> Outcome:
         """Add the results of a later session."""

@@ -1,5 +1,6 @@
-"""Schedule the next session: soon after new mail, later without new mail or after failures.
+"""Schedule the sessions of an account.
 
+The next session follows soon after new mail, and later if there was no new mail or a failure.
 Jitter prevents many collectors from connecting at the same moment.
 """
 
@@ -15,8 +16,8 @@ from ..errors import LoginWithheld
 from .collector import LoginTooSoon, Outcome
 from .ledger_file import AccountBusy
 
-_SLOWER = 1.5  # factor from one pause to the next while no mail arrives
-_LONGEST = 3600.0  # seconds between attempts after failures, unless the usual pause is longer
+_FACTOR = 1.5  # by which each pause is longer than the one before, while no mail arrives
+_MAX_FAILURE_PAUSE = 3600.0  # seconds; a longer ``Pace.longest`` applies after failures as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,14 @@ class Pace:
     longest: float
 
     def pause(self, quiet: int, failures: int) -> float:
-        """Return the pause after consecutive sessions without mail (``quiet``) or ``failures``."""
+        """Return the pause after a number of consecutive failures, or of sessions without mail.
+
+        ``quiet`` is the number of successful sessions since new mail arrived.
+        """
         longest = max(self.shortest, self.longest)
         if failures:
-            return min(self.shortest * 2.0 ** min(failures, 30), max(_LONGEST, longest))
-        return min(self.shortest * _SLOWER ** min(quiet, 30), longest)
+            return min(self.shortest * 2.0 ** min(failures, 30), max(_MAX_FAILURE_PAUSE, longest))
+        return min(self.shortest * _FACTOR ** min(quiet, 30), longest)
 
 
 async def follow(
@@ -45,9 +49,10 @@ async def follow(
 ) -> None:
     """Run one session after another until cancelled.
 
-    ``may_begin`` is called with the current time, and returns the earliest time of the next login
-    that the server and the budget allow.  If another process is collecting the account, or the
-    login came too soon, the session has not failed.
+    ``session`` returns its outcome or its exception.  ``may_begin`` is called with the current
+    time, and returns the earliest time at which the server and the budget allow a login.  If
+    another process is collecting the account, or it is too early for a login, the session does not
+    count as failed.
     """
     quiet = failures = 0
     while True:

@@ -1,7 +1,6 @@
-"""POP3 servers of well-known mail providers, and the steps required before the first login.
+"""POP3 servers of well-known mail providers, and the steps that are required before a login.
 
-No standard describes these: some providers do not accept passwords, others require the user to
-enable POP first.
+Some providers do not accept passwords, and others require the user to enable POP first.
 Limits: the data was taken from the providers' documentation and not tested with real accounts.
 """
 
@@ -13,20 +12,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mail:
-    """One provider of mail."""
+    """One mail provider."""
 
     name: str
     host: str
-    """Host of its POP3S server, port 995; empty if the provider has no POP3."""
+    """Host of the POP3S server, on port 995; empty if the provider does not offer POP3."""
     oauth: str = ""
-    """The OAuth 2 provider, ``google`` or ``microsoft``; empty if it accepts no OAuth 2."""
+    """The OAuth 2 provider, ``google`` or ``microsoft``; empty if the provider does not support
+    OAuth 2."""
     tenant: str = ""
-    """The tenant at Microsoft, ``consumers`` for personal addresses."""
-    takes_passwords: bool = True
+    """The tenant at Microsoft; ``consumers`` for personal addresses."""
+    accepts_passwords: bool = True
+    """Whether the user can log in with a password."""
     password: str = ""
-    """The password to use, if it is not that of the web site."""
-    switch: str = ""
-    """Where to enable POP first, if that is required."""
+    """The password to use, if it differs from the password of the web site."""
+    enable_pop: str = ""
+    """Where to enable POP before the first login, if this is required."""
 
 
 _GOOGLE = Mail(
@@ -34,25 +35,25 @@ _GOOGLE = Mail(
     host="pop.gmail.com",
     oauth="google",
     password="an app password (myaccount.google.com/apppasswords); it requires 2-step verification",
-    switch="Gmail, Settings, Forwarding and POP/IMAP: enable POP",
+    enable_pop="Gmail, Settings, Forwarding and POP/IMAP: enable POP",
 )
 _MICROSOFT = Mail(
     name="Microsoft 365",
     host="outlook.office365.com",
     oauth="microsoft",
-    takes_passwords=False,
-    switch="the administrator's page of the user, Mail, Manage email apps: allow POP",
+    accepts_passwords=False,
+    enable_pop="the administrator's page of the user, Mail, Manage email apps: allow POP",
 )
 _OUTLOOK = Mail(
     name="Outlook.com",
     host="outlook.office365.com",
     oauth="microsoft",
     tenant="consumers",
-    takes_passwords=False,
-    switch="Outlook.com, Settings, Mail, Forwarding and IMAP: let devices and apps use POP",
+    accepts_passwords=False,
+    enable_pop="Outlook.com, Settings, Mail, Forwarding and IMAP: let devices and apps use POP",
 )
 _YAHOO = "an app password (Account security, Generate app password)"
-_GMX = "Settings, POP3 & IMAP: allow access by POP3 and IMAP"
+_GMX = "Settings, POP3 & IMAP: allow access over POP3 and IMAP"
 _DOMAINS: dict[str, Mail] = {
     **dict.fromkeys(("gmail.com", "googlemail.com"), _GOOGLE),
     **dict.fromkeys(("outlook.com", "hotmail.com", "live.com", "msn.com"), _OUTLOOK),
@@ -63,10 +64,10 @@ _DOMAINS: dict[str, Mail] = {
     "aol.com": Mail(name="AOL", host="pop.aol.com", password=_YAHOO),
     **dict.fromkeys(
         ("gmx.de", "gmx.net", "gmx.at", "gmx.ch"),
-        Mail(name="GMX", host="pop.gmx.net", switch=_GMX),
+        Mail(name="GMX", host="pop.gmx.net", enable_pop=_GMX),
     ),
-    "gmx.com": Mail(name="GMX", host="pop.gmx.com", switch=_GMX),
-    "web.de": Mail(name="WEB.DE", host="pop3.web.de", switch=_GMX),
+    "gmx.com": Mail(name="GMX", host="pop.gmx.com", enable_pop=_GMX),
+    "web.de": Mail(name="WEB.DE", host="pop3.web.de", enable_pop=_GMX),
     "fastmail.com": Mail(
         name="Fastmail",
         host="pop.fastmail.com",
@@ -76,11 +77,11 @@ _DOMAINS: dict[str, Mail] = {
         name="163.com",
         host="pop.163.com",
         password="an authorization code",
-        switch="Settings, POP3/SMTP/IMAP: enable POP3",
+        enable_pop="Settings, POP3/SMTP/IMAP: enable POP3",
     ),
     **dict.fromkeys(("icloud.com", "me.com", "mac.com"), Mail(name="iCloud", host="")),
 }
-# Domain of a mail exchanger → provider.
+# Providers by the domain of their mail exchangers.
 _EXCHANGERS = {
     "google.com": _GOOGLE,
     "googlemail.com": _GOOGLE,
@@ -92,20 +93,20 @@ _EXCHANGERS = {
 
 
 def by_domain(domain: str) -> Mail | None:
-    """Return the provider of a domain; no network is used."""
+    """Return the provider of a domain, without using the network; None if unknown."""
     return _DOMAINS.get(domain.lower())
 
 
 def by_exchanger(hosts: Iterable[str]) -> Mail | None:
-    """Return the provider of the first known mail exchanger (from MX records)."""
+    """Return the provider of the first known mail exchanger (host of an MX record), or None."""
     for host in hosts:
-        for end, mail in _EXCHANGERS.items():
-            if f".{host.lower()}".endswith(f".{end}"):
+        for domain, mail in _EXCHANGERS.items():
+            if f".{host.lower()}".endswith(f".{domain}"):
                 return mail
     return None
 
 
 def by_host(host: str) -> Mail | None:
-    """Return the provider whose POP3 server has this name."""
+    """Return the provider whose POP3 server has this host name, or None."""
     providers = (*_DOMAINS.values(), _MICROSOFT)
     return next((mail for mail in providers if host and mail.host == host.lower()), None)

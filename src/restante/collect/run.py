@@ -1,8 +1,9 @@
 """A run: sessions that share a record of failed messages, so that no message blocks the others.
 
-If the connection is lost during the download of a message, nothing is deleted, because only QUIT
-deletes messages (RFC 1939 §6).  So the run must reach QUIT without that message.  A run is an
-object instead of a period of time, so a short outage delays the message only until the next run.
+If the connection is lost during the download of a message, nothing is deleted, because the server
+deletes messages only at QUIT (RFC 1939 §6).  Another session of the run must therefore reach QUIT
+without this message.  If the cause was a short outage, the message is delayed only until the next
+run.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Iterable
 
 from ..errors import QuotaExceeded
 
-_TRIES = 2  # attempts for one message in one run, because the first failure may be a coincidence
+_TRIES = 2  # for each message in one run, because the first failure may be a coincidence
 
 
 class Run:
-    """One or more sessions with an account, without a pause between them."""
+    """The state that is shared by consecutive sessions of an account, without pauses between."""
 
     def __init__(self) -> None:
         self.is_last = False
@@ -26,16 +27,16 @@ class Run:
         self.unstored: set[str] = set()
         """Messages, by ``aside_key``, that were received in this run but not stored.
 
-        At QUIT the server removes all messages that it sent, so no other session of this run
-        requests these.
+        If QUIT removes all messages that were sent, the next session of this run does not request
+        these messages, so that it can reach QUIT.
         """
         self._reported: set[str] = set()
         self._failures: Counter[str] = Counter()
 
     def not_reported(self, keys: Iterable[str]) -> set[str]:
-        """Return the messages left on the server that this run has not reported yet.
+        """Return the messages that this run has not reported yet, and record them as reported.
 
-        The call records them as reported.  ``keys`` and the result are ``aside_key``s.
+        ``keys`` and the result are ``aside_key``s of messages that are left on the server.
         """
         new = set(keys) - self._reported
         self._reported |= new
@@ -52,8 +53,8 @@ class Run:
     def postponed(self, aside: Iterable[str]) -> set[str]:
         """Return the messages that wait for the next run; ``aside`` contains all set aside.
 
-        In the last session, all of ``aside`` wait, so that only a message that has never failed
-        before can break the connection.
+        In the last session of a run, all messages in ``aside`` wait.  Then the connection can only
+        be broken by a message that has never failed before.
         """
         failed = aside if self.is_last else (key for key in aside if self._failures[key] >= _TRIES)
         return self.unstored.union(failed)

@@ -1,7 +1,7 @@
 """The schema of the ledger's file, and its migration from older versions.
 
-A file of an older version is first copied to ``<file>.<version>``.  Then all changes are made in
-one transaction, so a crash leaves either the old schema or the new one.
+Before the migration, the file is copied to ``<file>.<version>``.  All changes are made in one
+transaction, so a crash leaves either the old schema or the new one.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from ..client.sinks import fsync_directory
 from ..errors import ConfigurationError
 
-VERSION = 6  # in user_version
+VERSION = 6  # stored as user_version
 
-# Statements by the version that they migrate; a new file starts with version 0.
-_CHANGES = {
+# The statements that migrate each version to the next.  A new file has version 0.
+_MIGRATIONS = {
     0: """
 CREATE TABLE messages (
     account TEXT NOT NULL,
@@ -131,7 +131,7 @@ def prepare(database: sqlite3.Connection, path: Path | None) -> None:
         _copy(database, path.with_name(f"{path.name}.{version}"))
     database.execute("BEGIN IMMEDIATE")
     try:
-        _change(database, path)
+        _migrate(database, path)
         database.execute("COMMIT")
     except BaseException:
         if database.in_transaction:
@@ -139,14 +139,14 @@ def prepare(database: sqlite3.Connection, path: Path | None) -> None:
         raise
 
 
-def _change(database: sqlite3.Connection, path: Path | None) -> None:
-    version = _version(database)  # another process may have migrated it
+def _migrate(database: sqlite3.Connection, path: Path | None) -> None:
+    version = _version(database)  # read again: another process may have migrated the file
     if version == 0 and database.execute("SELECT 1 FROM sqlite_schema").fetchone():
         raise ConfigurationError(f"{path} belongs to another program")
     if version > VERSION:
         raise ConfigurationError(f"{path} was written by a newer restante")
     for older in range(version, VERSION):
-        for statement in _CHANGES[older].split(";"):
+        for statement in _MIGRATIONS[older].split(";"):
             database.execute(statement)
     database.execute(f"PRAGMA user_version = {VERSION}")
 

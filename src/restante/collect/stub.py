@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")  # obsolete syntax allows white space before the colon
-_OF_THE_BODY = re.compile(rb"(content-|mime-version[ \t]*:)", re.IGNORECASE)
+_BODY_FIELD = re.compile(rb"(content-|mime-version[ \t]*:)", re.IGNORECASE)
 
 _NOTE = """\
 This is only the header of a message of {size} octets. The account {account}
-does not collect messages of that size automatically. The message is still
-on its server and is not deleted there. To collect all of it, run:
+does not collect messages of this size automatically. The message is still
+on the server and is not deleted there. To collect the whole message, run:
 
     restante collect {account} --whole {name}
 """
@@ -32,7 +32,7 @@ def stub(header: bytes, account: str, name: str, size: int) -> bytes:
         if not line.startswith((b" ", b"\t")):  # any other line would end the header
             is_field = _FIELD.match(line) is not None
         if is_field:
-            lines.append((b"X-Restante-Was-" if _OF_THE_BODY.match(line) else b"") + line)
+            lines.append((b"X-Restante-Was-" if _BODY_FIELD.match(line) else b"") + line)
     note = _NOTE.format(account=account, name=name, size=size)
     lines += [b"MIME-Version: 1.0", b"Content-Type: text/plain; charset=us-ascii", b""]
     return b"\r\n".join([*lines, *note.encode().split(b"\n")])
