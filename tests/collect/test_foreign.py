@@ -9,7 +9,7 @@ from pwd import getpwuid
 
 import pytest
 
-from restante.collect.foreign import Foreign
+from restante.collect.foreign import ForeignAccount
 from restante.collect.foreign.fetchmail import fetchmail
 from restante.collect.foreign.getmail import getmail
 from restante.collect.foreign.mpop import mpop
@@ -25,7 +25,7 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-def summary(account: Foreign) -> tuple[str, str, str, str, str, list[str]]:
+def summary(account: ForeignAccount) -> tuple[str, str, str, str, str, list[str]]:
     return (
         account.name,
         account.url,

@@ -21,7 +21,7 @@ from ..words import counted
 from . import account_add, account_add_destination, common
 
 if TYPE_CHECKING:
-    from ..collect.foreign import Foreign
+    from ..collect.foreign import ForeignAccount
     from ..collect.ledger import Ledger
 
 _KINDS = {
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     return os.EX_CONFIG if any(each.refused for each in accounts) else os.EX_OK
 
 
-def _reader(kind: str) -> Callable[[Path, Path | None], list[Foreign]]:
+def _reader(kind: str) -> Callable[[Path, Path | None], list[ForeignAccount]]:
     from ..collect.foreign.fetchmail import fetchmail
     from ..collect.foreign.getmail import getmail
     from ..collect.foreign.mpop import mpop
@@ -82,7 +82,7 @@ def _reader(kind: str) -> Callable[[Path, Path | None], list[Foreign]]:
     return {"fetchmail": fetchmail, "getmail": getmail, "mpop": mpop}[kind]
 
 
-def _name(kind: str, accounts: list[Foreign]) -> None:
+def _name(kind: str, accounts: list[ForeignAccount]) -> None:
     """Give each account a name that is valid in the configuration, and unique."""
     taken = set[str]()
     for each in accounts:
@@ -92,7 +92,7 @@ def _name(kind: str, accounts: list[Foreign]) -> None:
         taken.add(each.name)
 
 
-def _refusal(options: argparse.Namespace, config: Configuration, each: Foreign) -> str:
+def _refusal(options: argparse.Namespace, config: Configuration, each: ForeignAccount) -> str:
     """Return why the account cannot be imported; empty if it can, or has been."""
     if not each.host or not each.user:
         return "it has no server or no user"
@@ -110,7 +110,7 @@ def _refusal(options: argparse.Namespace, config: Configuration, each: Foreign) 
     return ""
 
 
-def _values(each: Foreign) -> dict[str, Any]:
+def _values(each: ForeignAccount) -> dict[str, Any]:
     """Return the section of the configuration, without empty values."""
     values = {
         "url": each.url,
@@ -128,7 +128,7 @@ def _values(each: Foreign) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value}
 
 
-def _import(config: Configuration, ledger: Ledger, each: Foreign) -> None:
+def _import(config: Configuration, ledger: Ledger, each: ForeignAccount) -> None:
     """Record seen messages first: an account without them would download everything."""
     from ..collect.plan import UNKNOWN_SIZE
 
@@ -139,7 +139,7 @@ def _import(config: Configuration, ledger: Ledger, each: Foreign) -> None:
         each.refused = failures.describe(error)
 
 
-def _report(options: argparse.Namespace, each: Foreign, *, is_there: bool) -> None:
+def _report(options: argparse.Namespace, each: ForeignAccount, *, is_there: bool) -> None:
     if options.json:
         common.print_json(
             "import",

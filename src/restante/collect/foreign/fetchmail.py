@@ -1,4 +1,4 @@
-"""fetchmail: one file in its own language, and ``.fetchids`` with the seen messages."""
+"""Read fetchmail's configuration, a file in its own language, and its list of seen messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from pathlib import Path
 from pwd import getpwuid
 
 from ...errors import PermanentFailure
-from . import ONLY_POP3, UNCHECKED, UNSAFE_CLEAR, Foreign, home, lines, octets, text
+from . import (
+    ONLY_POP3,
+    UNCHECKED,
+    UNSAFE_CLEAR,
+    ForeignAccount,
+    absolute_path,
+    parse_size,
+    read_lines,
+    read_text,
+)
 
 _TOKEN = re.compile(
     r"""\#[^\n]* | "((?:\\.|[^"\\])*)" | '((?:\\.|[^'\\])*)' | (=) | ([^\s:;,\#"'=]+)""",
@@ -22,11 +31,11 @@ _ALIASES = {"proto": "protocol", "user": "username", "pass": "password", "port":
 _ALIASES |= {"to": "is", "server": "poll", "local": "localdomains", "authenticate": "auth"}
 _ALIASES |= {"folders": "folder", "smtphosts": "smtphost"}
 
-# Options of one user; all other options apply to the server and all its users.
-_OF_A_USER = {"username", "password", "is", "local", "keep", "ssl", "sslcertfile", "mda"}
-_OF_A_USER |= {"smtphost", "smtpname", "smtpaddress", "limit", "fetchlimit", "lmtp", "bsmtp"}
-_OF_A_USER |= {"is_multidrop", "preconnect", "postconnect", "sslcertck", "sslcert"}
-_OF_A_USER |= {"sslfingerprint", "sslcertpath", "flush"}
+# Options that apply to one user.  All other options apply to all users of the server.
+_USER_OPTIONS = {"username", "password", "is", "local", "keep", "ssl", "sslcertfile", "mda"}
+_USER_OPTIONS |= {"smtphost", "smtpname", "smtpaddress", "limit", "fetchlimit", "lmtp", "bsmtp"}
+_USER_OPTIONS |= {"is_multidrop", "preconnect", "postconnect", "sslcertck", "sslcert"}
+_USER_OPTIONS |= {"sslfingerprint", "sslcertpath", "flush"}
 _VALUES = {"protocol", "password", "service", "via", "mda", "smtpname", "smtpaddress", "limit"}
 _VALUES |= {"sslcertfile", "auth", "plugin", "fetchlimit", "bsmtp", "preconnect", "postconnect"}
 _VALUES |= {"sslcert", "sslfingerprint", "sslcertpath"}
@@ -73,23 +82,25 @@ Row = dict[str, str]
 """The options of one user of one server.  A flag is ``yes`` or ``no``."""
 
 
-def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
-    """
+def fetchmail(path: Path, seen: Path | None = None) -> list[ForeignAccount]:
+    """Read the accounts in fetchmail's file ``path``; ``seen`` replaces the path of ``.fetchids``.
+
     Raises:
         PermanentFailure: the file has no account.
         OSError: the file cannot be read.
     """
-    parser = _Parser(text(path))
-    ids = seen or Path(home(parser.settings.get("idfile", str(path.with_name(".fetchids")))))
-    listed = [line.partition(" ") for line in lines(ids)]
-    owner = _owner(path)
+    parser = _Parser(read_text(path))
+    default = str(path.with_name(".fetchids"))
+    seen_file = seen or Path(absolute_path(parser.settings.get("idfile", default)))
+    entries = [line.partition(" ") for line in read_lines(seen_file)]
+    local_user = _local_user(path)
     accounts = []
     for row in parser.rows:
-        account = _account(row, owner)
+        account = _account(row, local_user)
         hosts = {row["poll"].lower(), account.host.lower()}
-        account.seen_file = ids
-        for whose, _, unique_id in listed:
-            user, _, host = whose.rpartition("@")
+        account.seen_file = seen_file
+        for login, _, unique_id in entries:
+            user, _, host = login.rpartition("@")
             if user == account.user and host.lower() in hosts:
                 account.seen.append(unique_id)
         accounts.append(account)
@@ -102,110 +113,110 @@ def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
     return accounts
 
 
-def _owner(path: Path) -> str:
-    """Return the file's owner, who gets the mail if no local name is given."""
-    number = path.stat().st_uid
+def _local_user(path: Path) -> str:
+    """Return the file's owner, who receives the mail if the file contains no local name."""
+    user_id = path.stat().st_uid
     try:
-        return getpwuid(number).pw_name
+        return getpwuid(user_id).pw_name
     except KeyError:
-        return str(number)
+        return str(user_id)
 
 
-def _account(given: Row, owner: str) -> Foreign:
-    port = given.get("service", "")
-    local = given.get("local", given.get("is", ""))
-    account = Foreign(
-        given["poll"],
-        host=given.get("via", given["poll"]),
+def _account(options: Row, local_user: str) -> ForeignAccount:
+    port = options.get("service", "")
+    local = options.get("local", options.get("is", ""))
+    account = ForeignAccount(
+        options["poll"],
+        host=options.get("via", options["poll"]),
         port=int(port) if port.isdecimal() else None,
-        is_implicit=given.get("ssl") == "yes" or port == "pop3s",
-        user=given.get("username", local or owner),
-        password=given.get("password", ""),
-        keep="all" if given.get("keep") == "yes" else "none",
-        largest=octets(given.get("limit", "")),
-        limit=octets(given.get("fetchlimit", "")),
-        ca_file=home(given.get("sslcertfile", "")),
-        refused=_refusal(given),
+        is_implicit=options.get("ssl") == "yes" or port == "pop3s",
+        user=options.get("username", local or local_user),
+        password=options.get("password", ""),
+        keep="all" if options.get("keep") == "yes" else "none",
+        largest=parse_size(options.get("limit", "")),
+        limit=parse_size(options.get("fetchlimit", "")),
+        ca_file=absolute_path(options.get("sslcertfile", "")),
+        refused=_refusal(options),
     )
-    _set_destination(account, given, local or owner)
-    account.notes += _notes(given, account)
+    _set_destination(account, options, local or local_user)
+    account.notes += _notes(options, account)
     return account
 
 
-def _refusal(given: Row) -> str:
-    protocol, auth = given.get("protocol", "auto").lower(), given.get("auth", "any").lower()
+def _refusal(options: Row) -> str:
+    protocol, auth = options.get("protocol", "auto").lower(), options.get("auth", "any").lower()
     if protocol not in _PROTOCOLS:
         return f"its protocol is {protocol.upper()}; {ONLY_POP3}"
-    if given.get("service", "") in _IMAP_PORTS:
+    if options.get("service", "") in _IMAP_PORTS:
         return f"its port is an IMAP port; {ONLY_POP3}"
     if auth not in _MECHANISMS:
         return f"it logs in with {auth}, which restante does not support"
-    if given.get("is_multidrop") == "yes":
+    if options.get("is_multidrop") == "yes":
         return "it is multidrop: one mailbox for several users, sorted by recipients"
-    if "plugin" in given:
-        return "it connects through a program (plugin)"
+    if "plugin" in options:
+        return "it connects with the help of a program (plugin)"
     return ""
 
 
-def _notes(given: Row, account: Foreign) -> Iterator[str]:
-    if given.get("protocol", "auto").lower() == "auto":
+def _notes(options: Row, account: ForeignAccount) -> Iterator[str]:
+    if options.get("protocol", "auto").lower() == "auto":
         yield 'its protocol is "auto", which is imported as POP3'
-    if given.get("skip") == "yes":
+    if options.get("skip") == "yes":
         yield 'it is marked "skip": fetchmail polls it only if its name is given'
     if not account.is_implicit:
         yield UNSAFE_CLEAR
-    if given.get("sslcertck") == "no":
+    if options.get("sslcertck") == "no":
         yield UNCHECKED
-    if given.get("flush") == "yes":
-        yield "its flush is not imported: mail that was seen before stays on the server"
+    if options.get("flush") == "yes":
+        yield "its flush is not imported: messages that it has already seen stay on the server"
     for option, note in _NOTES.items():
-        if option in given:
+        if option in options:
             yield note
-    if unknown := given.get("unknown"):
-        yield f"ignored because it was not understood: {unknown}"
+    if unknown := options.get("unknown"):
+        yield f"unknown settings were ignored: {unknown}"
     if not account.password:
         yield "its password is missing (it may be in ~/.netrc)"
 
 
-def _set_destination(account: Foreign, given: Row, local: str) -> None:
+def _set_destination(account: ForeignAccount, options: Row, local: str) -> None:
     """Set the destination: a program or a mail server."""
-    mda = given.get("mda", "")
+    mda = options.get("mda", "")
     if mda and "%" not in mda:
         account.to = f"command:{shlex.join(['/bin/sh', '-c', mda])}"
         return
     if mda:
-        account.no_destination = "its mda requires addresses of the envelope, which are unknown"
+        account.no_destination = "its mda requires envelope addresses, which POP3 does not provide"
         return
-    if "bsmtp" in given:
+    if "bsmtp" in options:
         account.no_destination = "its bsmtp file has no counterpart here"
         return
-    kind = "lmtp" if given.get("lmtp") == "yes" else "smtp"
-    host, _, port = given.get("smtphost", "localhost").rpartition("/")
+    kind = "lmtp" if options.get("lmtp") == "yes" else "smtp"
+    host, _, port = options.get("smtphost", "localhost").rpartition("/")
     if not host and port:
         host, port = port, "" if kind == "lmtp" else "25"
-    if given.get("smtphost", "").startswith("/"):
-        account.to = f"{kind}:unix:{given['smtphost']}"
+    if options.get("smtphost", "").startswith("/"):
+        account.to = f"{kind}:unix:{options['smtphost']}"
     elif port.isdecimal():
         account.to = f"{kind}:{host}:{port}"
     else:
         account.no_destination = f"its {kind} server has no port"
-    domain = given.get("smtpaddress", "localhost")
-    account.recipient = given.get("smtpname", local if "@" in local else f"{local}@{domain}")
+    domain = options.get("smtpaddress", "localhost")
+    account.recipient = options.get("smtpname", local if "@" in local else f"{local}@{domain}")
 
 
 def _tokens(rc: str) -> Iterator[str]:
-    """Yield the tokens; quoted ones begin with a quotation mark."""
+    """Yield the tokens of the file; each quoted token begins with a quotation mark."""
     for match in _TOKEN.finditer(rc):
         if match[0].startswith("#"):
             continue
         quoted = next((each for each in (match[1], match[2]) if each is not None), None)
         if quoted is not None:
-            yield '"' + _ESCAPE.sub(_unescaped, quoted)
+            yield '"' + _ESCAPE.sub(_unescape, quoted)
         elif match[0].lower() not in _NOISE:
             yield match[0]
 
 
-def _unescaped(match: re.Match[str]) -> str:
+def _unescape(match: re.Match[str]) -> str:
     hexadecimal, octal, decimal, other = match.groups()
     if other is not None:
         return _LETTERS.get(other, other)
@@ -213,18 +224,18 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 class _Parser:
-    """Parses the file; ``rows`` has one row for each user of each server, including defaults."""
+    """Parses the file; ``rows`` has one row for each user of each server, with the defaults."""
 
     def __init__(self, rc: str) -> None:
         self.settings: Row = {}
         self.rows: list[Row] = []
         self._defaults: Row = {}
         self._server = self._row = self._defaults
-        self._given: set[str] = set()  # the names given for the current user
-        self._words = list(_tokens(rc))[::-1]  # reversed: the next one is at the end
+        self._names_given: set[str] = set()  # kinds of names read for the current user
+        self._words = list(_tokens(rc))[::-1]  # in reverse order: the next word is the last
         while self._words:
             word = self._words.pop()
-            self._take(_ALIASES.get(word.lower(), word.lower()), word)
+            self._process(_ALIASES.get(word.lower(), word.lower()), word)
 
     def _next(self) -> str:
         return self._words.pop().removeprefix('"') if self._words else ""
@@ -233,9 +244,9 @@ class _Parser:
         """Return whether a string follows instead of an option."""
         return bool(self._words) and self._words[-1].lower() not in _KEYWORDS
 
-    def _take(self, word: str, written: str) -> None:
-        if verb := _VERBS.get(word):
-            verb(self)
+    def _process(self, word: str, written: str) -> None:
+        if handler := _HANDLERS.get(word):
+            handler(self)
         elif word in _FLAGS:
             self._row[word] = "yes"
         elif word in _VALUES:
@@ -268,21 +279,21 @@ class _Parser:
         self._row["keep"] = "no"
 
     def _envelope(self) -> None:
-        if self._words and self._words[-1].isdecimal():  # the number of the field to use
+        if self._words and self._words[-1].isdecimal():  # the number of header fields to skip
             self._next()
         self._next()
 
     def _smtp_hosts(self) -> None:
-        """Use the first host; fetchmail uses the others when the first is down."""
+        """Use the first host; fetchmail uses the other hosts only when the first is down."""
         if hosts := list(self._list()):
             self._row["smtphost"] = hosts[0]
 
     def _start_defaults(self) -> None:
         self._server = self._row = self._defaults
-        self._given = set()
+        self._names_given = set()
 
     def _poll(self) -> None:
-        self._given = set()
+        self._names_given = set()
         self._server = self._row = {**self._defaults, "poll": self._next()}
         self.rows.append(self._row)
 
@@ -291,39 +302,39 @@ class _Parser:
         self._row["skip"] = "yes"
 
     def _user(self) -> None:
-        """Begin a user; the first user of a server already has a row."""
-        if self._given and self._row is not self._defaults:
-            self._row = {key: self._server[key] for key in self._server.keys() - _OF_A_USER}
-            self._row |= {key: self._defaults[key] for key in self._defaults.keys() & _OF_A_USER}
+        """Begin a user; ``_poll`` has already created the row of a server's first user."""
+        if self._names_given and self._row is not self._defaults:
+            self._row = {key: self._server[key] for key in self._server.keys() - _USER_OPTIONS}
+            self._row |= {key: self._defaults[key] for key in self._defaults.keys() & _USER_OPTIONS}
             self.rows.append(self._row)
-        self._given = {"username"}
+        self._names_given = {"username"}
         self._row["username"] = self._next()
 
     def _names(self) -> None:
-        """Read names.  Several names or ``*`` mean multidrop; ``there=here`` maps one name."""
+        """Read local names.  Several names or ``*`` mean multidrop; ``there=here`` maps a name."""
         names = []
         for name in self._list():
             if self._words and self._words[-1] == "=":
                 self._words.pop()
                 name = self._next()
             names.append(name)
-        self._given.add("is")
+        self._names_given.add("is")
         self._row["is"] = names[0] if names else ""
         if len(names) > 1 or "*" in names:
             self._row["is_multidrop"] = "yes"
 
     def _here(self) -> None:
-        """Read ``user ann here is ann42 there``, in which the two names are swapped."""
-        if self._given == {"username"}:
+        """Read ``user ann here is ann42 there``, which contains the local name first."""
+        if self._names_given == {"username"}:
             self._row["local"] = self._row.pop("username")
-            self._given = {"local"}
+            self._names_given = {"local"}
 
     def _there(self) -> None:
-        if self._given == {"local", "is"}:
+        if self._names_given == {"local", "is"}:
             self._row["username"] = self._row.pop("is")
 
 
-_VERBS: dict[str, Callable[[_Parser], None]] = {
+_HANDLERS: dict[str, Callable[[_Parser], None]] = {
     "set": _Parser._set,
     "defaults": _Parser._start_defaults,
     "poll": _Parser._poll,

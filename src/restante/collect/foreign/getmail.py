@@ -1,4 +1,4 @@
-"""getmail: an INI file for each account, and its seen messages in ``oldmail-SERVER-PORT-USER``."""
+"""Read getmail's INI file for each account, and its lists of seen messages, ``oldmail-…``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import PermanentFailure
-from . import ONLY_POP3, UNSAFE_CLEAR, Foreign, home, lines, text
+from . import ONLY_POP3, UNSAFE_CLEAR, ForeignAccount, absolute_path, read_lines, read_text
 
 _TLS_OPTIONS = ("ssl_fingerprints", "certfile", "ssl_version", "ssl_ciphers")
-_OPTIONS = ("delete_bigger_than", "max_bytes_per_session")
+_IGNORED_OPTIONS = ("delete_bigger_than", "max_bytes_per_session")
 
 
-def getmail(path: Path, seen: Path | None = None) -> list[Foreign]:
-    """Read accounts; ``path`` is one rc file, or the directory of all rc files.
+def getmail(path: Path, seen: Path | None = None) -> list[ForeignAccount]:
+    """Read the accounts in ``path``, which is one rc file, or the directory of all rc files.
 
-    In a directory, a file that is invalid or cannot be read becomes a refused account.
+    ``seen`` replaces the path of the list of seen messages.  If a file in a directory is invalid or
+    cannot be read, the result contains a refused account.
 
     Raises:
         PermanentFailure: ``path`` is not a getmail configuration.
@@ -39,22 +40,22 @@ def _may_be_rc(path: Path) -> bool:
     return path.is_file() and not path.name.startswith("oldmail-")
 
 
-def _read_one_of_many(path: Path, seen: Path | None) -> Foreign | None:
+def _read_one_of_many(path: Path, seen: Path | None) -> ForeignAccount | None:
     """Read one file of a directory; return None if it is not an rc file."""
     try:
         if b"[retriever]" not in path.read_bytes():
             return None
         return _read(path, seen)
     except PermanentFailure as error:
-        return Foreign(_name(path), refused=str(error).removeprefix(f"{path}: "))
+        return ForeignAccount(_name(path), refused=str(error).removeprefix(f"{path}: "))
     except OSError as error:
-        return Foreign(_name(path), refused=f"{path}: {error.strerror}")
+        return ForeignAccount(_name(path), refused=f"{path}: {error.strerror}")
 
 
-def _read(path: Path, seen: Path | None) -> Foreign:
+def _read(path: Path, seen: Path | None) -> ForeignAccount:
     parser = configparser.RawConfigParser()
     try:
-        parser.read_string(text(path))
+        parser.read_string(read_text(path))
         return _account(path, parser, seen)
     except (configparser.Error, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if isinstance(error, configparser.Error) else error
@@ -65,10 +66,10 @@ def _name(path: Path) -> str:
     return "getmail" if path.name in ("getmailrc", ".getmailrc") else path.stem
 
 
-def _account(path: Path, parser: configparser.RawConfigParser, seen: Path | None) -> Foreign:
+def _account(path: Path, parser: configparser.RawConfigParser, seen: Path | None) -> ForeignAccount:
     retriever = parser["retriever"]
     kind = retriever.get("type", "")
-    account = Foreign(
+    account = ForeignAccount(
         _name(path),
         host=retriever.get("server", ""),
         is_implicit="SSL" in kind,
@@ -95,9 +96,9 @@ def _account(path: Path, parser: configparser.RawConfigParser, seen: Path | None
     name = re.sub(r"[/\\:;<>|]+", "-", f"oldmail-{account.host}-{port}-{account.user}")
     account.seen_file = seen or path.with_name(name)
     if "Broken" in kind:
-        account.notes.append(f"{kind} did not record unique-ids")
+        account.notes.append(f"it did not record seen messages, because its type is {kind}")
     else:
-        seen_lines = lines(account.seen_file)
+        seen_lines = read_lines(account.seen_file)
         account.seen = [line.partition("\0")[0] for line in seen_lines if "\0" in line]
     return account
 
@@ -114,7 +115,7 @@ def _refusal(kind: str, retriever: configparser.SectionProxy) -> str:
     return ""
 
 
-def _notes(account: Foreign, parser: configparser.RawConfigParser) -> Iterator[str]:
+def _notes(account: ForeignAccount, parser: configparser.RawConfigParser) -> Iterator[str]:
     retriever = parser["retriever"]
     if not account.is_implicit:
         yield UNSAFE_CLEAR
@@ -123,7 +124,7 @@ def _notes(account: Foreign, parser: configparser.RawConfigParser) -> Iterator[s
     for name in (*(each for each in _TLS_OPTIONS if each in retriever), *_filters(parser)):
         yield f"its {name} is not imported"
     if parser.has_section("options"):
-        for name in _OPTIONS:
+        for name in _IGNORED_OPTIONS:
             if parser["options"].get(name, "0") != "0":
                 yield f"its {name} is not imported"
 
@@ -132,7 +133,7 @@ def _filters(parser: configparser.RawConfigParser) -> list[str]:
     return [name for name in parser.sections() if name.startswith("filter")]
 
 
-def _destination(account: Foreign, section: configparser.SectionProxy) -> str:
+def _destination(account: ForeignAccount, section: configparser.SectionProxy) -> str:
     path = _home(section.get("path", ""))
     match section.get("type", ""):
         case "Maildir" if path:
@@ -155,11 +156,11 @@ def _destination(account: Foreign, section: configparser.SectionProxy) -> str:
 
 def _home(path: str) -> str:
     """Expand a path as getmail does, with environment variables."""
-    return home(os.path.expandvars(path))
+    return absolute_path(os.path.expandvars(path))
 
 
 def _tuple(written: str) -> tuple[str, ...]:
-    """Parse a tuple, which getmail writes in Python syntax."""
+    """Parse a tuple in Python syntax; the result is empty if it is invalid."""
     try:
         value = ast.literal_eval(written)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
