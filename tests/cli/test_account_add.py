@@ -20,7 +20,7 @@ from restante.cli.account_add import _locate
 from restante.cli.command import make_parser
 from restante.client import discovery
 from restante.client.remote import TLS, Service
-from restante.collect.oauth.flow import Question
+from restante.collect.oauth.flow import AuthorizationRequest
 from restante.errors import ConnectionLost, UnsafeArgument
 from restante.testing import Pop3Server
 
@@ -353,10 +353,10 @@ def test_sign_in_by_pasting_needs_no_browser(
 ) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    questions: list[Question] = []
-    make = Question.__init__
+    questions: list[AuthorizationRequest] = []
+    make = AuthorizationRequest.__init__
 
-    def remember(self: Question, *given: Any) -> None:
+    def remember(self: AuthorizationRequest, *given: Any) -> None:
         make(self, *given)
         questions.append(self)
 
@@ -365,7 +365,7 @@ def test_sign_in_by_pasting_needs_no_browser(
 
         return issuer.agree(dict(parse_qsl(urlsplit(questions[0].url).query)))
 
-    monkeypatch.setattr(Question, "__init__", remember)
+    monkeypatch.setattr(AuthorizationRequest, "__init__", remember)
     monkeypatch.setattr(consent, "_pasted", paste)
     done = sign_in(restante, server, issuer, "--paste")
     assert done.code == 0, done.err

@@ -328,7 +328,7 @@ def test_getmails_filters_are_said_not_to_be_imported(tmp_path: Path) -> None:
         ("user u\nauth gssapi", "gssapi"),
         ("user u\nauth xoauth2", "OAuth 2"),
         ("user u\nproxy_host h", "proxy"),
-        ("", "has no user"),
+        ("", "user is missing"),
     ],
 )
 def test_mpops_account_that_cannot_be_imported_says_why(

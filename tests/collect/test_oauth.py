@@ -25,8 +25,8 @@ from restante.cli import consent
 from restante.cli.main import main as restante
 from restante.collect.oauth import flow, web
 from restante.collect.oauth.errors import ProviderUnavailable, explain
-from restante.collect.oauth.flow import Question, Tokens
-from restante.collect.oauth.sealed import Tokenfile, key_in
+from restante.collect.oauth.flow import AuthorizationRequest, Tokens
+from restante.collect.oauth.sealed import Tokenfile, load_key
 from restante.errors import ConfigurationError, ConsentNeeded, LoginFailed, UnsafeArgument
 from restante.pop3.session import Policy
 from restante.store.memory import MemoryStore
@@ -90,7 +90,7 @@ def test_the_loopback_address_takes_no_other_answer(server: StandIn) -> None:
 
 
 def test_declined_consent_is_reported(server: StandIn) -> None:
-    question = Question(server.application, "http://127.0.0.1:1/", "mrose")
+    question = AuthorizationRequest(server.application, "http://127.0.0.1:1/", "mrose")
     with pytest.raises(ConsentNeeded, match="the provider refused"):
         question.code(f"/?error=access_denied&state={question.state}")
 
@@ -111,7 +111,7 @@ def test_by_pasting_the_last_address(server: StandIn) -> None:
 
 def test_a_code_of_another_question_is_worth_nothing(server: StandIn) -> None:
     """It has another verifier (RFC 7636) and nonce."""
-    mine = Question(server.application, "http://127.0.0.1:1/", "mrose")
+    mine = AuthorizationRequest(server.application, "http://127.0.0.1:1/", "mrose")
     query = dict(part.split("=") for part in mine.url.partition("?")[2].split("&"))
     server.agree({key: unquote(value) for key, value in query.items()})
     stolen = replace(mine, verifier="another")
@@ -284,19 +284,19 @@ def test_the_file_holds_no_token_and_opens_by_its_key_only(tmp_path: Path, file:
 
 def test_key_is_created_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     path = tmp_path / "made" / "key"
-    key = key_in(path, None)
-    assert (len(key), key_in(path, None)) == (32, key)
+    key = load_key(path, None)
+    assert (len(key), load_key(path, None)) == (32, key)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert key_in(path, lambda: b64encode(KEY).decode()) == KEY
+    assert load_key(path, lambda: b64encode(KEY).decode()) == KEY
     with pytest.raises(ConfigurationError, match="32 octets"):
-        key_in(path, lambda: "c2hvcnQ=")
+        load_key(path, lambda: "c2hvcnQ=")
     path.chmod(0o644)
     with pytest.raises(ConfigurationError, match="chmod 600"):
-        key_in(path, None)
+        load_key(path, None)
 
 
 def test_no_repr_holds_a_secret(server: StandIn) -> None:
-    question = Question(server.application, "http://127.0.0.1:1/", "mrose")
+    question = AuthorizationRequest(server.application, "http://127.0.0.1:1/", "mrose")
     reported = repr([question, server.application, Tokens("access", 0.0, "refresh")])
     for secret in ("'secret'", question.state, question.nonce, question.verifier, "'access'"):
         assert secret not in reported
@@ -337,12 +337,14 @@ def test_errors_are_explained(error: str, description: str, meaning: str) -> Non
 
 
 def test_presets_request_the_scopes_of_the_providers() -> None:
-    google = Question(flow.Application(flow.GOOGLE, "app"), "http://127.0.0.1:1/", "ann").url
+    google = AuthorizationRequest(
+        flow.Application(flow.GOOGLE, "app"), "http://127.0.0.1:1/", "ann"
+    ).url
     assert "access_type=offline" in google
     assert "https%3A%2F%2Fmail.google.com%2F" in google
     tenant = flow.microsoft("example.onmicrosoft.com")
     assert "example.onmicrosoft.com/oauth2/v2.0/token" in tenant.token
-    form = flow.ask_for_device(flow.Application(tenant, "app"))
+    form = flow.device_request(flow.Application(tenant, "app"))
     assert {"offline_access", "https://outlook.office.com/POP.AccessAsUser.All"} <= set(
         form["scope"].split()
     )

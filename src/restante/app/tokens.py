@@ -129,14 +129,14 @@ class Grant:
 
 def token_file(config: Configuration, account: str, *, is_destination: bool = False) -> Tokenfile:
     """Return the encrypted file with the tokens for this account or its destination."""
-    from ..collect.oauth.sealed import Tokenfile, key_in
+    from ..collect.oauth.sealed import Tokenfile, load_key
 
     folder = config.state / "tokens"
     key = config.collect.key
     fetch = partial(secrets.fetch, key, "collect.key") if key else None
     name = account + ".to" * is_destination
     command = sign_in(account, is_destination=is_destination)
-    return Tokenfile(folder, name, key_in(folder / "key", fetch), command)
+    return Tokenfile(folder, name, load_key(folder / "key", fetch), command)
 
 
 def sign_in(account: str, *, is_destination: bool) -> str:

@@ -1,5 +1,6 @@
-"""OAuth 2 for accounts on other servers (RFC 6749).
+"""Log in to other servers with OAuth 2 (RFC 6749).
 
-The user signs in once, and restante then renews the tokens.  ``flow`` contains the steps without
-I/O, ``web`` sends requests to the provider, and ``sealed`` stores tokens.
+The user signs in once, and restante then renews the tokens.  ``flow`` creates requests and
+interprets responses without I/O, ``web`` sends the requests to the provider, and ``sealed`` stores
+the tokens.
 """

@@ -1,10 +1,11 @@
 """The steps of OAuth 2 without I/O: create requests, and interpret the provider's responses.
 
-The user signs in with a browser (authorization code with PKCE, RFC 6749 §4.1, RFC 7636 §4; on this
-machine with a loopback address, RFC 8252 §7.3, or by pasting an address) or on another device
-(RFC 8628 §3).  A service uses its own secret (RFC 6749 §4.4).
+The user signs in with a browser (authorization code with PKCE, RFC 6749 §4.1, RFC 7636 §4) or on
+another device (RFC 8628 §3).  The browser is redirected to a loopback address (RFC 8252 §7.3), or
+the user pastes the address to which it was redirected.  A service uses its own secret (RFC 6749
+§4.4).
 
-Security: the state binds a response to its request, and the nonce binds the identity to it.  The
+Security: the state binds the response to the request, and the nonce binds the ID token to it.  The
 verifier makes a stolen code useless (RFC 8252 §8.1).  No ``repr`` contains a token.
 """
 
@@ -23,14 +24,13 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from ...errors import ConsentNeeded, UnsafeArgument
 from .errors import ProviderUnavailable, explain
 
-_LIFE = (
-    300.0  # seconds of validity if the provider does not report it, as it should (RFC 6749 §5.1)
-)
+# Seconds for which an access token is valid, if the provider does not report it (RFC 6749 §5.1).
+_DEFAULT_LIFETIME = 300.0
 _INTERVAL = 5.0  # seconds between polls, and the increase after slow_down (RFC 8628 §3.5)
 _DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
 
 Form = dict[str, str]
-Answer = Mapping[str, object]
+JsonObject = Mapping[str, object]
 """A JSON object from the provider."""
 
 
@@ -47,7 +47,7 @@ class Provider:
     extra: tuple[tuple[str, str], ...] = ()
     """Additional parameters for ``authorize``."""
     host: str = "127.0.0.1"
-    """Host of the loopback address to which the provider redirects the browser."""
+    """Host in the loopback address to which the provider redirects the browser."""
 
 
 GOOGLE = Provider(
@@ -61,8 +61,10 @@ GOOGLE = Provider(
 
 
 def microsoft(tenant: str = "common") -> Provider:
-    """Return Microsoft; ``tenant`` is an organisation, or ``common``, ``organizations``,
-    ``consumers``."""
+    """Return the provider Microsoft.
+
+    ``tenant`` is an organisation, or ``common``, ``organizations`` or ``consumers``.
+    """
     base = f"https://login.microsoftonline.com/{tenant}/oauth2/v2.0"
     return Provider(
         f"{base}/authorize",
@@ -81,13 +83,14 @@ def microsoft(tenant: str = "common") -> Provider:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The app that is registered with the provider."""
+    """An application that is registered with the provider."""
 
     provider: Provider
     client_id: str
     client_secret: str = field(default="", repr=False)
 
     def form(self, **values: str) -> Form:
+        """Return a form with these values and the application's credentials."""
         secret = {"client_secret": self.client_secret} if self.client_secret else {}
         return {"client_id": self.client_id, **secret, **values}
 
@@ -109,7 +112,7 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class AuthorizationRequest:
     """One authorization request; the response must match it."""
 
     application: Application
@@ -155,6 +158,7 @@ class Question:
         return given["code"]
 
     def redeem(self, code: str) -> Form:
+        """Return the request for tokens in exchange for the code (RFC 6749 §4.1.3)."""
         return self.application.form(
             grant_type="authorization_code",
             code=code,
@@ -162,51 +166,51 @@ class Question:
             code_verifier=self.verifier,
         )
 
-    def tokens(self, answer: Answer, now: float) -> Tokens:
+    def tokens(self, response: JsonObject, now: float) -> Tokens:
         """Return the tokens of the response to ``redeem``.
 
         Raises:
-            ConsentNeeded: the request was refused, or the identity belongs to another request.
+            ConsentNeeded: the request was refused, or the ID token belongs to another request.
         """
-        received = tokens(answer, now, agreed_at=now)
-        claims = _claims(answer)
+        received = tokens(response, now, agreed_at=now)
+        claims = _claims(response)
         if "openid" in self.application.provider.scopes:
             audience = claims.get("aud")
-            is_ours = audience == self.application.client_id or (
+            is_audience = audience == self.application.client_id or (
                 isinstance(audience, list) and self.application.client_id in audience
             )
-            if claims.get("nonce") != self.nonce or not is_ours:
+            if claims.get("nonce") != self.nonce or not is_audience:
                 raise ConsentNeeded(
-                    "the provider's identity belongs to another request; sign in again"
+                    "the provider's ID token belongs to another request; sign in again"
                 )
         return received
 
 
 def tokens(
-    answer: Answer, now: float, before: Tokens | None = None, *, agreed_at: float = 0.0
+    response: JsonObject, now: float, before: Tokens | None = None, *, agreed_at: float = 0.0
 ) -> Tokens:
     """Return the tokens in a response from the token endpoint (RFC 6749 §5.1).
 
-    If there is no new refresh token, the one in ``before`` remains valid (RFC 6749 §6).
+    If the response contains no refresh token, the one in ``before`` remains valid (RFC 6749 §6).
 
     Raises:
         ConsentNeeded, ProviderUnavailable: the response is an error.
     """
-    if "error" in answer:
-        raise explain(_text(answer, "error"), _text(answer, "error_description"))
-    access = _text(answer, "access_token")
-    if not access or _text(answer, "token_type").lower() != "bearer":
+    if "error" in response:
+        raise explain(_text(response, "error"), _text(response, "error_description"))
+    access = _text(response, "access_token")
+    if not access or _text(response, "token_type").lower() != "bearer":
         raise ProviderUnavailable("the provider's response contains no bearer token")
-    refresh = _text(answer, "refresh_token")
-    life = _number(answer, "refresh_token_expires_in")
+    refresh = _text(response, "refresh_token")
+    life = _number(response, "refresh_token_expires_in")
     expires = before.refresh_expires_at if before else None
     if refresh or life is not None:
         expires = None if life is None else now + life
-    claims = _claims(answer)
+    claims = _claims(response)
     user = _text(claims, "email") or _text(claims, "preferred_username")
     return Tokens(
         access,
-        now + (_number(answer, "expires_in") or _LIFE),
+        now + (_number(response, "expires_in") or _DEFAULT_LIFETIME),
         refresh or (before.refresh if before else ""),
         expires,
         before.agreed_at if before else agreed_at,
@@ -219,42 +223,47 @@ def refresh(application: Application, before: Tokens) -> Form:
     return application.form(grant_type="refresh_token", refresh_token=before.refresh)
 
 
-def for_itself(application: Application) -> Form:
-    """Return the request of a service with its own secret (RFC 6749 §4.4)."""
+def client_credentials_request(application: Application) -> Form:
+    """Return the request for the tokens of a service with its own secret (RFC 6749 §4.4)."""
     scopes = application.provider.app_scopes or application.provider.scopes
     return application.form(grant_type="client_credentials", scope=" ".join(scopes))
 
 
 class Device(NamedTuple):
-    """The code that the user must enter, and the address of the page for it (RFC 8628 §3.2)."""
+    """The provider's response to ``device_request`` (RFC 8628 §3.2)."""
 
     user_code: str
+    """The code that the user must enter."""
     address: str
+    """The address of the page where the user must enter the code."""
     code: str
+    """The secret code for ``poll``."""
     expires_at: float
+    """When the codes expire, in seconds since the epoch."""
     interval: float
+    """Seconds between polls."""
 
 
-def ask_for_device(application: Application) -> Form:
-    """Return the request for a device code, with the secret if one is set (RFC 8628 §3.1)."""
+def device_request(application: Application) -> Form:
+    """Return the request for a device code (RFC 8628 §3.1)."""
     return application.form(scope=" ".join(application.provider.scopes))
 
 
-def device(answer: Answer, now: float) -> Device:
-    """Return the device code of a response (RFC 8628 §3.2).
+def device(response: JsonObject, now: float) -> Device:
+    """Return the codes in a response to ``device_request`` (RFC 8628 §3.2).
 
     Raises:
         ConsentNeeded, ProviderUnavailable: the response is an error.
     """
-    if "error" in answer:
-        raise explain(_text(answer, "error"), _text(answer, "error_description"))
-    address = _text(answer, "verification_uri") or _text(answer, "verification_url")
+    if "error" in response:
+        raise explain(_text(response, "error"), _text(response, "error_description"))
+    address = _text(response, "verification_uri") or _text(response, "verification_url")
     device = Device(
-        _text(answer, "user_code"),
+        _text(response, "user_code"),
         address,
-        _text(answer, "device_code"),
-        now + (_number(answer, "expires_in") or _LIFE),
-        _number(answer, "interval") or _INTERVAL,
+        _text(response, "device_code"),
+        now + (_number(response, "expires_in") or _DEFAULT_LIFETIME),
+        _number(response, "interval") or _INTERVAL,
     )
     if not (device.code and device.user_code.isprintable() and address.isprintable()):
         raise ProviderUnavailable("the provider's response contains no device code")
@@ -262,12 +271,13 @@ def device(answer: Answer, now: float) -> Device:
 
 
 def poll(application: Application, device: Device) -> Form:
+    """Return the request that asks whether the user has entered the code (RFC 8628 §3.4)."""
     return application.form(grant_type=_DEVICE, device_code=device.code)
 
 
-def wait_longer(answer: Answer, interval: float) -> float | None:
+def wait_longer(response: JsonObject, interval: float) -> float | None:
     """Return the seconds until the next poll; None if the response is final (RFC 8628 §3.5)."""
-    match answer.get("error"):
+    match response.get("error"):
         case "authorization_pending":
             return interval
         case "slow_down":
@@ -275,27 +285,27 @@ def wait_longer(answer: Answer, interval: float) -> float | None:
     return None
 
 
-def _text(answer: Answer, key: str) -> str:
-    value = answer.get(key)
+def _text(response: JsonObject, key: str) -> str:
+    value = response.get(key)
     return value if isinstance(value, str) else ""
 
 
-def _number(answer: Answer, key: str) -> float | None:
-    """Return a number; some providers send it as text."""
+def _number(response: JsonObject, key: str) -> float | None:
+    """Return a positive number, or None; some providers send numbers as text."""
     try:
-        value = float(str(answer.get(key)))
+        value = float(str(response.get(key)))
     except ValueError:
         return None
     return value if 0 < value < 1e10 else None
 
 
-def _claims(answer: Answer) -> Answer:
+def _claims(response: JsonObject) -> JsonObject:
     """Return the claims of the ID token.
 
-    Its signature is not verified, because the token came from the provider over TLS (OpenID Connect
+    The signature is not verified, because the token came from the provider over TLS (OpenID Connect
     Core, 3.1.3.7).
     """
-    parts = _text(answer, "id_token").split(".")
+    parts = _text(response, "id_token").split(".")
     try:
         claims = json.loads(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (IndexError, ValueError):

@@ -1,8 +1,9 @@
-"""Store tokens on disk, encrypted with AES-GCM.
+"""Store OAuth 2 tokens on disk, encrypted with AES-GCM.
 
 A copy of the file is useless without the key.
-Durability: stored tokens are on disk on return, because a provider that rotates refresh tokens no
-longer accepts the previous one.  Tokens are never removed because a provider is unavailable.
+Durability: stored tokens are on disk when the call returns, because a provider that issues a new
+refresh token may no longer accept the previous one.  If a provider is unavailable, the tokens are
+kept.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from .flow import Tokens
 
 _NONCE = 12  # octets
 _KEY = 32  # octets: AES-256
-_FAILURE = ".failure"  # suffix of a file next to the tokens
+_FAILURE = ".failure"  # suffix of the file that contains the last failure
 
 
 class Tokenfile:
-    """The tokens of one account.  All calls block.
+    """The file with the tokens of one account.
 
-    They raise TemporaryFailure if the file cannot be read or written now, and ConfigurationError if
-    it cannot be decrypted with this key.
+    All methods block.  They raise TemporaryFailure if the file cannot be read or written now, and
+    ConfigurationError if it cannot be decrypted with this key.
     """
 
     def __init__(self, folder: Path, account: str, key: bytes, command: str = "") -> None:
-        """``command`` signs in again; errors about the key suggest this command."""
+        """``command`` signs in again; error messages about the key suggest this command."""
         self._path = folder / f"{account}.sealed"
         self._account = account.encode()
         self._cipher = AESGCM(key)
@@ -57,6 +58,7 @@ class Tokenfile:
             os.close(lock)
 
     def get(self) -> Tokens | None:
+        """Return the stored tokens; None if there are none."""
         with _errors():
             if not self._path.exists():
                 return None
@@ -99,16 +101,19 @@ class Tokenfile:
                 self._path.with_suffix(suffix).unlink(missing_ok=True)
 
 
-def key_in(path: Path, given: Callable[[], str] | None) -> bytes:
-    """Return the key: base64 of 32 octets from ``given``, or a generated one in the file.
+def load_key(path: Path, fetch: Callable[[], str] | None) -> bytes:
+    """Return the key for the tokens.
+
+    If ``fetch`` is given, it returns 32 octets in Base64.  Otherwise the key is read from the file,
+    and generated if the file is missing.
 
     Raises:
         ConfigurationError: the key is invalid.
         TemporaryFailure: the file cannot be read or written.
     """
-    if given is not None:
+    if fetch is not None:
         try:
-            key = b64decode(given(), validate=True)
+            key = b64decode(fetch(), validate=True)
         except ValueError:
             key = b""
         if len(key) != _KEY:
@@ -119,7 +124,7 @@ def key_in(path: Path, given: Callable[[], str] | None) -> bytes:
         with suppress(FileExistsError):
             write_durably(path, secrets.token_bytes(_KEY), is_new=True)
         if path.stat().st_mode & 0o077:
-            raise ConfigurationError(f"{path} can be read by others; run: chmod 600 {path}")
+            raise ConfigurationError(f"{path} can be read by other users; run: chmod 600 {path}")
         return path.read_bytes()
 
 

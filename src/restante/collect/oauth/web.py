@@ -1,6 +1,6 @@
-"""Requests to an OAuth 2 provider, the sign-in methods, and an account's access token.
+"""Sign in at an OAuth 2 provider, and get an account's access token.
 
-All calls block.
+All functions block.
 Security: the rules of ``https`` apply.  Plain HTTP is allowed only to this machine, for tests.
 """
 
@@ -17,19 +17,20 @@ from ...https import JsonClient, is_lasting
 from ...tls import client_context
 from . import flow
 from .errors import ProviderUnavailable
-from .flow import Answer, Application, Form, Question, Tokens
+from .flow import Application, AuthorizationRequest, Form, JsonObject, Tokens
 from .sealed import Tokenfile
 
 _TIMEOUT = 30.0  # seconds for a response; an estimate, not measured
-_SIGN_IN = 600.0  # seconds for a user to sign in with a browser; an estimate, not measured
-_EARLY = 120.0  # seconds before an access token expires when it is replaced; enough for a login
+_SIGN_IN_TIMEOUT = 600.0  # seconds for a user to sign in with a browser; an estimate, not measured
+# Seconds before its expiry at which an access token is replaced; long enough for a login.
+_RENEWAL_MARGIN = 120.0
 _DONE = b"Signed in. You can close this window.\n"
 _WRONG = b"This is not the response that restante expects.\n"
 
-Say = Callable[[str], None]
+Show = Callable[[str], None]
 
 
-def post(url: str, form: Form, context: SSLContext | None = None) -> Answer:
+def post(url: str, form: Form, context: SSLContext | None = None) -> JsonObject:
     """Send a form, and return the provider's JSON, which may be an error (RFC 6749 §5.2).
 
     Raises:
@@ -40,19 +41,19 @@ def post(url: str, form: Form, context: SSLContext | None = None) -> Answer:
     host = urlsplit(url).hostname
     try:
         web = JsonClient(context or client_context(), patience=_TIMEOUT)
-        status, answer = web.ask(url, urlencode(form).encode())
+        status, response = web.ask(url, urlencode(form).encode())
     except TemporaryFailure as error:
         raise ProviderUnavailable(str(error)) from error
     if status >= 500 or status == 429:
         raise ProviderUnavailable(f"the provider answered with HTTP status {status}")
-    if answer is None:
+    if response is None:
         text = f"{host}: not a response of an OAuth 2 provider (HTTP status {status})"
         cause = ConfigurationError(text) if is_lasting(status) else None
         raise ProviderUnavailable(text) from cause
-    return answer
+    return response
 
 
-def endpoints(issuer: str, context: SSLContext | None = None) -> Answer:
+def endpoints(issuer: str, context: SSLContext | None = None) -> JsonObject:
     """Return an OpenID provider's metadata (OpenID Connect Discovery 1.0 §4).
 
     Raises:
@@ -86,35 +87,35 @@ def check(url: str) -> None:
 # Sign-in methods.  The caller must store the tokens that they return.
 
 
-def by_browser(application: Application, user: str, show: Say) -> Tokens:
+def by_browser(application: Application, user: str, show: Show) -> Tokens:
     """Sign in with a browser on this machine; ``show`` is called with the address to open."""
     with _Loopback(("127.0.0.1", 0), _Handler) as server:
         redirect = f"http://{application.provider.host}:{server.server_address[1]}/"
-        question = server.question = Question(application, redirect, user)
-        show(question.url)
+        request = server.authorization = AuthorizationRequest(application, redirect, user)
+        show(request.url)
         server.timeout = 1.0
-        until = time.monotonic() + _SIGN_IN
-        while server.answer is None and time.monotonic() < until:
+        until = time.monotonic() + _SIGN_IN_TIMEOUT
+        while server.redirected_to is None and time.monotonic() < until:
             server.handle_request()
-    if server.answer is None:
+    if server.redirected_to is None:
         raise ConsentNeeded("no response from the browser in time; sign in again")
-    return _redeem(question, question.code(server.answer))
+    return _redeem(request, request.code(server.redirected_to))
 
 
-def by_pasting(application: Application, user: str, show: Say, read: Callable[[], str]) -> Tokens:
+def by_pasting(application: Application, user: str, show: Show, read: Callable[[], str]) -> Tokens:
     """Sign in with a browser on any machine.
 
-    The browser is redirected to an address at which no server listens.  ``read`` returns this
-    address, pasted by the user.
+    The browser is redirected to an address at which no server listens.  The user copies this
+    address, and ``read`` returns it.
     """
-    question = Question(application, f"http://{application.provider.host}:1/", user)
-    show(question.url)
-    return _redeem(question, question.code(read()))
+    request = AuthorizationRequest(application, f"http://{application.provider.host}:1/", user)
+    show(request.url)
+    return _redeem(request, request.code(read()))
 
 
-def _redeem(question: Question, code: str) -> Tokens:
-    answer = post(question.application.provider.token, question.redeem(code))
-    return question.tokens(answer, time.time())
+def _redeem(request: AuthorizationRequest, code: str) -> Tokens:
+    response = post(request.application.provider.token, request.redeem(code))
+    return request.tokens(response, time.time())
 
 
 def by_device(
@@ -127,7 +128,7 @@ def by_device(
         raise UnsafeArgument(
             "this provider does not support sign-in with a device code; use --browser or --paste"
         )
-    form = flow.ask_for_device(application)
+    form = flow.device_request(application)
     device = flow.device(post(application.provider.device, form), time.time())
     show(device.address, device.user_code)
     interval: float | None = device.interval
@@ -135,12 +136,12 @@ def by_device(
         assert interval is not None
         sleep(interval)
         try:
-            answer = post(application.provider.token, flow.poll(application, device))
+            response = post(application.provider.token, flow.poll(application, device))
         except ProviderUnavailable:
             interval *= 2  # RFC 8628 §3.5
             continue
-        if (interval := flow.wait_longer(answer, interval)) is None:
-            return flow.tokens(answer, time.time(), agreed_at=time.time())
+        if (interval := flow.wait_longer(response, interval)) is None:
+            return flow.tokens(response, time.time(), agreed_at=time.time())
     raise ConsentNeeded("the code was not entered in time; sign in again")
 
 
@@ -148,13 +149,13 @@ def by_client_secret(application: Application) -> Tokens:
     """Sign in as the application, with its secret (RFC 6749 §4.4)."""
     if not application.client_secret:
         raise ConfigurationError("the sign-in of an application requires oauth.client_secret")
-    answer = post(application.provider.token, flow.for_itself(application))
-    return flow.tokens(answer, time.time(), agreed_at=time.time())
+    response = post(application.provider.token, flow.client_credentials_request(application))
+    return flow.tokens(response, time.time(), agreed_at=time.time())
 
 
 class _Loopback(HTTPServer):
-    question: Question
-    answer: str | None = None
+    authorization: AuthorizationRequest
+    redirected_to: str | None = None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -162,18 +163,18 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds for a request
 
     def do_GET(self) -> None:
-        """Accept only the response to the request: any program on this machine can connect."""
+        """Accept only the expected response, because any program on this machine can connect."""
         try:
-            self.server.question.code(self.path)
+            self.server.authorization.code(self.path)
         except UnsafeArgument:
-            self._say(400, _WRONG)
+            self._respond(400, _WRONG)
             return
         except (ConsentNeeded, ProviderUnavailable):
             pass  # the terminal shows the error
-        self.server.answer = self.path
-        self._say(200, _DONE)
+        self.server.redirected_to = self.path
+        self._respond(200, _DONE)
 
-    def _say(self, status: int, text: bytes) -> None:
+    def _respond(self, status: int, text: bytes) -> None:
         self.send_response(status)
         for name, value in (
             ("Content-Type", "text/plain"),
@@ -195,9 +196,10 @@ class _Handler(BaseHTTPRequestHandler):
 def access_token(
     application: Application, file: Tokenfile, *, is_service: bool = False, renew: bool = False
 ) -> str:
-    """Return an access token for an immediate login; a new token is first stored on disk.
+    """Return an access token that is valid long enough for a login now.
 
-    With ``renew``, a new token is requested even if the stored one seems valid.
+    A new token is stored on disk before it is returned.  With ``renew``, a new token is requested
+    even if the stored token seems to be valid.
 
     Raises:
         ConsentNeeded: the user must sign in again; the stored tokens are kept.
@@ -205,10 +207,10 @@ def access_token(
     """
     with file.alone():
         before, now = file.get(), time.time()
-        if before is not None and not renew and now < before.expires_at - _EARLY:
+        if before is not None and not renew and now < before.expires_at - _RENEWAL_MARGIN:
             return before.access
         try:
-            tokens = _renewed(application, before, now, is_service=is_service)
+            tokens = _renew(application, before, now, is_service=is_service)
         except (ConsentNeeded, ProviderUnavailable) as error:
             file.failed(now, str(error))
             raise
@@ -216,12 +218,12 @@ def access_token(
         return tokens.access
 
 
-def _renewed(
+def _renew(
     application: Application, before: Tokens | None, now: float, *, is_service: bool
 ) -> Tokens:
     if is_service:
         return by_client_secret(application)
     if before is None or not before.refresh:
         raise ConsentNeeded("not signed in yet; run: restante account auth NAME")
-    answer = post(application.provider.token, flow.refresh(application, before))
-    return flow.tokens(answer, now, before)
+    response = post(application.provider.token, flow.refresh(application, before))
+    return flow.tokens(response, now, before)
