@@ -58,7 +58,7 @@ class Tokenfile:
             os.close(lock)
 
     def get(self) -> Tokens | None:
-        """Return the stored tokens; None if there are none."""
+        """Return the stored tokens, or None if the file does not exist."""
         with _errors():
             if not self._path.exists():
                 return None
