@@ -197,7 +197,7 @@ def test_lines_of_a_passwd_file_that_let_no_user_in_are_named(
         [f"{passwd}:", "line", "2"],
         [f"{passwd}:", "line", "3"],
         [f"{passwd}:", "line", "6"],
-        [f"{passwd}:", "no", "password"],
+        [f"{passwd}:", "the", "hash"],
     ]
     assert typed.startswith("no client could log in as \uff45ve")
 
