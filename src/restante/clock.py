@@ -22,8 +22,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 SLACK = 3600.0
 """Seconds by which clock and mark may differ: covers a reboot and a time zone wrong by an hour."""
@@ -41,8 +41,7 @@ _STARTED = time.monotonic()
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """The time by the system clock and by the mark, in seconds since the epoch."""
 
     now: float
@@ -74,8 +73,7 @@ def elapsed() -> float:
     return time.clock_gettime(_BOOTTIME) if _BOOTTIME is not None else time.monotonic()
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(NamedTuple):
     """The content of the file, with all times in seconds."""
 
     mark: float
@@ -137,7 +135,7 @@ class Clock:
         """
         with self._exclusively():
             now = self._wall()
-            right = replace(self._moved(now), mark=max(now, RELEASED), claim=None, waited=0.0)
+            right = self._moved(now)._replace(mark=max(now, RELEASED), claim=None, waited=0.0)
             return self._keep(now, right)
 
     def stamp(self) -> int:
@@ -186,7 +184,7 @@ class Clock:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             try:
                 with open(os.open(made, flags, 0o600), "wb") as file:
-                    file.write(json.dumps(asdict(state)).encode())
+                    file.write(json.dumps(state._asdict()).encode())
                     file.flush()
                     os.fsync(file.fileno())  # otherwise a power failure could leave an empty file
                 made.replace(self._path)

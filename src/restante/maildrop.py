@@ -148,8 +148,7 @@ class NamedDelivery(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """The part of a user's mail that a session shows as the maildrop."""
 
     folders: tuple[str, ...] = ()
@@ -248,8 +247,7 @@ class RawReading(Protocol):
 BRAKED = "braked"
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRecord:
+class SessionRecord(NamedTuple):
     """The record of a session for the journal, without passwords and the text of messages."""
 
     began_at: float
@@ -304,8 +302,7 @@ class Paced(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class HeldMessage:
+class HeldMessage(NamedTuple):
     """A message that was removed from a maildrop and can still be restored."""
 
     name: str
@@ -318,8 +315,7 @@ class HeldMessage:
     """Seconds since the epoch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """The space that a user's mail takes: all folders, without held messages."""
 
     octets: int
@@ -361,8 +357,7 @@ class Remembering(Protocol):
         """Return the recorded sessions, the oldest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
+class Sweep(NamedTuple):
     """Number of messages that expired and were removed or destroyed."""
 
     messages: int = 0

@@ -7,10 +7,10 @@ Security: messages are not parsed here, except for the search for the blank line
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 from .errors import UnsafeArgument
 from .wire import CRLF
@@ -137,8 +137,7 @@ class Top:
         return octets[: max(taken - seen, 0)]
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """The envelope of a message (RFC 5321 §2.3.1)."""
 
     reverse_path: str

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from .maildrop import View
 
@@ -132,8 +132,7 @@ Shown = Credentials | Proof | Token | Disproof | Digest
 """Everything that a client can present to log in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """A login that is being checked.
 
     One login causes several queries to back ends: which user is meant, which back end has the user,
@@ -180,8 +179,7 @@ def end_of(deadline: float, now: float) -> float:
     return (attempt.began if attempt else now) + deadline
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """The login delay and the mail retention that CAPA announces (RFC 2449 §6.5, §6.7)."""
 
     login_delay: int = 0
@@ -190,8 +188,7 @@ class Terms:
     """Days after which the server may remove mail; None for never."""
 
 
-@dataclass(frozen=True, slots=True)
-class UserAccount:
+class UserAccount(NamedTuple):
     """A user whose identity was verified, and the user's permissions."""
 
     user: str
@@ -212,7 +209,7 @@ class UserAccount:
     """Seconds between two logins; 0 for the server's default (RFC 2449 §6.5)."""
     expire: int | None = None
     """Minimum number of days that mail is kept; None for the server's default (RFC 2449 §6.7)."""
-    view: View = field(default_factory=View)
+    view: View = View()
     """The part of the maildrop that is shown."""
 
     def refusal(self, address: str, *, is_secure: bool = True, mechanism: str = "") -> str | None:

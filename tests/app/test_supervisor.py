@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -351,7 +351,7 @@ def test_many_hangups_end_no_session(site: Site) -> None:
 @pytest.mark.rfc("P-087")
 def test_login_delay_holds_across_workers_and_restarts(site: Site) -> None:
     users = Users(site.place / "users.sqlite3")
-    users.permit("ann", replace(users.get("ann").account, login_delay=300))
+    users.permit("ann", users.get("ann").account._replace(login_delay=300))
     users.close()
     site.write(limits='login_delay = "0"')
     site.start()

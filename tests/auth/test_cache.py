@@ -235,14 +235,14 @@ def test_a_user_who_was_unknown_is_known_at_once(users: Users) -> None:
         (lambda users, account: users.set_enabled("mrose", False), "disabled"),
         (
             lambda users, account: users.permit(
-                "mrose", replace(account, networks=(ip_network("10.0.0.0/8"),))
+                "mrose", account._replace(networks=(ip_network("10.0.0.0/8"),))
             ),
             "network",
         ),
-        (lambda users, account: users.permit("mrose", replace(account, needs_tls=True)), "tls"),
+        (lambda users, account: users.permit("mrose", account._replace(needs_tls=True)), "tls"),
         (
             lambda users, account: users.permit(
-                "mrose", replace(account, mechanisms=("SCRAM-SHA-256",))
+                "mrose", account._replace(mechanisms=("SCRAM-SHA-256",))
             ),
             "mechanism",
         ),

@@ -6,7 +6,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
@@ -53,7 +52,7 @@ def test_right_password_opens_permitted_maildrops(
     may: bool,
 ) -> None:
     """And the client learns no reason: the answer is that to a wrong password."""
-    users.permit("mrose", replace(MROSE, **permission))  # type: ignore[arg-type]
+    users.permit("mrose", MROSE._replace(**permission))  # type: ignore[arg-type]
 
     async def main() -> None:
         tls = client_tls if over_tls else None
@@ -72,7 +71,7 @@ def test_right_password_opens_permitted_maildrops(
 
 
 def test_read_only_removes_nothing_and_goes_on(users: Users) -> None:
-    users.permit("mrose", replace(MROSE, is_read_only=True))
+    users.permit("mrose", MROSE._replace(is_read_only=True))
 
     async def main() -> None:
         async with served(users) as (server, store), server.client() as client:

@@ -218,7 +218,7 @@ class Site:
         elif "phone" in labels:
             users.revoke("ann", "phone")
         plain = UserAccount("ann", "ann")
-        users.permit("ann", replace(plain, **(entry.permissions or {})))  # type: ignore[arg-type]
+        users.permit("ann", plain._replace(**(entry.permissions or {})))  # type: ignore[arg-type]
 
     def decides(self) -> tuple[str, Entry | None]:
         """The first back end that has an entry, and the entry."""

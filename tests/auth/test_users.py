@@ -12,7 +12,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
@@ -575,7 +574,7 @@ def test_permit_changes_only_the_named_permissions(users: Users) -> None:
     users.add("ann", "tan staaf")
     before = users.get("ann").account
     users.set_enabled("ann", False)
-    users.permit("ann", replace(before, needs_tls=True, login_delay=60.0), ["needs_tls"])
+    users.permit("ann", before._replace(needs_tls=True, login_delay=60.0), ["needs_tls"])
     after = users.get("ann").account
     assert (after.is_enabled, after.needs_tls, after.login_delay) == (False, True, 0.0)
     users.permit("ann", before, [])

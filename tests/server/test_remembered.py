@@ -197,7 +197,7 @@ def test_scram_opens_the_folder_that_the_name_means(users: Users, tmp_path: Path
 
 
 def change(**permissions: object) -> Callable[[Users], object]:
-    account = replace(MROSE, **permissions)  # type: ignore[arg-type]
+    account = MROSE._replace(**permissions)  # type: ignore[arg-type]
     return lambda users: users.permit("mrose", account)
 
 
@@ -235,7 +235,7 @@ def test_refusal_of_a_remembered_password_is_answered_late(users: Users) -> None
     """The cache keeps it, because other addresses may be allowed; each refusal waits."""
 
     async def main() -> None:
-        users.permit("mrose", replace(MROSE, is_enabled=False))
+        users.permit("mrose", MROSE._replace(is_enabled=False))
         async with remembering(users) as server:
             await log_in(server)
             shown = Credentials("USER", "mrose", PASSWORD.decode())
@@ -276,7 +276,7 @@ def test_remembered_login_sees_only_its_folders(users: Users, tmp_path: Path) ->
         async with remembering(users, store) as server:
             for _ in range(2):
                 assert (await log_in(server)).startswith(b"+OK 1 message")
-            users.permit("mrose", replace(MROSE, view=View(("Junk",))))
+            users.permit("mrose", MROSE._replace(view=View(("Junk",))))
             for _ in range(2):
                 assert (await log_in(server)).startswith(b"+OK 0 messages")
             users.permit("mrose", MROSE)
@@ -286,7 +286,7 @@ def test_remembered_login_sees_only_its_folders(users: Users, tmp_path: Path) ->
 
 
 def test_login_delay_holds_for_remembered_logins(users: Users) -> None:
-    users.permit("mrose", replace(MROSE, login_delay=60))
+    users.permit("mrose", MROSE._replace(login_delay=60))
 
     async def main() -> None:
         async with remembering(users) as server:

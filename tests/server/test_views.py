@@ -6,7 +6,6 @@ import asyncio
 import base64
 import fcntl
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -254,7 +253,7 @@ class Aliased(OneUser):
         account = await self.account(credentials.identity)
         if account is None or credentials.password not in ("tan staaf", "app"):
             raise AuthenticationFailed
-        return replace(account, credential=credentials.password)
+        return account._replace(credential=credentials.password)
 
 
 NAMES = (b"mrose", b"MRose", b"mrose+Junk", b"mrose+INBOX", b"MROSE+Junk", b"recent:mrose")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +193,7 @@ def test_messages_kept_by_hold_are_not_recorded_as_removed(tmp_path: Path) -> No
             async with store.open(user) as maildrop:
                 marked = list(maildrop.listing)
                 assert not await maildrop.remove(marked)
-                done = replace(session(), removed=marked, retrieved=marked)
+                done = session()._replace(removed=marked, retrieved=marked)
                 await maildrop.record(done)  # type: ignore[attr-defined]
 
         run(quit())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -299,7 +298,7 @@ class Chain:
             other = await self._account_of(authorization, queried)
             if other is None or other.user != account.user:
                 raise AuthenticationFailed("authorization")
-        return replace(account, credential=credential)
+        return account._replace(credential=credential)
 
     async def _responsible_backend(self, identity: str, queried: list[str]) -> str:
         """Return the name of the back end that has the user, or of the last one, which refuses."""

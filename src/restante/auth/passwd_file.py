@@ -346,9 +346,9 @@ def _parse(line: str) -> _Entry:
     for extra in fields[6].split() if len(fields) > 6 else []:
         key, _, value = extra.partition("=")
         if key == "nologin":
-            account = replace(account, is_enabled=False)
+            account = account._replace(is_enabled=False)
         elif key == "allow_nets" and not account.networks:
-            account = replace(account, networks=tuple(_networks(value, user)))
+            account = account._replace(networks=tuple(_networks(value, user)))
         elif not key.startswith(_HARMLESS):
             raise _BadLine("has an unknown extra field", user)
     return _Entry(account, fields[0])

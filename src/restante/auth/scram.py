@@ -9,7 +9,7 @@ case.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..passdb import ScramKey, ScramSecrets
 
@@ -18,8 +18,7 @@ SALT = 16  # octets
 _MECHANISMS = {"sha256": "SCRAM-SHA-256", "sha1": "SCRAM-SHA-1"}
 
 
-@dataclass(frozen=True, slots=True)
-class StoredKeys:
+class StoredKeys(NamedTuple):
     """Stored key and server key, concatenated, by digest; None for a password without keys."""
 
     sha256: bytes | None = None

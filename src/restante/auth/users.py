@@ -80,8 +80,7 @@ class BadPassword(RestanteError):
     """An invalid password."""
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(NamedTuple):
     """A user and its permissions, without secrets."""
 
     account: UserAccount
@@ -93,8 +92,7 @@ class User:
         return self.account.user
 
 
-@dataclass(frozen=True, slots=True)
-class AppPassword:
+class AppPassword(NamedTuple):
     """An app password, without its secret.  Times are seconds since the epoch."""
 
     label: str

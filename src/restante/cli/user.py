@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from getpass import getpass
 from ipaddress import ip_network
@@ -328,7 +327,7 @@ def permit(options: argparse.Namespace) -> int:
     given = {name: value for name, value in changes.items() if value is not None}
     if options.expire == "any":
         given["expire"] = None
-    users.permit(options.name, replace(users.get(options.name).account, **given), given)
+    users.permit(options.name, users.get(options.name).account._replace(**given), given)
     text = f"Changed permissions. Show them: restante user show {quote(options.name)}"
     code = _done(options, "user-permit", text)
     _note_rules(options)

@@ -8,10 +8,10 @@ import re
 import socket
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import CannotListen, ConfigurationError
 
@@ -23,8 +23,7 @@ _ADDRESS = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """An address to listen on: ``pop3s://host:port``, ``host:port`` or ``unix:/path``."""
 
     scheme: str = ""

@@ -131,7 +131,7 @@ async def verify(
     permitted = account.view.folders
     if permitted and not set(view.folders) <= set(permitted):
         raise AuthenticationFailed("folder")
-    return replace(account, view=replace(view, folders=view.folders or permitted))
+    return account._replace(view=view._replace(folders=view.folders or permitted))
 
 
 async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> UserAccount:

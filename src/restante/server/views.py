@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from functools import lru_cache
 
 from ..addons import offers
@@ -42,7 +41,7 @@ def interpretations(name: str, separator: str) -> Sequence[tuple[str, View]]:
         meanings.append((name[len(_PREFIX) :], View(recent=RECENT)))
     for user, view in meanings[:]:
         meanings += [
-            (owner, replace(view, folders=(folder,))) for owner, folder in _splits(user, separator)
+            (owner, view._replace(folders=(folder,))) for owner, folder in _splits(user, separator)
         ]
     return meanings
 

@@ -18,7 +18,6 @@ from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import ExitStack, aclosing, suppress
-from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
@@ -249,7 +248,7 @@ class ViewMaildrop:
         if offers(first, Journal):
             retrieved = [self._find(entry)[1] for entry in session.retrieved]
             removed = [self._find(entry)[1] for entry in session.removed]
-            await first.record(replace(session, retrieved=retrieved, removed=removed))
+            await first.record(session._replace(retrieved=retrieved, removed=removed))
 
     async def past(self, credential: str) -> Sequence[SessionRecord]:
         first = self._parts[0].session

@@ -322,9 +322,9 @@ class MaildirStore:
             messages = []
             for name, folder in each_folder(maildrop):
                 before = "" if name == INBOX else f"{name}/"
-                messages += [replace(each, name=before + each.name) for each in list_held(folder)]
+                messages += [each._replace(name=before + each.name) for each in list_held(folder)]
             now = self._clock.read().now
-            messages = [replace(each, removed_at=min(each.removed_at, now)) for each in messages]
+            messages = [each._replace(removed_at=min(each.removed_at, now)) for each in messages]
             return sorted(messages, key=attrgetter("removed_at", "name"))
 
         return await in_thread(self._with_maildrop, user, collect_held, [])
@@ -860,7 +860,7 @@ class _OpenMaildir:
         if session.removed:
             with suppress(TemporaryFailure):
                 if await in_thread(self._hold) == inf:
-                    session = replace(session, removed=())
+                    session = session._replace(removed=())
         if not session.retrieved and not session.removed and session.end != BRAKED:
             return
         # Appending to the page cache costs less than a switch to a thread and back.

@@ -25,7 +25,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..errors import LargerThanQuota, QuotaExceeded
 from ..maildrop import Usage
@@ -42,8 +42,7 @@ _LINE = re.compile(rb" *([-+]?[0-9]{1,18}) +([-+]?[0-9]{1,18}) *")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Count:
+class _Count(NamedTuple):
     """The sum of the lines of the file, or the result of a recount."""
 
     octets: int
@@ -271,7 +270,7 @@ def _rewrite(maildrop: int, definition: bytes) -> _Count:
     with suppress(OSError):
         text = b"%s\n%d %d\n" % (definition, count.octets, count.messages)
         files.replace_cache(MAILDIRSIZE, text, maildrop)
-        count = replace(count, inode=_inode(maildrop))
+        count = count._replace(inode=_inode(maildrop))
         if _last_change(maildrop) != before:
             files.unlink(MAILDIRSIZE, maildrop)
     return count

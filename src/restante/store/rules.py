@@ -21,7 +21,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
 
@@ -51,8 +50,7 @@ History = tuple[RuleChange, ...]
 """Changes of a rule, the oldest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(NamedTuple):
     """The rules recorded for one maildrop."""
 
     hold: History = ()
@@ -69,13 +67,13 @@ class Rules:
         if not self.expire and expire == inf:
             expire = None  # a maildrop that never expired mail needs no record
         new_hold, new_expire = _changed(self.hold, hold, at), _changed(self.expire, expire, at)
-        return replace(self, hold=new_hold, expire=new_expire)
+        return self._replace(hold=new_hold, expire=new_expire)
 
     def without_recent_changes(self, now: float) -> Rules:
         """Return the rules without the changes whose grace period is not over."""
         histories = (self.hold, self.expire)
         hold, expire = (tuple(e for e in each if e.since + GRACE <= now) for each in histories)
-        return replace(self, hold=hold, expire=expire)
+        return self._replace(hold=hold, expire=expire)
 
     @property
     def is_empty(self) -> bool:
@@ -200,7 +198,7 @@ def set_quota(maildrop: int, octets: int) -> None:
     """Record restante's quota durably.  The caller must hold ``files.lock`` of the maildrop."""
     before = read(maildrop)
     if before.quota != octets:
-        _write(maildrop, replace(before, quota=octets))
+        _write(maildrop, before._replace(quota=octets))
 
 
 def _write(maildrop: int, changes: Rules) -> None:
