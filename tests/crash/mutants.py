@@ -43,7 +43,7 @@ PARTS = {
     ),
 }
 DROPPED = {"fsync", "fsync_directory", "sync", "rename", "move", "flock", "lockf", "unlink"}
-DROPPED |= {"flush", "ftruncate", "_withdraw", "_finish", "finish_update", "_repair", "_forget"}
+DROPPED |= {"flush", "ftruncate", "_delete_list", "_finish", "finish_update", "_repair", "_forget"}
 DROPPED |= {"undone_on_error", "session_lock", "sync_together", "lock"}
 WEAKER = {"directory_lock": "directory", "replace": "replace_cache"}
 FLAGS = {"O_EXCL": "O_CREAT", "O_NOFOLLOW": "O_CLOEXEC"}

@@ -53,7 +53,7 @@ class _Contents(NamedTuple):
 
 
 class NamedDeliveries:
-    """``maildrop.Deliveries`` of one user."""
+    """Implements ``maildrop.Deliveries`` for one user."""
 
     def __init__(self, base: str, names: Sequence[str], limit: Callable[[], int]) -> None:
         """``base`` and ``names``: see ``files.maildrop``.  ``limit``: returns the quota in octets,

@@ -98,7 +98,7 @@ def update(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
                 files.replace(VICTIMS, pack(victims), maildrop)
             except OSError as error:
                 if error.errno not in _DISK_FULL:
-                    _withdraw(maildrop)
+                    _delete_list(maildrop)
                     raise
                 files.sync(".", parent=maildrop)  # held/ may be new
             return _remove_victims(maildrop, victims, removed_at)
@@ -156,7 +156,7 @@ def _remove_victims(maildrop: int, victims: Victims, removed_at: int | None) -> 
     except OSError as error:
         _log_error("update failed", reason=error.strerror)
         left = set(victims.values())
-    _withdraw(maildrop, durably=bool(left))
+    _delete_list(maildrop, durably=bool(left))
     return left
 
 
@@ -231,8 +231,8 @@ def _victims(maildrop: int) -> Victims | None:
         return None
 
 
-def _withdraw(maildrop: int, *, durably: bool = True) -> None:
-    """Remove the list, so that no later session removes a message reported as not removed."""
+def _delete_list(maildrop: int, *, durably: bool = True) -> None:
+    """Delete the list, so that no later session removes a message reported as not removed."""
     with suppress(OSError):
         files.unlink(VICTIMS, maildrop)
         if durably:

@@ -75,7 +75,7 @@ async def current_index(
 ) -> Index:
     """Return an index of the current content, and write it to disk.
 
-    ``began``: when the session's lock was taken, on the file system's clock.  ``previous``: the
+    ``began``: when the session acquired its lock, on the file system's clock.  ``previous``: the
     newest index that is valid.  ``measure_all``: read every message, even if its name contains
     its size.
 
@@ -110,13 +110,15 @@ async def current_index(
 
 
 class _Snapshot(NamedTuple):
+    """The current content of a maildrop, from which a new index is built."""
+
     messages: list[Row]
     """All messages, in the order of the listing; only the new messages if ``change`` is given."""
     stamps: Stamps
     ordered_count: int = 0
     """Number of messages whose order comes from another server; they are listed first."""
     change: IndexChange | None = None
-    """The other parts of a small change.  None if ``messages`` contains all messages."""
+    """Removed and replaced messages; None if ``messages`` contains all messages."""
 
 
 def _write(maildrop: int, previous: Index | None, snapshot: _Snapshot, new_stamps: Stamps) -> Index:
@@ -172,7 +174,7 @@ def _snapshot_once(
 
 
 class _Difference(NamedTuple):
-    """How the directories that were read differ from an index."""
+    """The differences between an index and the directories that were read."""
 
     missing: dict[Identity, int]
     """Positions of messages that were not seen, by identity."""
@@ -182,6 +184,7 @@ class _Difference(NamedTuple):
 
 
 def _difference(previous: Index, seen: Scan) -> _Difference:
+    """Compare the directories that were read with an index."""
     missing: dict[Identity, int] = {}
     unknown_files: list[File] = []
     inodes = previous.inodes
