@@ -193,7 +193,7 @@ def test_a_full_maildrop_leaves_the_rest_upstream(
     found = restante("collect", "isp")
     assert found.code == 75
     assert "its quota is 10000 octets" in found.err
-    assert "17 left for later by the full destination" in found.out
+    assert "17 left for later because of the full destination" in found.out
     assert (in_maildrop(restante), len(configure.upstream.messages("u"))) == (3, 17)
     assert restante("deliver", "ann", stdin=LARGE).code == 75
     assert restante("collect", "isp").code == 75

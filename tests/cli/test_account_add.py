@@ -158,7 +158,7 @@ def test_announced_server_in_another_domain_needs_confirmation(
         ("example.org", "ann@example.org"),
         ("ann@", "ann@example.org"),
         ("pop3s://ann:secret@host", "every user of this machine"),
-        ("pop3s://host", "the URL has no user"),
+        ("pop3s://host", "the URL contains no user name"),
     ],
 )
 def test_address_without_a_known_server_asks_for_one(
@@ -330,7 +330,7 @@ def test_browser_sign_in_leads_to_a_working_account(
     issuer: StandIn,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consent, "_open", browse)
+    monkeypatch.setattr(consent, "_open_browser", browse)
     done = sign_in(restante, server, issuer, "--browser")
     assert (done.code, done.out) == (0, "work: 1 message, 23 bytes\n"), done.err
     assert "Next: restante collect work --dry-run" in done.err
@@ -366,7 +366,7 @@ def test_sign_in_by_pasting_needs_no_browser(
         return issuer.agree(dict(parse_qsl(urlsplit(questions[0].url).query)))
 
     monkeypatch.setattr(AuthorizationRequest, "__init__", remember)
-    monkeypatch.setattr(consent, "_pasted", paste)
+    monkeypatch.setattr(consent, "_read_address", paste)
     done = sign_in(restante, server, issuer, "--paste")
     assert done.code == 0, done.err
     assert "copy that page's address" in done.err
@@ -425,7 +425,7 @@ def test_microsoft_app_is_registered_only_once(
     assert "entra.microsoft.com" in done.err
     assert "--client-id ID" in done.err
     agreed: list[str] = []
-    monkeypatch.setattr(consent, "agree", lambda grant, _: agreed.append(grant.account))
+    monkeypatch.setattr(consent, "sign_in", lambda grant, _: agreed.append(grant.account))
     assert restante(*words, "--client-id", "9e5f", "--no-test").code == 0
     second = restante("account", "add", "bob@hotmail.com", "--to", "maildir:B", "--no-test")
     assert second.code == 0
@@ -439,7 +439,7 @@ def test_microsoft_app_is_registered_only_once(
 def test_googles_secret_is_typed_and_kept_apart(
     restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consent, "agree", lambda *_: None)
+    monkeypatch.setattr(consent, "sign_in", lambda *_: None)
     words = ("account", "add", "ann@gmail.com", "--to", "maildir:M", "--no-test")
     assert restante(*words, "--client-id", "12.apps", stdin=b"GOCSPX-1\n").code == 0
     assert "GOCSPX" not in written(home)
@@ -527,7 +527,7 @@ def test_a_gmail_destination_is_signed_in_to(
     restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreed: list[tuple[str, str]] = []
-    monkeypatch.setattr(consent, "agree", lambda grant, _: agreed.append((grant.key, grant.user)))
+    monkeypatch.setattr(consent, "sign_in", lambda grant, _: agreed.append((grant.key, grant.user)))
     asked = person(monkeypatch, "ann@gmail.com", "12.apps", secret="GOCSPX")
     done = at_terminal(restante, *SOURCE, "--to", "gmail:Old")
     assert done.code == 0, done.err
@@ -535,7 +535,7 @@ def test_a_gmail_destination_is_signed_in_to(
         "Gmail address to deliver to: ",
         "Client ID: ",
         "Password for ann: ",
-        "Secret of the app at Google: ",
+        "Client secret of the app registered with Google: ",
     ]
     assert "console.cloud.google.com" in done.err
     assert agreed == [("account.isp.to_oauth", "ann@gmail.com")]
@@ -586,7 +586,7 @@ def test_a_gateway_for_oauth_is_offered(
     restante: Restante, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert restante("user", "add", "till", "--generate").code == 0
-    monkeypatch.setattr(consent, "agree", lambda *_: None)
+    monkeypatch.setattr(consent, "sign_in", lambda *_: None)
     asked = person(monkeypatch, "9e5f", "y")
     assert at_terminal(restante, "ann@outlook.com", "--to", "maildrop:till").code == 0
     assert asked[-1] == "Collect from ann@outlook.com whenever till logs in to this server? [y/N] "

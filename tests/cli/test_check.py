@@ -31,7 +31,7 @@ def test_relative_paths_are_named(restante: Restante, home: Path) -> None:
         warnings = restante("check", "-c", file.name, "--json").json["warnings"]
     assert done.code == 0
     assert (
-        f"isp.to: maildir:Mail depends on the current directory; write maildir:{home}/M" in done.err
+        f"isp.to: maildir:Mail depends on the current directory; use maildir:{home}/M" in done.err
     )
     assert [each.partition(":")[0] for each in warnings] == [
         "account.isp.to",

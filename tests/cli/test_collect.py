@@ -86,7 +86,10 @@ def test_a_used_up_budget_is_said(
         server.deliver("bob", MESSAGE)
     done = restante("collect", "bob")
     assert done.code == 0
-    assert done.out == "bob: 2 messages stored, 46 bytes; 1 left for later by the day's budget\n"
+    assert (
+        done.out
+        == "bob: 2 messages stored, 46 bytes; 1 left for later because of the day's budget\n"
+    )
     assert restante("--json", "collect", "bob").json["later"] == 1
 
 
@@ -101,7 +104,7 @@ def test_the_story_of_a_large_message(
     assert done.err == f"bob: message 1: 23 octets, more than 20; to fetch it: --whole {name}\n"
     extend(configured, 'larger = "stub"')
     done = restante("collect", "bob")
-    assert done.out == "bob: 1 header of too large messages stored\n"
+    assert done.out == "bob: 1 header of oversized messages stored\n"
     assert restante("collect", "bob").out == ""
     assert restante("collect", "bob", "--whole", name).out.startswith("bob: 1 message stored")
     assert stored(home, "bob") == 2

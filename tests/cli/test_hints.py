@@ -121,10 +121,10 @@ def test_a_refused_sign_in_names_the_account(
     def refused(*_: object, **__: object) -> None:
         raise explain("access_denied", "")
 
-    monkeypatch.setattr(consent, "_ask", refused)
+    monkeypatch.setattr(consent, "_run_flow", refused)
     monkeypatch.setattr(web, "access_token", refused)
     options = OAuth(provider="google", client_id="id")
     grant = Grant(load(), "isp", "ann@example.org", options, is_destination=True)
-    for attempt in (lambda: consent.agree(grant, "device"), grant.token):
+    for attempt in (lambda: consent.sign_in(grant, "device"), grant.token):
         with pytest.raises(ConsentNeeded, match="run: restante account auth isp --to"):
             attempt()

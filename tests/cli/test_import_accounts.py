@@ -47,7 +47,7 @@ def test_each_account_is_imported_or_named(restante: Restante, rc: Path) -> None
 def test_an_import_can_be_repeated(restante: Restante, rc: Path, home: Path) -> None:
     assert restante("import", "fetchmail", rc).code == 78
     done = restante("import", "fetchmail", rc, "--to", f"maildir:{home}/Mail")
-    assert "pop-example-org: ann at pop3s://pop.example.org: imported before" in done.out
+    assert "pop-example-org: ann at pop3s://pop.example.org: already imported" in done.out
     assert accounts() == {
         "pop-example-org": "smtp:localhost:25",
         "pop-example-net": f"maildir:{home}/Mail",

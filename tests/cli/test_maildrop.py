@@ -110,9 +110,9 @@ def test_held_and_restore_by_name(
     assert all(line.isprintable() for line in restante("maildrop", "held", "ann").out.splitlines())
 
     back = restante("maildrop", "restore", "ann", found[0]["name"], "--same-uidl")
-    assert back.out == ("Restored 1 message to ann. Known to clients; not downloaded again.\n")
+    assert back.out == ("Restored 1 message to ann. Clients will not download them again.\n")
     back = restante("maildrop", "restore", "ann", found[1]["name"])
-    assert back.out == "Restored 1 message to ann. New to clients; downloaded again.\n"
+    assert back.out == "Restored 1 message to ann. Clients will download them again.\n"
     after = restante("maildrop", "show", "ann", "--json").json["messages"]
     ids = {message["unique_id"] for message in after}
     assert len(after) == 2
@@ -154,7 +154,7 @@ def test_old_name_of_restore_still_works(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["restore", "ann"], 64, "which messages? Use --since 2h, --all, or names"),
+        (["restore", "ann"], 64, "no messages selected; use --since 2h, --all, or names"),
         (["restore", "ann", "../x"], 64, "no held message has the name '../x'"),
         (
             ["restore", "ann", "--since", "soon"],

@@ -422,7 +422,7 @@ def test_folders_that_a_user_sees_as_one(restante: Restante, ann: str) -> None:
     ("time", "seconds", "words"),
     [
         ("30d", 30 * 86_400, "held 30 days"),
-        ("0", 0, "destroyed at once"),
+        ("0", 0, "destroyed immediately"),
         ("keep", "keep", "kept in the maildrop"),
         ("default", None, "held as configured"),
     ],

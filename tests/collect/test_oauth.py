@@ -393,8 +393,8 @@ def test_a_session_by_token_and_one_more_when_it_was_taken_back(
             grant = Job.of(found, "isp").grant
             with pytest.raises(ConsentNeeded):
                 await log_in(found)
-            monkeypatch.setattr(consent, "_open", browse)
-            await asyncio.to_thread(consent.agree, grant, "browser")
+            monkeypatch.setattr(consent, "_open_browser", browse)
+            await asyncio.to_thread(consent.sign_in, grant, "browser")
             assert await log_in(found) == 1
             file = Job.of(found, "isp").grant.file()
             tokens = file.get()
@@ -422,7 +422,7 @@ def test_account_list_shows_how_long_a_consent_lasts(
     assert restante([*words, "list"]) == os.EX_OK
     assert "Not signed in yet" in capsys.readouterr().out
     server.answers = []
-    monkeypatch.setattr(consent, "_open", browse)
+    monkeypatch.setattr(consent, "_open_browser", browse)
     assert restante([*words, "auth", "isp", "--browser"]) == os.EX_OK
     assert f"signed in {time.strftime('%Y-%m-%d')} as mrose" in capsys.readouterr().out
     found = config.load(tmp_path / "restante.toml")

@@ -90,7 +90,7 @@ def test_an_account_from_nothing_but_the_issuers_address(
     server: OpenId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The issuer publishes its addresses; the stored token can be refreshed."""
-    monkeypatch.setattr(consent, "_open", browse)
+    monkeypatch.setattr(consent, "_open_browser", browse)
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setenv("APP_SECRET", server.client_secret)
     path = tmp_path / "restante.toml"

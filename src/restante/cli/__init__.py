@@ -1,1 +1,1 @@
-"""The command line: one file per noun; the only place that knows concrete classes."""
+"""The command line, with one module for each command."""

@@ -1,4 +1,4 @@
-"""``restante account``: accounts on other servers, from which ``restante collect`` takes mail."""
+"""``restante account``: manage accounts on other servers for ``restante collect``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--to",
         action="store_true",
-        help="sign in to the account's destination (section to_oauth), not to its POP3 server",
+        help="sign in to the account's destination (section to_oauth) instead of its POP3 server",
     )
     action.set_defaults(run=auth)
     for name, run, text in (
@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--like",
                 metavar="MAILDIR",
                 type=Path,
-                help="mark only messages whose headers equal those of a message in this Maildir "
-                "or in one of its folders",
+                help="mark only messages with the same headers as a message in this Maildir or in "
+                "one of its folders",
             )
         action.set_defaults(run=run)
 
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def list_(options: argparse.Namespace) -> int:
     config = common.configuration(options)
     if options.json:
-        rows = [_row(job) for job in all_jobs(config)]
+        rows = [_as_json(job) for job in all_jobs(config)]
         common.print_json("account-list", accounts=rows)
         return os.EX_OK
     if not config.account:
@@ -93,10 +93,10 @@ def list_(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     from ..collect.health import Health
 
-    job = _one(options)
+    job = _selected_job(options)
     account = job.options
     with closing(open_ledger(job.config)) as ledger:
-        row = _row(job)
+        row = _as_json(job)
         account_ledger = ledger.of(options.name)
         row |= {"on_server": account_ledger.on_server()}
         row |= {"last_success": account_ledger.last_success()}
@@ -105,35 +105,34 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         common.print_json("account-show", **row)
         return os.EX_OK
-    at = row["last_success"]
-    when = _when(float(str(at))) if at else "never"
+    last_success = _minute(float(str(row["last_success"]))) if row["last_success"] else "never"
     print(options.name)
     rows = [("user", account.user), ("server", account.url)]
     if account.oauth.provider:
         rows.append(("oauth", f"{account.oauth.provider}: {row['oauth']}"))
     else:
-        rows.append(("password", _origin(account.password)))
+        rows.append(("password", _secret_source(account.password)))
     rows += [("to", account.to), ("keep", account.keep)]
     if account.to_oauth.provider:
         destination_state = consent.state(job.destination_grant)
         rows.append(("to_oauth", f"{account.to_oauth.provider}: {destination_state}"))
     elif account.to_password:
-        rows.append(("to_password", _origin(account.to_password)))
+        rows.append(("to_password", _secret_source(account.to_password)))
     if account.poll_on_login:
-        rows.append(("poll_on_login", f"waits at most {account.poll_on_login:g} s"))
-    rows += [("left on server", str(row["on_server"])), ("last success", when)]
+        rows.append(("poll_on_login", f"the login waits at most {account.poll_on_login:g} s"))
+    rows += [("left on server", str(row["on_server"])), ("last success", last_success)]
     if state.failing_since is not None:
-        since = _when(state.failing_since)
+        since = _minute(state.failing_since)
         rows.append(("failing", f"{counted(state.failures, 'session')} since {since}"))
     common.print_fields(rows)
     return os.EX_OK
 
 
-def _when(at: float) -> str:
+def _minute(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
-def _row(job: Job) -> dict[str, object]:
+def _as_json(job: Job) -> dict[str, object]:
     row: dict[str, object] = {}
     account = job.options
     if account.oauth.provider:
@@ -147,7 +146,7 @@ def _row(job: Job) -> dict[str, object]:
     }
 
 
-def _origin(secret: Secret) -> str:
+def _secret_source(secret: Secret) -> str:
     if not secret:
         return "not set"
     if secret.kind == "text":
@@ -157,20 +156,20 @@ def _origin(secret: Secret) -> str:
 
 
 def auth(options: argparse.Namespace) -> int:
-    job = _one(options)
+    job = _selected_job(options)
     grant = job.destination_grant if options.to else job.grant
     if not grant.options.provider:
         raise ConfigurationError(f"{grant.key}.provider is not set")
-    agreed = consent.agree(grant, options.flow or "")
+    tokens = consent.sign_in(grant, options.flow or "")
     if options.json:
-        common.print_json("account-auth", name=options.name, user=agreed.user)
+        common.print_json("account-auth", name=options.name, user=tokens.user)
     else:
         print(f"{options.name}: {consent.state(grant)}")
     return os.EX_OK
 
 
 def test(options: argparse.Namespace) -> int:
-    job = _one(options)
+    job = _selected_job(options)
     count, octets = account_add.try_login(job)
     account_add.try_destination(job)
     if options.json:
@@ -184,7 +183,7 @@ def adopt(options: argparse.Namespace) -> int:
     from ..collect.accounts import Accounts
     from ..collect.fingerprint import in_maildir
 
-    job = _one(options)
+    job = _selected_job(options)
     local = in_maildir(options.like) if options.like else None
     with closing(open_ledger(job.config)) as ledger, ledger.of(options.name).alone():
         accounts = Accounts(ledger)
@@ -202,10 +201,10 @@ def adopt(options: argparse.Namespace) -> int:
 
 
 async def _listing(job: Job, local: Counter[bytes] | None) -> tuple[list[tuple[str, int]], int]:
-    """Return key and size of the messages on the server that are in ``local``; None: of all.
+    """Return key and size of each message that is also in ``local``, and the number of others.
 
-    The second value is the number of messages that are not in ``local``, which counts the local
-    messages by the digests of their headers.
+    ``local`` has the number of local messages for each digest of a header; if it is None, all
+    messages on the server are returned.
     """
     from ..collect.fingerprint import header_digest, header_of
     from ..collect.plan import unique_ids
@@ -213,26 +212,25 @@ async def _listing(job: Job, local: Counter[bytes] | None) -> tuple[list[tuple[s
     async with job.connect() as client:
         messages = await client.list()
         ids = unique_ids(messages)
-        known = [message for message in messages if message.number in ids]
+        selected = [message for message in messages if message.number in ids]
         if local is not None:
             headers = [
                 (each, header_digest(header_of(await body.read())))
-                async for each, body in client.raw_headers(known)
+                async for each, body in client.raw_headers(selected)
             ]
-            if (
-                "TOP" in client.quirks.hidden
-            ):  # RETR was used instead, and QUIT may delete what it sent
-                client.abort()
-            known = []
+            if "TOP" in client.quirks.hidden:
+                client.abort()  # RETR was used instead of TOP, and QUIT may delete these messages
+            selected = []
             for message, digest in headers:
                 if digest and local[digest]:
-                    local[digest] -= 1  # a local copy matches one message: an equal one may be new
-                    known.append(message)
-    return [(ids[each.number], each.size) for each in known], len(ids) - len(known)
+                    # A local copy matches only one message: another equal message may be new.
+                    local[digest] -= 1
+                    selected.append(message)
+    return [(ids[each.number], each.size) for each in selected], len(ids) - len(selected)
 
 
 def log(options: argparse.Namespace) -> int:
-    with closing(open_ledger(_one(options).config)) as ledger:
+    with closing(open_ledger(_selected_job(options).config)) as ledger:
         removals = ledger.of(options.name).removals()
     if options.json:
         rows = [each._asdict() for each in removals]
@@ -244,7 +242,7 @@ def log(options: argparse.Namespace) -> int:
     common.print_table(
         "deleted message reason evidence answer",
         [
-            (_when(each.at), each.key, each.why, each.evidence, each.answer or "none yet")
+            (_minute(each.at), each.key, each.why, each.evidence, each.answer or "none yet")
             for each in removals
         ],
     )
@@ -252,7 +250,7 @@ def log(options: argparse.Namespace) -> int:
 
 
 def remove(options: argparse.Namespace) -> int:
-    config = _one(options).config
+    config = _selected_job(options).config
     path = account_add.file_of(config, options.name)
     if not path.exists():
         raise ConfigurationError(
@@ -274,6 +272,6 @@ def remove(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-def _one(options: argparse.Namespace) -> Job:
+def _selected_job(options: argparse.Namespace) -> Job:
     (job,) = select_jobs(common.configuration(options), [options.name], select_all=False)
     return job

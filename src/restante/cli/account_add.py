@@ -47,7 +47,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "standard input, one per line.",
     )
     action.add_argument(
-        "name", metavar="NAME", nargs="?", help="a name for the account, such as isp (optional)"
+        "name", metavar="NAME", nargs="?", help="a name for the account, such as isp"
     )
     action.add_argument(
         "url",
@@ -64,8 +64,8 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     action.add_argument(
         "--keep",
         default="all",
-        help="which messages to leave on the server: all (default), none, those of the last 14d "
-        "(or another time), until-verified or until-deleted",
+        help="which messages to leave on the server: all (default), none, those younger than a "
+        "time such as 14d, until-verified or until-deleted",
     )
     action.add_argument(
         "--every",
@@ -76,7 +76,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--ca-file",
         type=Path,
         metavar="FILE",
-        help="trust the CA certificates in FILE (PEM) for the POP3 server, not those of the system",
+        help="trust the CA certificates in FILE (PEM) instead of the system's for the POP3 server",
     )
     prompts.add_secret(action, "password", "the password for the POP3 server")
     action.add_argument(
@@ -91,7 +91,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     prompts.add_secret(action, "client-secret", "the client secret of the OAuth 2 app")
     action.add_argument(
-        "--tenant", help="the organisation's tenant at Microsoft, for signing in with OAuth 2"
+        "--tenant", help="the organisation's Microsoft tenant, for signing in with OAuth 2"
     )
     action.add_argument(
         "--issuer",
@@ -122,7 +122,7 @@ _SECTIONS = ("oauth", "to_oauth", "alert")  # subsections of an account
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """The server of an account, with its provider if that is known."""
+    """The POP3 server of an account, and the mail provider if it is known."""
 
     url: str
     user: str
@@ -187,7 +187,7 @@ def _account_and_server(options: argparse.Namespace, config: Configuration) -> t
     name, address = options.name, options.url
     if address is None and name and re.search("@|://", name):
         name, address = None, name
-    address = address or prompts.asked("Address, such as ann@example.org: ", "ADDRESS")
+    address = address or prompts.ask("Address, such as ann@example.org: ", "ADDRESS")
     server = _locate(address, options.host)
     return name or _name(config, server), server
 
@@ -206,7 +206,7 @@ def _ask_for_missing(
         values["password"] = _password(options, config, name, server)
     else:
         account_add_destination.offer_polling(destination, server.user)
-    account_add_destination.ask_secrets(options, config, name, destination)
+    account_add_destination.ask_for_secrets(options, config, name, destination)
     values |= destination.values
     sections = {"oauth": oauth or {}, "to_oauth": destination.oauth}
     for section in [key for key in values if key in _SECTIONS]:  # from --set
@@ -219,7 +219,7 @@ def _open(options: argparse.Namespace, job: Job) -> None:
     job.open_destination().close()
     for grant in (job.grant, job.destination_grant):
         if grant.options.provider:
-            consent.agree(grant, options.flow or "")
+            consent.sign_in(grant, options.flow or "")
 
 
 def _extra_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -243,10 +243,11 @@ def _extra_options(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_empty_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy without empty values, at every level."""
     pairs = (
-        (key, _given(each) if isinstance(each, dict) else each) for key, each in values.items()
+        (key, _without_empty_values(each) if isinstance(each, dict) else each)
+        for key, each in values.items()
     )
     return {key: value for key, value in pairs if value}
 
@@ -257,10 +258,11 @@ def _check_values(options: argparse.Namespace, name: str, values: Mapping[str, A
     Raises:
         ConfigurationError: the account cannot work with these values.
     """
-    given = _given(values)
+    section = _without_empty_values(values)
     if str(values["to"]).startswith("imap"):
-        given["to_password"] = {"env": "HOME"}  # a placeholder: the password is asked for later
-    trial = load(options.config, overrides={f"account.{name}": given})
+        # A placeholder, because the user has not typed the password yet.
+        section["to_password"] = {"env": "HOME"}
+    trial = load(options.config, overrides={f"account.{name}": section})
     if mistakes := list(Job.of(trial, name).mistakes(strict=True)):
         raise ConfigurationError("\n".join(mistakes))
 
@@ -271,9 +273,9 @@ def _try(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
     If the login fails, the account is removed, unless the user has signed in with OAuth 2.
     """
     try:
-        working = _log_in(job, server)
+        result = _log_in(job, server)
         try_destination(job)
-        return working
+        return result
     except BaseException as error:
         if (
             isinstance(error, LoginFailed)
@@ -293,7 +295,7 @@ def _try(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
 
 
 def _log_in(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
-    """Log in with the whole address, or else once with its local part (RFC 6186 §4)."""
+    """Log in with the whole address, or if it is refused, with the local part (RFC 6186 §4)."""
     try:
         return server.user, try_login(job)
     except LoginFailed as error:
@@ -309,14 +311,16 @@ def _log_in(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
 def _name(config: Configuration, server: _Server) -> str:
     """Derive a name from the domain or host, prefixed with the user name if that one is taken."""
     local, _, domain = server.user.rpartition("@")
-    word = (
+    base = (
         domain.split(".")[0] if local else (urlsplit(server.url).hostname or "").split(".")[-2:][0]
     )
-    for tried in (word, f"{local}-{word}"):
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", tried).strip("-_")[:64]
+    for candidate in (base, f"{local}-{base}"):
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", candidate).strip("-_")[:64]
         if name and name not in config.account:
             return name
-    raise UnsafeArgument(f"give the account a name: restante account add mail {quote(server.user)}")
+    raise UnsafeArgument(
+        f"the account requires a name; run: restante account add mail {quote(server.user)}"
+    )
 
 
 # Finding the server.
@@ -339,7 +343,7 @@ def _locate(address: str, host: str | None) -> _Server:
         return _Server(url, address, known, "" if known else local)
     mail = providers.by_domain(domain) or _by_exchanger(domain)
     if mail is None:
-        return _announced(address)
+        return _from_srv_records(address)
     if not mail.host:
         raise UnsafeArgument(f"{mail.name} does not offer POP3")
     return _Server(f"pop3s://{mail.host}", address, mail)
@@ -352,7 +356,7 @@ def _from_url(address: str) -> _Server:
     if login.password:
         raise UnsafeArgument("a password in the URL can be read by every user of this machine")
     if not login.user:
-        raise UnsafeArgument("the URL has no user; write pop3s://user@host")
+        raise UnsafeArgument("the URL contains no user name; write pop3s://user@host")
     url = f"{tls.value}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}"
     return _Server(url, login.user, providers.by_host(host))
 
@@ -367,8 +371,8 @@ def _by_exchanger(domain: str) -> Mail | None:
         raise
 
 
-def _announced(address: str) -> _Server:
-    """Find the server by SRV records.
+def _from_srv_records(address: str) -> _Server:
+    """Find the server with SRV records.
 
     The user must confirm a host that is not within the address's domain (RFC 8314 §5.1).
     """
@@ -378,7 +382,7 @@ def _announced(address: str) -> _Server:
     domain = address.rpartition("@")[2]
     if not services:
         raise UnsafeArgument(
-            f"{domain} does not announce a POP3 server; name your provider's with --host HOST"
+            f"{domain} does not announce a POP3 server; name the server with --host HOST"
         )
     service = services[0]
     if not service.is_within:
@@ -403,11 +407,11 @@ def _url(service: Service) -> str:
 def _oauth_section(
     options: argparse.Namespace, config: Configuration, name: str, server: _Server
 ) -> dict[str, Any] | None:
-    """Return the subsection ``oauth``, or None for logins with a password."""
+    """Return the subsection ``oauth``, or None if the account logs in with a password."""
     mail = server.provider
-    is_wanted = options.provider or options.issuer or options.client_id or options.flow
+    is_requested = options.provider or options.issuer or options.client_id or options.flow
     has_password = prompts.given_secret(options, "password") is not None
-    if not is_wanted and (has_password or mail is None or not mail.oauth):
+    if not is_requested and (has_password or mail is None or not mail.oauth):
         return None
     provider = options.provider or ("other" if options.issuer else mail.oauth if mail else "")
     if not provider:
@@ -423,12 +427,12 @@ def _oauth_section(
     if options.issuer:
         values |= _endpoints(options.issuer, options.scope)
     if not options.client_id:
-        shared = prompts.registered(config, provider) if provider != "other" else None
-        if shared is None and mail is not None and mail.accepts_passwords and not is_wanted:
+        shared = prompts.shared_app(config, provider) if provider != "other" else None
+        if shared is None and mail is not None and mail.accepts_passwords and not is_requested:
             return None  # a login with a password does not need a registered app
         values |= shared or {"client_id": prompts.client_id(provider, "--client-id")}
     if provider == "google" and not values["client_secret"]:
-        values["client_secret"] = prompts.typed_secret(
+        values["client_secret"] = prompts.ask_for_secret(
             config, f"{name}.client", "Secret of the app", "--client-secret-file FILE"
         )
     return values
@@ -449,11 +453,11 @@ def _endpoints(issuer: str, scopes: list[str] | None) -> dict[str, Any]:
 def _password(
     options: argparse.Namespace, config: Configuration, name: str, server: _Server
 ) -> dict[str, Any]:
-    given = prompts.given_secret(options, "password")
-    if given is None and server.provider is not None and server.provider.password:
+    password = prompts.given_secret(options, "password")
+    if password is None and server.provider is not None and server.provider.password:
         common.say(f"{server.provider.name} requires {server.provider.password}")
     question = f"Password for {server.user}"
-    return given or prompts.typed_secret(config, name, question, "--password-file FILE")
+    return password or prompts.ask_for_secret(config, name, question, "--password-file FILE")
 
 
 # Writing, testing and removing an account.
@@ -490,22 +494,22 @@ def file_of(config: Configuration, name: str) -> Path:
 def remove_files(config: Configuration, name: str) -> None:
     """Remove the account's configuration, secrets and tokens, but not its ledger."""
     file_of(config, name).unlink(missing_ok=True)
-    for typed in (name, f"{name}.client", f"{name}.to", f"{name}.to.client"):
-        prompts.secret_file(config, typed).unlink(missing_ok=True)
+    for secret in (name, f"{name}.client", f"{name}.to", f"{name}.to.client"):
+        prompts.secret_file(config, secret).unlink(missing_ok=True)
     for is_destination in (False, True):
         if (config.state / "tokens").is_dir():
             tokens.token_file(config, name, is_destination=is_destination).forget()
 
 
 def try_destination(job: Job) -> None:
-    """Log in to the destination if it is an IMAP server; other kinds do not need a login."""
+    """Log in to the destination if it is an IMAP server; other destinations need no login."""
     if job.options.to.startswith(("imap:", "imaps:")):
         with closing(job.open_destination()) as destination:
             destination.has(job.name)
 
 
 def try_login(job: Job) -> tuple[int, int]:
-    """Log in to the account's server; returns its number of messages and octets."""
+    """Log in to the account's server and return its number of messages and octets."""
     with closing(open_ledger(job.config)) as ledger:
         return asyncio.run(_log_in_and_count(job, ledger))
 
@@ -515,9 +519,9 @@ def describe_login(name: str, count: int, octets: int) -> str:
 
 
 async def _log_in_and_count(job: Job, ledger: Ledger) -> tuple[int, int]:
-    """Log in and record that in the ledger, as for any session.
+    """Log in, and record the login in the ledger as for any session.
 
-    A successful login ends the delay after refused ones.
+    A successful login ends the delay after refused logins.
     """
     account_ledger = ledger.of(job.name)
     account_ledger.tried(time.time())

@@ -15,7 +15,7 @@ from ..config import Configuration
 from ..errors import UnsafeArgument
 from . import prompts
 
-_MAILBOXES = ("gmail.com", "googlemail.com")
+_GMAIL_DOMAINS = ("gmail.com", "googlemail.com")
 
 
 def add_options(action: argparse.ArgumentParser) -> None:
@@ -28,8 +28,8 @@ def add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--recipient",
         metavar="ADDRESS",
-        help="the recipient's address if the destination is lmtp: or smtp:, or the Gmail user's "
-        "if it is gmail:",
+        help="the recipient's address for an lmtp: or smtp: destination, or the Gmail address for "
+        "a gmail: destination",
     )
     prompts.add_secret(action, "to-password", "the password for an imaps: destination")
     action.add_argument(
@@ -37,19 +37,21 @@ def add_options(action: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="client ID of the app registered with Google, for a gmail: destination",
     )
-    prompts.add_secret(action, "to-client-secret", "the client secret of the app at Google")
+    prompts.add_secret(
+        action, "to-client-secret", "the client secret of the app registered with Google"
+    )
     action.add_argument(
         "--to-ca-file",
         type=Path,
         metavar="FILE",
-        help="trust the CA certificates in FILE (PEM) for an imaps: destination, not those of the "
-        "system",
+        help="trust the CA certificates in FILE (PEM) instead of the system's for an imaps: "
+        "destination",
     )
     action.add_argument(
         "--poll-on-login",
         metavar="TIME",
         help="with --to maildrop:USER, also collect when that user logs in; the login waits at "
-        "most TIME for it",
+        "most TIME for new mail",
     )
 
 
@@ -59,7 +61,7 @@ class Destination:
 
     values: dict[str, Any] = field(default_factory=dict)
     oauth: dict[str, Any] = field(default_factory=dict)
-    """Values of the section ``to_oauth``."""
+    """The options of the section ``to_oauth``."""
 
     @property
     def kind(self) -> str:
@@ -70,40 +72,40 @@ class Destination:
 def destination(
     options: argparse.Namespace, config: Configuration, name: str, user: str
 ) -> Destination:
-    """Return all options except secrets, so that mistakes are found before a password is typed.
+    """Return the destination without secrets, so that mistakes are found before a prompt for them.
 
-    ``user`` is the user name at the account's server.
+    ``user`` is the user name on the account's POP3 server.
 
     Raises:
-        UnsafeArgument: an option is missing, or contradicts another one.
+        UnsafeArgument: an option is missing, or conflicts with another option.
     """
-    result = Destination({"to": absolute(options.to or _asked_place(name))})
+    result = Destination({"to": absolute(options.to or _ask_for_destination(name))})
     kind = result.kind
-    result.values["recipient"] = options.recipient or _asked_recipient(kind, user)
+    result.values["recipient"] = options.recipient or _ask_for_recipient(kind, user)
     result.values["poll_on_login"] = options.poll_on_login
     if options.poll_on_login and kind != "maildrop":
         raise UnsafeArgument("--poll-on-login requires --to maildrop:USER")
     if options.to_ca_file:
         result.values["to_ca_file"] = str(options.to_ca_file.resolve())
     if kind == "gmail":
-        result.oauth = {"provider": "google", **_application(options, config)}
+        result.oauth = {"provider": "google", **_app(options, config)}
     elif options.to_client_id:
         raise UnsafeArgument("--to-client-id requires --to gmail:LABEL")
     return result
 
 
-def _application(options: argparse.Namespace, config: Configuration) -> Mapping[str, Any]:
-    given = {
+def _app(options: argparse.Namespace, config: Configuration) -> Mapping[str, Any]:
+    app = {
         "client_id": options.to_client_id,
         "client_secret": prompts.given_secret(options, "to-client-secret"),
     }
     if not options.to_client_id:
-        shared = prompts.registered(config, "google")
-        given |= shared or {"client_id": prompts.client_id("google", "--to-client-id")}
-    return given
+        shared = prompts.shared_app(config, "google")
+        app |= shared or {"client_id": prompts.client_id("google", "--to-client-id")}
+    return app
 
 
-def ask_secrets(
+def ask_for_secrets(
     options: argparse.Namespace, config: Configuration, name: str, result: Destination
 ) -> None:
     if result.kind in ("imap", "imaps"):
@@ -111,14 +113,14 @@ def ask_secrets(
         question = f"Password for {unquote(parts.username or '')} at {parts.hostname}"
         result.values["to_password"] = prompts.given_secret(
             options, "to-password"
-        ) or prompts.typed_secret(config, f"{name}.to", question, "--to-password-file FILE")
+        ) or prompts.ask_for_secret(config, f"{name}.to", question, "--to-password-file FILE")
     elif prompts.given_secret(options, "to-password"):
         raise UnsafeArgument("--to-password-… requires --to imaps://USER@HOST/FOLDER")
     if result.oauth and not result.oauth["client_secret"]:
-        result.oauth["client_secret"] = prompts.typed_secret(
+        result.oauth["client_secret"] = prompts.ask_for_secret(
             config,
             f"{name}.to.client",
-            "Secret of the app at Google",
+            "Client secret of the app registered with Google",
             "--to-client-secret-file FILE",
         )
 
@@ -131,36 +133,38 @@ def offer_polling(result: Destination, user: str) -> None:
         result.values["poll_on_login"] = "20s" if prompts.is_confirmed(question) else None
 
 
-def _asked_place(name: str) -> str:
+def _ask_for_destination(name: str) -> str:
     default = Path.home() / "Mail" / name
     question = (
         "Where should this account's mail be delivered?\n"
         "maildrop:USER, maildir:PATH, imaps://USER@HOST/FOLDER, gmail:LABEL, …\n"
         f"[maildir:{default}] "
     )
-    if answer := prompts.asked(question, "--to PLACE"):
+    if answer := prompts.ask(question, "--to PLACE"):
         return answer
-    default.parent.mkdir(exist_ok=True)  # a collector does not create the directory above a Maildir
+    default.parent.mkdir(
+        exist_ok=True
+    )  # a collector does not create the parent directory of a Maildir
     return f"maildir:{default}"
 
 
-def _asked_recipient(kind: str, user: str) -> str:
+def _ask_for_recipient(kind: str, user: str) -> str:
     """Ask for the recipient if the default, the account's user, is not a suitable address."""
     if not sys.stdin.isatty():
         return ""
     domain = user.rpartition("@")[2].lower()
     if kind in ("lmtp", "smtp") and "@" not in user:
-        return prompts.asked("Address of the recipient: ", "--recipient ADDRESS")
-    if kind == "gmail" and domain not in _MAILBOXES:
-        return prompts.asked("Gmail address to deliver to: ", "--recipient ADDRESS")
+        return prompts.ask("Address of the recipient: ", "--recipient ADDRESS")
+    if kind == "gmail" and domain not in _GMAIL_DOMAINS:
+        return prompts.ask("Gmail address to deliver to: ", "--recipient ADDRESS")
     return ""
 
 
 def absolute(to: str) -> str:
-    """Return the destination with an absolute path, since cron uses another directory.
+    """Return the destination with an absolute path, because cron uses a different directory.
 
     Raises:
-        UnsafeArgument: the quotation marks of a command do not match.
+        UnsafeArgument: a command has unbalanced quotation marks.
     """
     kind, colon, rest = to.partition(":")
     if kind in ("maildir", "mbox") and rest:
@@ -175,7 +179,7 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_program(command: str) -> str:
-    """Make the program's path absolute; a name without "/" is searched for in PATH instead."""
+    """Make the program's path absolute, unless it has no "/" and is looked up in PATH."""
     try:
         words = shlex.split(command)
     except ValueError as error:

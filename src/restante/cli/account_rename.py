@@ -1,10 +1,10 @@
-"""``restante account rename OLD NEW``: rename an account; no message is collected twice.
+"""``restante account rename OLD NEW``: rename an account without collecting messages twice.
 
 The steps are: rename the account in the ledger, copy its secrets to the new name, rename it in
-the configuration (by renaming one file), and remove the old secrets.  After a crash at any step
-one of the two names works, the ledger is complete, and the same command finishes the work.  A
-collector that runs between two steps under the old name moves the ledger's rows back to it, since
-it identifies the rows by the mailbox's address.
+the configuration (by renaming one file), and remove the old secrets.  After a crash at any step,
+one of the two names works, the ledger is complete, and the same command finishes the work.  If a
+collector runs under the old name between two steps, it moves the ledger's rows back to this name,
+because it identifies the rows by the mailbox's address.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..config import Account, Configuration
 from ..errors import ConfigurationError, UnsafeArgument
 from . import account_add, common, prompts
 
-_TYPED = ("", ".client", ".to", ".to.client")  # files of typed secrets, see ``account_add``
+_SECRET_SUFFIXES = ("", ".client", ".to", ".to.client")  # suffixes of the files of typed secrets
 
 
 def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,9 +34,10 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "rename",
         help="rename an account without collecting messages twice",
         description="Rename an account in its configuration file and in the ledger, and rename its "
-        "secrets. The recorded messages keep their names, so none is collected twice. Repeat the "
-        "command after a crash. If the account is defined in a file that `restante account add` "
-        "did not write, rename it in that file by hand first; this command then renames the rest.",
+        "secrets. The recorded messages keep their names, so none is collected twice. If the "
+        "command was interrupted, run it again. If the account is defined in a file that `restante "
+        "account add` did not write, rename it in that file by hand first; this command then "
+        "renames the rest.",
     )
     action.add_argument("old", metavar="OLD", help="the current name of the account")
     action.add_argument("new", metavar="NEW", help="the new name of the account")
@@ -70,7 +71,7 @@ def rename(options: argparse.Namespace) -> int:
 
 
 def _rename_in_ledger(config: Configuration, ledger: Any, old: str, new: str) -> str:
-    """Rename the account in the ledger; returns its label, with which message names begin."""
+    """Rename the account in the ledger and return its label, with which message names begin."""
     from ..collect.accounts import Accounts
 
     accounts = Accounts(ledger)
@@ -83,7 +84,7 @@ def _rename_in_ledger(config: Configuration, ledger: Any, old: str, new: str) ->
 
 
 def _copy_secrets(config: Configuration, old: str, new: str) -> None:
-    for suffix in _TYPED:
+    for suffix in _SECRET_SUFFIXES:
         path = prompts.secret_file(config, old + suffix)
         with suppress(FileNotFoundError, FileExistsError):
             os.link(path, prompts.secret_file(config, new + suffix))
@@ -92,7 +93,7 @@ def _copy_secrets(config: Configuration, old: str, new: str) -> None:
 
 
 def _copy_tokens(config: Configuration, old: str, new: str) -> None:
-    """Copy the tokens, which must be encrypted again because the account's name is part of it."""
+    """Encrypt the tokens again for the new name, because the encryption includes the name."""
     if not (config.state / "tokens").is_dir():
         return
     for is_destination in (False, True):
@@ -115,12 +116,12 @@ def _rename_in_file(config: Configuration, old: str, new: str, label: str) -> No
             f"account {old!r} is not defined in {path}; rename its table by hand in the file that "
             "defines it, and run this command again"
         )
-    write_durably(path, _renamed(config, path, old, new, label).encode())
+    write_durably(path, _renamed_text(config, path, old, new, label).encode())
     path.rename(account_add.file_of(config, new))
     fsync_directory(path.parent)
 
 
-def _renamed(config: Configuration, path: Path, old: str, new: str, label: str) -> str:
+def _renamed_text(config: Configuration, path: Path, old: str, new: str, label: str) -> str:
     """Return the text of the account's file with the new name.
 
     Raises:
@@ -129,7 +130,7 @@ def _renamed(config: Configuration, path: Path, old: str, new: str, label: str) 
     before = path.read_text()
     header = rf"(?m)^(\s*\[\s*account\s*\.\s*)\"?{re.escape(old)}\"?(?=\s*[.\]])"
     text = re.sub(header, rf"\g<1>{new}", before)
-    for suffix in _TYPED:
+    for suffix in _SECRET_SUFFIXES:
         source, target = (str(prompts.secret_file(config, name + suffix)) for name in (old, new))
         text = text.replace(configuration.toml(source), configuration.toml(target))
     expected = tomllib.loads(before)
@@ -141,7 +142,7 @@ def _renamed(config: Configuration, path: Path, old: str, new: str, label: str) 
             text,
         )
         table["label"] = label
-    expected["account"][new] = _with_secrets(config, table, old, new)
+    expected["account"][new] = _with_new_paths(config, table, old, new)
     with suppress(tomllib.TOMLDecodeError):
         if tomllib.loads(text) == expected:
             return text
@@ -151,11 +152,11 @@ def _renamed(config: Configuration, path: Path, old: str, new: str, label: str) 
     )
 
 
-def _with_secrets(config: Configuration, value: Any, old: str, new: str) -> Any:
-    """Return a copy of the table with the new paths of secrets that the user typed."""
+def _with_new_paths(config: Configuration, value: Any, old: str, new: str) -> Any:
+    """Return a copy of the table with the new paths of typed secrets."""
     if isinstance(value, dict):
-        return {key: _with_secrets(config, each, old, new) for key, each in value.items()}
-    for suffix in _TYPED:
+        return {key: _with_new_paths(config, each, old, new) for key, each in value.items()}
+    for suffix in _SECRET_SUFFIXES:
         if value == str(prompts.secret_file(config, old + suffix)):
             return str(prompts.secret_file(config, new + suffix))
     return value
@@ -163,8 +164,8 @@ def _with_secrets(config: Configuration, value: Any, old: str, new: str) -> Any:
 
 def _remove_leftovers(config: Configuration, old: str, new: str) -> None:
     """Remove the secrets, tokens and unfinished files that only the old name used."""
-    used = _paths(config.account[new]) if new in config.account else set()
-    for suffix in _TYPED:
+    used = _secret_paths(config.account[new]) if new in config.account else set()
+    for suffix in _SECRET_SUFFIXES:
         path = prompts.secret_file(config, old + suffix)
         if str(path) not in used:
             path.unlink(missing_ok=True)
@@ -173,13 +174,13 @@ def _remove_leftovers(config: Configuration, old: str, new: str) -> None:
             tokens.token_file(config, old, is_destination=is_destination).forget()
     for unfinished in config.folder.glob(f".account-{old}.toml.*"):
         unfinished.unlink(missing_ok=True)
-    moved, named = account_add.file_of(config, old), account_add.file_of(config, new)
-    if moved.exists() and not named.exists() and new in config.account:
-        moved.rename(named)
-        fsync_directory(named.parent)
+    old_file, new_file = account_add.file_of(config, old), account_add.file_of(config, new)
+    if old_file.exists() and not new_file.exists() and new in config.account:
+        old_file.rename(new_file)
+        fsync_directory(new_file.parent)
 
 
-def _paths(account: Account) -> set[str]:
+def _secret_paths(account: Account) -> set[str]:
     """Return the paths of the account's secret files."""
     secrets = (
         *(account.password, account.oauth.client_secret),

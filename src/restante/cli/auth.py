@@ -21,19 +21,19 @@ from ..server.login import supported_mechanisms
 from ..server.views import interpret
 from . import common
 
-_WHY = {
+_REASONS = {
     "disabled": "the user is disabled",
     "network": "the user may not log in from this network",
     "needs-tls": "the user must log in with TLS",
     "mechanism": "the user may not use this mechanism",
     "clear": "logins without TLS are refused from this address; see auth.allow_plaintext_from",
     "not-offered": "the server does not offer this mechanism; see auth.mechanisms",
-    "no-maildrop": "store.path gives no maildrop for this name",
-    "no-password": "no password matches the hash, which is locked, malformed, or too costly",
+    "no-maildrop": "store.path defines no maildrop for this name",
+    "no-password": "no password matches the hash, which is locked, malformed or too costly",
 }
 _WITHOUT_PASSWORD = ("OAUTHBEARER", "XOAUTH2", "EXTERNAL")
-# Commands for users of our own database; other back ends have their own administration.
-_NEXT = {
+# Advice for users in restante's own database; other back ends are managed differently.
+_ADVICE = {
     "disabled": ". Run: restante user enable {user}",
     "network": ". Run: restante user permit {user} --network any",
     "needs-tls": ". Run: restante user permit {user} --no-tls",
@@ -44,7 +44,7 @@ _NEXT = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     action = actions.add_parser(
-        "why", help="show whether a correct password would be accepted, and why"
+        "why", help="show whether a login with the correct password would be accepted or refused"
     )
     action.add_argument("user", metavar="USER", help="the user's name")
     action.add_argument("address", metavar="ADDRESS", help="the IP address of the client")
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def why(options: argparse.Namespace) -> int:
-    """Return 0 if a correct password would be accepted, else 77."""
+    """Return 0 if a correct password would be accepted, otherwise 77."""
     try:
         ip_address(options.address)
     except ValueError:
@@ -71,8 +71,8 @@ def why(options: argparse.Namespace) -> int:
             raise NoSuchUser(options.user)
         mechanisms = supported_mechanisms(chain, config.auth.mechanisms)
     reason, user = _reason(options, config, account, mechanisms), account.user
-    by_password = options.mechanism.upper() not in _WITHOUT_PASSWORD
-    if reason is None and by_password and backend == "passwd-file":
+    uses_password = options.mechanism.upper() not in _WITHOUT_PASSWORD
+    if reason is None and uses_password and backend == "passwd-file":
         reason = None if _has_password(config, user) else "no-password"
     with closing(throttling.throttle(config)) as throttle:
         facts = throttle.facts(user, options.address)
@@ -82,8 +82,8 @@ def why(options: argparse.Namespace) -> int:
     elif reason is None:
         print(f"{user} (back end {backend}): a correct password is accepted from {options.address}")
     else:
-        hint = _NEXT.get(reason, "").format(user=quote(user)) if backend == "users" else ""
-        print(f"{user} (back end {backend}) is refused: {_WHY[reason]}{hint}")
+        advice = _ADVICE.get(reason, "").format(user=quote(user)) if backend == "users" else ""
+        print(f"{user} (back end {backend}) is refused: {_REASONS[reason]}{advice}")
     if not options.json:
         print(f"{options.address}: {_describe(facts)}")
         if facts.sprayed >= 0.5:
@@ -97,9 +97,9 @@ def _has_password(config: Configuration, user: str) -> bool:
 
 
 def _describe(facts: Facts) -> str:
-    """Describe what the server recorded about the address, at most a minute ago.
+    """Describe what the server has recorded about the address; this may be a minute old.
 
-    Only wrong passwords are delayed.
+    Only responses to wrong passwords are delayed.
     """
     known = "a network the user logs in from" if facts.is_known else "a new network for this user"
     recent = "trusted" if facts.is_trusted else f"{facts.guesses:.0f} recent failed guesses"
@@ -125,7 +125,7 @@ def _as_json(facts: Facts) -> dict[str, object]:
 
 
 async def _find(chain: Chain, name: str, separator: str) -> tuple[str, UserAccount | None]:
-    """Look the user up as for a login; the name may include a folder."""
+    """Look up the user as for a login; the name may include a folder."""
     user, _ = await interpret(chain, name, separator)
     return await chain.find(user)
 

@@ -28,12 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check the configuration; raises ConfigurationError with a line for each mistake."""
+    """Check the configuration; ConfigurationError has a line for each mistake."""
     if options.example:
         from ..config import example
 
         common.refuse_json(options)
-
         print(example(), end="")
         return os.EX_OK
     config = common.configuration(options)
@@ -43,14 +42,14 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigurationError("\n".join(mistakes))
     source = str(config.source) if config.source else None
     warnings = [*_relative_paths(config), *configuration_warnings(config)]
-    changed = _forecast(config)
+    forecast = _removal_forecast(config)
     if options.json:
         common.print_json(
             "check",
             source=source,
             listen=list(config.server.listen),
             warnings=warnings,
-            goes=upkeep.as_json(changed),
+            goes=upkeep.as_json(forecast),
         )
         return os.EX_OK
     for warning in warnings:
@@ -62,14 +61,14 @@ def run(options: argparse.Namespace) -> int:
         ("intake", " ".join(intake) or "off"),
         ("mail", f"{config.store.path}, deleted mail {common.describe_hold(config.store.hold)}"),
     ]
-    if changed:
-        rows.append(("removal", f"{upkeep.describe(changed)}, because a rule was changed"))
+    if forecast:
+        rows.append(("removal", f"{upkeep.describe(forecast)}, because a rule was changed"))
     common.print_fields(rows)
     return os.EX_OK
 
 
-def _forecast(config: Configuration) -> Forecast:
-    """Return what will be removed; creates no files if the mail directory is missing."""
+def _removal_forecast(config: Configuration) -> Forecast:
+    """Return which messages will be removed; create no files if the mail directory is missing."""
     if config.store.kind == "memory" or not Path(Template(config.store.path).base).is_dir():
         return Forecast()
     return asyncio.run(upkeep.forecast(config))
@@ -83,11 +82,11 @@ def _relative_paths(config: Configuration) -> Iterator[str]:
             (f"account.{name}.alert.to", account.alert.to),
         ):
             if (absolute := account_add_destination.absolute(to)) != to:
-                yield f"{key}: {to} depends on the current directory; write {absolute}"
+                yield f"{key}: {to} depends on the current directory; use {absolute}"
     for key, path in _paths(config):
         if path and not Path(path).is_absolute():
             absolute = str(Path(path).expanduser().absolute())
-            yield f"{key}: {path} depends on the current directory; write {absolute}"
+            yield f"{key}: {path} depends on the current directory; use {absolute}"
 
 
 def _paths(config: Configuration) -> Iterator[tuple[str, str]]:

@@ -7,10 +7,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Sequence
-from contextlib import (
-    AbstractContextManager,
-    closing,
-)
+from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING
 
 from .. import log
@@ -25,9 +22,9 @@ if TYPE_CHECKING:
     from ..collect.collector import Outcome
     from ..collect.ledger import Ledger
 
-# Sessions at the same time, so that a slow server does not delay the other accounts.  More of them
-# would share the bandwidth until they reach their deadlines.
-_AT_ONCE = 4
+# Number of simultaneous sessions, so that a slow server does not delay the other accounts.  With
+# more sessions, each would have so little bandwidth that it could exceed its deadline.
+_MAX_SESSIONS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         action="append",
         default=[],
-        help="collect the message with this name whatever its size, or all messages if ID is "
+        help="collect the message with this name regardless of its size, or all messages if ID is "
         "`all`; the name is in the message's stub and in the output of an earlier run",
     )
     parser.add_argument(
@@ -72,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics",
         metavar="FILE",
-        help="write metrics to FILE, not to the file in the option collect.metrics",
+        help="write metrics to FILE instead of the file in the option collect.metrics",
     )
     parser.add_argument(
         "--watch", action="store_true", help="keep running, and collect at regular intervals"
@@ -99,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     else:  # no log: the outcome is printed, and `account log` shows what was deleted
         logging.getLogger("restante").addHandler(logging.NullHandler())
     with closing(open_ledger(config)) as ledger:
-        run_all = _watch if options.watch else _stoppable
+        run_all = _watch if options.watch else _run_once
         results = asyncio.run(run_all(options, jobs, ledger))
     codes = [failures.exit_code(each) if isinstance(each, BaseException) else 0 for each in results]
     stored = sum(each.stored for each in results if not isinstance(each, BaseException))
@@ -115,18 +112,18 @@ class _Stopped(TemporaryFailure):
         super().__init__("stopped; stored messages are recorded, and the next run continues")
 
 
-async def _stoppable(
+async def _run_once(
     options: argparse.Namespace,
     jobs: Sequence[Job],
     ledger: Ledger,
 ) -> Sequence[Outcome | BaseException]:
-    """Collect once from each account, until done or stopped by a signal.
+    """Collect once from each account, unless a signal stops the run.
 
     Raises:
-        _Stopped: SIGTERM or SIGINT arrived.
+        _Stopped: SIGTERM or SIGINT was received.
     """
     with _bars(options) as bars:
-        work = asyncio.ensure_future(_once(options, jobs, ledger, bars))
+        work = asyncio.ensure_future(_run_sessions(options, jobs, ledger, bars))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, work.cancel)
         try:
@@ -136,26 +133,26 @@ async def _stoppable(
 
 
 def _bars(options: argparse.Namespace) -> AbstractContextManager[Bars]:
-    is_usual = not (options.json or options.watch)
-    return progress.bars(wanted=is_usual if options.progress is None else options.progress)
+    is_default = not (options.json or options.watch)
+    return progress.bars(is_enabled=is_default if options.progress is None else options.progress)
 
 
-async def _once(
+async def _run_sessions(
     options: argparse.Namespace,
     jobs: Sequence[Job],
     ledger: Ledger,
     bars: Bars,
 ) -> Sequence[Outcome | BaseException]:
-    """Run a session with each account, at most ``_AT_ONCE`` at a time; report each as it ends."""
+    """Run a session for each account, and report each result when its session has ended."""
     from ..collect.collector import Outcome
 
-    free = asyncio.Semaphore(_AT_ONCE)
+    slots = asyncio.Semaphore(_MAX_SESSIONS)
 
-    async def one(job: Job, total: Outcome) -> None:
-        def complain(text: str) -> None:
+    async def run_account(job: Job, total: Outcome) -> None:
+        def warn(text: str) -> None:
             common.say(printable(f"{job.name}: {text}"))
 
-        working = runs.sessions(
+        sessions = runs.sessions(
             job,
             ledger,
             total,
@@ -167,15 +164,15 @@ async def _once(
             bars=bars,
         )
         if options.dry_run:
-            await working
+            await sessions
         else:
-            await runs.run_and_report(job, ledger, working, total, complain)
+            await runs.run_and_report(job, ledger, sessions, total, warn)
 
-    async def reported(job: Job) -> Outcome | BaseException:
+    async def run_and_print(job: Job) -> Outcome | BaseException:
         total, error = Outcome(), None
-        async with free:
+        async with slots:
             try:
-                await one(job, total)
+                await run_account(job, total)
             except (RestanteError, OSError) as caught:
                 error = caught
             except asyncio.CancelledError:
@@ -184,7 +181,7 @@ async def _once(
         progress.report(options, job.name, total, error)
         return error or total
 
-    work = map(reported, jobs)
+    work = map(run_and_print, jobs)
     results = await asyncio.gather(*work, return_exceptions=True)
     if bug := next((each for each in results if not _is_expected(each)), None):
         assert isinstance(bug, BaseException)
@@ -210,7 +207,7 @@ async def _watch(
 
     async def watch(job: Job) -> None:
         async def session() -> Outcome | BaseException:
-            (result,) = await _once(options, [job], ledger, bars)
+            (result,) = await _run_sessions(options, [job], ledger, bars)
             return result
 
         def may_begin(now: float) -> float:
@@ -224,5 +221,5 @@ async def _watch(
         await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in (stop, *tasks):
             task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-    return [each for each in ended if isinstance(each, Exception)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    return [each for each in results if isinstance(each, Exception)]

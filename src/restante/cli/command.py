@@ -1,4 +1,4 @@
-"""Parse the command line, run a verb, and translate errors into exit codes."""
+"""Parse the command line, run one command, and translate errors into exit codes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 from .. import __version__, sysexits
 from .examples import EXAMPLES
 
-# The verbs and their summaries, in the groups and order of the help.  The module that implements a
-# verb has the verb's name.  It is imported only when the verb is used, because a mail server starts
-# `restante deliver` for each message (tests/cli/test_imports.py).
+# The commands and their summaries, in the groups and order of the help.  The module that implements
+# a command has the command's name.  It is imported only when the command is used, because a mail
+# server starts `restante deliver` for each message (tests/cli/test_imports.py).
 _GROUPS = {
     "Serve": {
         "demo": "run a temporary server and a client, to see how restante works",
-        "serve": "serve POP3, and receive mail by LMTP and SMTP",
+        "serve": "serve POP3, and receive mail over LMTP and SMTP",
     },
     "Users and mail": {
         "user": "add and change users, passwords, permissions and quotas",
@@ -44,18 +44,19 @@ _GROUPS = {
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (sysexits.h)."""
+    """Run one command and return its exit code (sysexits.h)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if (verb := _verb(arguments)) == "help":  # `restante help user add`: `restante user add --help`
-        at = list(arguments).index(verb)
-        arguments = [*arguments[:at], *arguments[at + 1 :], "--help"]
-    parser = make_parser(verb)
+    if (command := _command_name(arguments)) == "help":
+        # `restante help user add` becomes `restante user add --help`.
+        index = list(arguments).index(command)
+        arguments = [*arguments[:index], *arguments[index + 1 :], "--help"]
+    parser = make_parser(command)
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
         parser.print_help(sys.stderr)
         return sysexits.EX_USAGE
     sys.stdout = sys.stdout or io.StringIO()  # `restante … >&-`
-    _escape_what_cannot_be_displayed()
+    _escape_undisplayable_characters()
     try:
         with _interruptible():
             code: int = options.run(options)
@@ -69,7 +70,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _explain(error, options)
 
 
-def _escape_what_cannot_be_displayed() -> None:
+def _escape_undisplayable_characters() -> None:
     """Make standard output escape characters that the terminal's encoding lacks.
 
     Otherwise a message's subject could end the command with an error.  Python escapes such
@@ -81,7 +82,7 @@ def _escape_what_cannot_be_displayed() -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGINT raise KeyboardInterrupt in this context; ``main`` made it end the process."""
+    """Let SIGINT raise KeyboardInterrupt in this context; ``main`` has made it end the process."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
         yield
         return
@@ -101,7 +102,7 @@ def _discard_output() -> None:
 
 
 def _explain(error: BaseException, options: argparse.Namespace) -> int:
-    import traceback  # modules that only errors need are imported after an error
+    import traceback  # imported late, because only errors need these modules
 
     from ..app.failures import describe, exit_code
     from ..escaping import printable
@@ -112,12 +113,12 @@ def _explain(error: BaseException, options: argparse.Namespace) -> int:
     if options.verbose or code == sysexits.EX_SOFTWARE:
         traceback.print_exception(error)
     for line in describe(error).splitlines():
-        print(f"restante {options.verb}: {printable(line)}", file=sys.stderr)
+        print(f"restante {options.command}: {printable(line)}", file=sys.stderr)
     return code
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Fills descriptions, and keeps the lines of examples and of the list of verbs."""
+    """Wraps descriptions, but keeps the line breaks of examples and of the list of commands."""
 
     def __init__(self, prog: str) -> None:
         # Without a width, argparse imports shutil, which takes 2 ms.
@@ -141,16 +142,16 @@ def _columns() -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Exits with EX_USAGE on a mistake, and suggests the most similar verb or option.
+    """Exits with EX_USAGE on a mistake, and suggests the most similar command or option.
 
-    The options that all verbs share may be given before the verb or after it.
+    The options that all commands share may be given before or after the command.
     """
 
     module = ""
-    """Module that adds the verb's arguments when they are needed; empty when it has done so."""
+    """Module that adds the command's arguments on demand; empty after it has added them."""
 
     def load(self) -> None:
-        """Add the arguments and examples of a verb and of its actions."""
+        """Add the arguments and examples of a command and of its actions."""
         if self.module:
             module, self.module = self.module, ""
             import_module(module, __package__).add_arguments(self)
@@ -177,23 +178,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(sysexits.EX_USAGE, f"{self.prog}: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse unknown arguments in the verb's own parser, which can suggest similar options."""
+        """Refuse unknown arguments in the command's own parser, which knows similar options."""
         self.load()
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            near = self._near(unknown[0].partition("=")[0])
-            self.error(f"unknown argument: {unknown[0]}{near}")
+            suggestion = self._suggestion(unknown[0].partition("=")[0])
+            self.error(f"unknown argument: {unknown[0]}{suggestion}")
         return options, unknown
 
-    def _near(self, option: str) -> str:
+    def _suggestion(self, option: str) -> str:
         return did_you_mean(option, self._option_string_actions)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
-            shown = [each.dest for each in action._choices_actions]
-            near = did_you_mean(value, shown) or f"; choose from {', '.join(shown)}"
+            listed = [each.dest for each in action._choices_actions]
+            suggestion = did_you_mean(value, listed) or f"; choose from {', '.join(listed)}"
             noun = str(action.metavar).lower()
-            raise argparse.ArgumentError(None, f"unknown {noun}: {value!r}{near}")
+            raise argparse.ArgumentError(None, f"unknown {noun}: {value!r}{suggestion}")
         super()._check_value(action, value)
 
 
@@ -201,11 +202,11 @@ def did_you_mean(word: str, known: Any) -> str:
     """Return "; did you mean …?", or an empty string if no known word is similar."""
     from difflib import get_close_matches
 
-    return "".join(f"; did you mean {near}?" for near in get_close_matches(word, known, 1))
+    return "".join(f"; did you mean {each}?" for each in get_close_matches(word, known, 1))
 
 
-def _verb(arguments: Sequence[str]) -> str:
-    """Return the first word that is neither an option nor the value of one."""
+def _command_name(arguments: Sequence[str]) -> str:
+    """Return the first word that is neither an option nor the value of an option."""
     words = iter(arguments)
     for word in words:
         if word in ("-c", "-vc") or (len(word) > 2 and "--config".startswith(word)):
@@ -215,39 +216,39 @@ def _verb(arguments: Sequence[str]) -> str:
     return ""
 
 
-def make_parser(verb: str = "", *, is_complete: bool = False) -> argparse.ArgumentParser:
+def make_parser(command: str = "", *, is_complete: bool = False) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
-    If ``verb`` is known, the parser has only this verb.  ``is_complete`` imports the modules of all
-    verbs, for callers that inspect the parsers.
+    If ``command`` is known, the parser has only this command.  ``is_complete`` imports the modules
+    of all commands, for callers that inspect the parsers.
     """
     parser = _Parser(
         prog="restante",
         usage="restante [OPTIONS] COMMAND …",
-        description="\n".join(_listing()),
+        description="\n".join(_command_list()),
         epilog="`restante help COMMAND` shows options and examples. Exit codes are those of "
         "sysexits.h; 75 means: try again, nothing is lost.",
     )
     parser.add_argument("--version", action="version", version=f"restante {__version__}")
     parser.set_defaults(config=None, json=False, verbose=False)
-    verbs = parser.add_subparsers(
-        dest="verb",
+    commands = parser.add_subparsers(
+        dest="command",
         metavar="COMMAND",
         parser_class=_Parser,
         help=argparse.SUPPRESS,
         prog="restante",
     )
     known = {name: text for group in _GROUPS.values() for name, text in group.items()}
-    for name in [verb] if verb in known else known:
-        added = verbs.add_parser(name, help=known[name])
+    for name in [command] if command in known else known:
+        added = commands.add_parser(name, help=known[name])
         added.module = ".import_" if name == "import" else f".{name}"
         if is_complete:
             added.load()
     return parser
 
 
-def _listing() -> Iterator[str]:
-    """Yield the lines of the list of verbs, by group."""
+def _command_list() -> Iterator[str]:
+    """Yield the lines of the list of commands, by group."""
     yield "A POP3 mail system that serves mail and collects mail from other servers."
     for title, summaries in _GROUPS.items():
         yield f"\n{title}:"

@@ -1,4 +1,4 @@
-"""Code that the verbs share: the configuration, parsing of values, output and prompts."""
+"""Code that all commands share: the configuration, parsing of values, output and prompts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from .. import config as configuration_file
+from .. import config as config_module
 from ..config import Configuration
-from ..errors import (
-    ConfigurationError,
-    UnsafeArgument,
-)
+from ..errors import ConfigurationError, UnsafeArgument
 from ..escaping import printable
 from ..posix import pwd
 from ..store.paths import Template
@@ -29,18 +26,18 @@ def configuration(options: argparse.Namespace, **overrides: Any) -> Configuratio
     ``overrides`` are configuration options given on the command line, with "__" in place of ".".
 
     Raises:
-        ConfigurationError: it is invalid, or root runs a command that would create files which the
-            server's user cannot read.
+        ConfigurationError: the configuration is invalid, or root runs a command that would create
+            files which the server's user cannot read.
     """
-    given = {key.replace("__", "."): value for key, value in overrides.items() if value}
-    config = configuration_file.load(options.config, overrides=given)
-    if options.verb not in ("serve", "check") and getattr(os, "geteuid", lambda: 1)() == 0:
+    options_given = {key.replace("__", "."): value for key, value in overrides.items() if value}
+    config = config_module.load(options.config, overrides=options_given)
+    if options.command not in ("serve", "check") and getattr(os, "geteuid", lambda: 1)() == 0:
         _refuse_root(config)
     return config
 
 
 def _refuse_root(config: Configuration) -> None:
-    """Do not let root create files that the server's user could not open.
+    """Prevent root from creating files that the server's user could not open.
 
     Raises:
         ConfigurationError: the directories belong to another user.
@@ -63,7 +60,7 @@ def describe_hold(hold: float) -> str:
     if hold == inf:
         return "kept in the maildrop"
     days = hold / 86_400
-    return f"held {days:g} {'day' if days == 1 else 'days'}" if hold else "destroyed at once"
+    return f"held {days:g} {'day' if days == 1 else 'days'}" if hold else "destroyed immediately"
 
 
 def say(text: str) -> None:
@@ -76,7 +73,7 @@ def say(text: str) -> None:
 
 
 def print_table(headings: str, rows: Sequence[Sequence[object]], *, right: str = "") -> None:
-    """Print a table; ``headings`` has a word for each column.  Control characters are escaped.
+    """Print a table; ``headings`` has one word for each column.  Control characters are escaped.
 
     ``right`` has the headings of the columns that are aligned to the right.
     """
@@ -93,7 +90,7 @@ def print_fields(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def columns() -> int:
-    """Return the line width for prose: longer lines than 100 columns are hard to read."""
+    """Return the line width for prose, at most 100 columns, which are still easy to read."""
     import shutil  # takes 2 ms, with all compression libraries
 
     return min(shutil.get_terminal_size().columns, 100)
@@ -101,7 +98,7 @@ def columns() -> int:
 
 def seconds(text: str) -> float:
     try:
-        return configuration_file.duration(text)
+        return config_module.duration(text)
     except Exception as error:
         raise UnsafeArgument(
             f"{text!r} is not a valid duration; write a number and a unit, as in "
@@ -110,7 +107,7 @@ def seconds(text: str) -> float:
 
 
 def days(text: str) -> int:
-    """Return whole days, at least 1, so that mail is never removed before users can see it."""
+    """Parse a time in whole days, at least 1, so that users can see mail before it is removed."""
     number = seconds(text)
     if number < 86_400 or number % 86_400:
         raise UnsafeArgument('the time to keep mail must be in whole days, such as "90d"')
@@ -119,7 +116,7 @@ def days(text: str) -> int:
 
 def octets(text: str) -> int:
     try:
-        return configuration_file.octets(text)
+        return config_module.octets(text)
     except Exception as error:
         raise UnsafeArgument(
             f'{text!r} is not a valid size; write "500MiB", "2GiB", or a number of octets'
@@ -145,11 +142,11 @@ def halves(fingerprint: str) -> tuple[str, str]:
     return " ".join(groups[:8]), " ".join(groups[8:])
 
 
-def print_json(verb: str, **values: Any) -> None:
-    """Print one JSON object.  Its member ``schema`` names the format, which each verb has."""
+def print_json(command: str, **values: Any) -> None:
+    """Print one JSON object.  Its member ``schema`` names the format of the command's output."""
     import json  # takes 2 ms
 
-    print(json.dumps({"schema": f"restante/{verb}/1", **values}), flush=True)
+    print(json.dumps({"schema": f"restante/{command}/1", **values}), flush=True)
 
 
 def refuse_json(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_flows(action: argparse.ArgumentParser) -> None:
-    """Add the options that say how to sign in."""
+    """Add the options that select how to sign in."""
     flows = action.add_mutually_exclusive_group()
     for flow, name, text in (
         ("browser", "--browser", "sign in with a browser on this machine"),
@@ -33,15 +33,15 @@ def add_flows(action: argparse.ArgumentParser) -> None:
         flows.add_argument(name, dest="flow", action="store_const", const=flow, help=text)
 
 
-def agree(grant: Grant, flow: str) -> Tokens:
+def sign_in(grant: Grant, flow: str) -> Tokens:
     """Let the user sign in, and store the tokens on disk.
 
     Raises:
         ConsentNeeded: the user did not sign in, or signed in as another user.
     """
-    flow = _flow(flow, grant.options)
+    flow = _choose_flow(flow, grant.options)
     with grant.naming_command():
-        tokens = _ask(grant.application(), grant.user, flow)
+        tokens = _run_flow(grant.application(), grant.user, flow)
     if flow != "client" and not tokens.refresh:
         common.say(
             "The provider issued no refresh token, so you must sign in again in about an hour."
@@ -56,7 +56,7 @@ def agree(grant: Grant, flow: str) -> Tokens:
     return tokens
 
 
-def _flow(requested: str, options: OAuth) -> str:
+def _choose_flow(requested: str, options: OAuth) -> str:
     chosen = requested or options.flow
     if chosen != "auto":
         return chosen
@@ -67,32 +67,32 @@ def _flow(requested: str, options: OAuth) -> str:
 
 
 def _has_screen() -> bool:
-    is_window = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    return is_window or sys.platform == "darwin"
+    has_window = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return has_window or sys.platform == "darwin"
 
 
-def _ask(app: Application, user: str, flow: str) -> Tokens:
+def _run_flow(app: Application, user: str, flow: str) -> Tokens:
     from ..collect.oauth import web
 
     match flow:
         case "browser":
-            return web.by_browser(app, user, _open)
+            return web.by_browser(app, user, _open_browser)
         case "paste":
-            return web.by_pasting(app, user, _show, _pasted)
+            return web.by_pasting(app, user, _show_address, _read_address)
         case "device":
-            return web.by_device(app, _enter)
+            return web.by_device(app, _show_code)
         case "client":
             return web.by_client_secret(app)
-    raise UnsafeArgument(f"unknown way to sign in: {flow}")
+    raise UnsafeArgument(f"unknown OAuth 2 flow: {flow}")
 
 
-def _open(url: str) -> None:
+def _open_browser(url: str) -> None:
     common.say(f"Open this address in a browser on this machine, and sign in:\n\n{url}\n")
     if _has_screen():
         webbrowser.open(url)
 
 
-def _show(url: str) -> None:
+def _show_address(url: str) -> None:
     common.say(
         f"Open this address in a browser on any machine, and sign in:\n\n{url}\n\n"
         "After you have signed in, the browser cannot show the last page; copy that page's address "
@@ -100,33 +100,33 @@ def _show(url: str) -> None:
     )
 
 
-def _pasted() -> str:
-    """Read the address without echo, since it contains an authorization code."""
+def _read_address() -> str:
+    """Read the address without echo, because it contains an authorization code."""
     return getpass("Address: ") if sys.stdin.isatty() else sys.stdin.readline()
 
 
-def _enter(address: str, user_code: str) -> None:
+def _show_code(address: str, user_code: str) -> None:
     common.say(f"Open {address} on any device, and enter the code {user_code}")
 
 
 def state(grant: Grant) -> str:
-    """Describe whether the user has signed in, and until when that is valid."""
+    """Describe whether the user has signed in, and how long this remains valid."""
     file = grant.file()
     tokens = file.get()
     if grant.options.flow == "client":
         return "with the app's secret" + _failure(grant, file)
     if tokens is None:
         return f"Not signed in yet. Run: {grant.command}"
-    since = f"signed in {_day(tokens.agreed_at)}"
+    text = f"signed in {_day(tokens.agreed_at)}"
     if tokens.user:
-        since += f" as {printable(tokens.user)}"
-    since += _failure(grant, file)
+        text += f" as {printable(tokens.user)}"
+    text += _failure(grant, file)
     end, now = tokens.refresh_expires_at, time.time()
     if end is None:
-        return since
+        return text
     if end < now:
-        return f"{since}, expired {_day(end)}. Run: {grant.command}"
-    return f"{since}, until {_day(end)}" + (f". Run: {grant.command}" if end - now < SOON else "")
+        return f"{text}, expired {_day(end)}. Run: {grant.command}"
+    return f"{text}, until {_day(end)}" + (f". Run: {grant.command}" if end - now < SOON else "")
 
 
 def _failure(grant: Grant, file: Tokenfile) -> str:

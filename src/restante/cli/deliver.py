@@ -27,9 +27,9 @@ from ..message import Envelope, LineEnds, separate
 from . import common
 
 _PIECE = 65_536  # octets, the capacity of a pipe on Linux (pipe(7))
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Read = Callable[[], bytes]
-"""Returns the next piece of at most ``_PIECE`` octets; it is empty at the end of the input."""
+"""Returns the next piece, of at most ``_PIECE`` octets; empty at the end of the input."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,25 +58,26 @@ def _without_brackets(path: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Deliver; errors that an administrator can repair, even bugs, result in exit code 75.
+    """Deliver the message; all errors that an administrator can repair result in exit code 75.
 
-    With 75 a mail server keeps the message and tries again; with most other codes it bounces the
-    message.  Errors in the message itself or in its recipient are permanent and keep their codes.
+    After 75, a mail server keeps the message and tries again; after most other codes, it bounces
+    the message.  Even bugs result in 75.  Errors in the message itself or in its recipient are
+    permanent and have their own codes.
     """
     try:
-        with _stoppable() as read:
+        with _interruptible_input() as read:
             config = common.configuration(options)
             return backends.run(config, _deliver(options, config, read))
     except (NoSuchUser, NoMaildrop, MessageRefused, UnsafeArgument):
         raise
     except Exception as error:
-        from traceback import print_exception  # mail servers start this for each message
+        from traceback import print_exception  # only needed after an error
 
         from ..app.failures import describe
 
         if options.verbose or not isinstance(error, RestanteError | OSError):
             print_exception(error)
-        raise TemporaryFailure(describe(error)) from None  # 75 for every cause
+        raise TemporaryFailure(describe(error)) from None  # exit code 75
 
 
 async def _deliver(options: argparse.Namespace, config: Configuration, read: Read) -> int:
@@ -90,37 +91,37 @@ async def _deliver(options: argparse.Namespace, config: Configuration, read: Rea
     return os.EX_OK
 
 
-async def _message(head: bytes, read: Read, most: int) -> AsyncIterator[bytes]:
+async def _message(head: bytes, read: Read, max_octets: int) -> AsyncIterator[bytes]:
     """Yield the message with CRLF line ends, without the "From " line of an mbox."""
-    ends, octets = LineEnds(), read()
+    line_ends, octets = LineEnds(), read()
     skipped, inserted = separate(octets)
     octets = octets[skipped:]
     if not octets:
         raise MessageRefused("no message on standard input")
     yield head + inserted
     while octets:
-        yield ends.feed(octets)
-        if ends.size > most:
-            raise MessageTooLarge(most)
+        yield line_ends.feed(octets)
+        if line_ends.size > max_octets:
+            raise MessageTooLarge(max_octets)
         octets = read()
-    yield ends.finish()
+    yield line_ends.finish()
 
 
 @contextmanager
-def _stoppable() -> Iterator[Read]:
+def _interruptible_input() -> Iterator[Read]:
     """Yield a function that reads standard input; signals interrupt only this function.
 
-    So no signal can end the process between the message's rename into the maildrop and the exit.
+    No signal can therefore end the process after the message's rename into the maildrop.
     """
-    signalled, wakeup = os.pipe()
+    signal_pipe, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
-    before = signal.set_wakeup_fd(wakeup)
-    handlers = {number: signal.signal(number, lambda *_: None) for number in _STOPS}
+    previous_fd = signal.set_wakeup_fd(wakeup)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in _STOP_SIGNALS}
 
     def read() -> bytes:
         octets, source = b"", sys.stdin.fileno()
         while len(octets) < _PIECE:
-            if signalled in select.select([source, signalled], [], [])[0]:
+            if signal_pipe in select.select([source, signal_pipe], [], [])[0]:
                 raise TemporaryFailure("stopped before the message was stored")
             if not (more := os.read(source, _PIECE - len(octets))):
                 break
@@ -132,6 +133,6 @@ def _stoppable() -> Iterator[Read]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(before)
-        os.close(signalled)
+        signal.set_wakeup_fd(previous_fd)
+        os.close(signal_pipe)
         os.close(wakeup)

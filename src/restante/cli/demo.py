@@ -39,15 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Start a server, deliver, fetch, delete and restore messages; then stop."""
+    """Run the demonstration, and remove its temporary files."""
     common.refuse_json(options)
     with TemporaryDirectory(prefix="restante-demo-") as folder:
-        run_loop(_story(ephemeral(Path(folder))))
+        run_loop(_demonstrate(ephemeral(Path(folder))))
     _print("stop", "Server stopped; temporary files removed.")
     return os.EX_OK
 
 
-async def _story(config: Configuration) -> None:
+async def _demonstrate(config: Configuration) -> None:
     users = stores.users(config)
     store = stores.store(config, users)
     password = passwords.generate()
@@ -60,7 +60,8 @@ async def _story(config: Configuration) -> None:
 
         await asyncio.to_thread(_deliver, server)
         _print(
-            "deliver", f"{len(_MESSAGES)} messages by LMTP; each is on disk before it is accepted."
+            "deliver",
+            f"{len(_MESSAGES)} messages over LMTP; each is stored before it is accepted.",
         )
 
         url = f"pop3s://ann@{server.addresses['pop3s']}"
@@ -74,19 +75,19 @@ async def _story(config: Configuration) -> None:
                 await maildrop.delete(message)
             _print("delete", "All messages are marked as deleted; QUIT removes them.")
 
-        count = await asyncio.to_thread(_look, server, password)
+        count = await asyncio.to_thread(_count_with_poplib, server, password)
         _print("poplib", f"Python's own client finds {counted(count, 'message')}. Are they lost?")
 
         held = await store.held("ann")
-        back = await store.restore("ann", held)
-        _print("restore", f"No: {counted(back, 'message')} restored, with new unique-ids.")
+        restored = await store.restore("ann", held)
+        _print("restore", f"No: {counted(restored, 'message')} restored, with new unique-ids.")
 
-        count = await asyncio.to_thread(_look, server, password, fetch=True)
+        count = await asyncio.to_thread(_count_with_poplib, server, password, fetch=True)
         _print("poplib", f"It connects again and fetches {counted(count, 'message')}.")
 
 
 def _deliver(server: Running) -> None:
-    """Deliver as a mail server does, with the standard library."""
+    """Deliver the messages over LMTP, as a mail server does."""
     address = Address.parse(server.addresses["lmtp"])
     with smtplib.LMTP(address.host, address.port) as lmtp:
         for subject, sender, text in _MESSAGES:
@@ -97,8 +98,8 @@ def _deliver(server: Running) -> None:
             lmtp.send_message(message)
 
 
-def _look(server: Running, password: str, *, fetch: bool = False) -> int:
-    """Return the number of messages that Python's poplib finds and can fetch."""
+def _count_with_poplib(server: Running, password: str, *, fetch: bool = False) -> int:
+    """Return the number of messages that Python's poplib finds; ``fetch`` downloads them."""
     address = Address.parse(server.addresses["pop3s"])
     maildrop = poplib.POP3_SSL(
         address.host, address.port, context=tls.client_context(server.certificate)

@@ -1,4 +1,4 @@
-"""Examples for the help, by verb."""
+"""The examples in the help texts, by command."""
 
 from __future__ import annotations
 

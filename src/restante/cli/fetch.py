@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Return 75 if trying again can help; in that case only stored messages have been deleted."""
+    """Return 75 if trying again can help; even then, only stored messages have been deleted."""
     from ..client.remote import Remote, split
 
     host, _, _, login = split(options.url)
@@ -66,7 +66,9 @@ def run(options: argparse.Namespace) -> int:
     user = options.user or login.user
     if not user:
         raise UnsafeArgument("no user name; write pop3s://user@host, or add --user")
-    Remote.parse(options.url, user=user, password="?")  # find mistakes before a password is typed
+    Remote.parse(
+        options.url, user=user, password="?"
+    )  # find mistakes before the user types a password
     name = f"{user}@{host}"
     outcome = asyncio.run(_fetch(options, name, user, password_of(options, user)))
     _report(options, outcome)
@@ -123,6 +125,7 @@ def _report(options: argparse.Namespace, outcome: Outcome) -> None:
     for text in (*outcome.short, *outcome.notes):
         common.say(printable(text))
     present = outcome.present + outcome.known
-    here = f"; {present} stored before" if present else ""
-    gone = f"; {outcome.deleted} deleted on the server" if outcome.deleted else ""
-    print(f"Stored {counted(outcome.stored, 'message')}, {size(outcome.octets)}{here}{gone}.")
+    stored_before = f"; {present} already stored" if present else ""
+    deleted = f"; {outcome.deleted} deleted on the server" if outcome.deleted else ""
+    stored = f"{counted(outcome.stored, 'message')}, {size(outcome.octets)}"
+    print(f"Stored {stored}{stored_before}{deleted}.")

@@ -1,4 +1,4 @@
-"""``restante import``: import mail from another server, with its unique-ids and order."""
+"""``restante import``: import mail from another server, with the unique-ids and the order."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..store.names import unique_id_of
 from ..words import counted
 from . import common, import_accounts, import_mbox
 from .fetch import password_of
-from .import_messages import Arrival, Found, decoded, name_of
+from .import_messages import ImportedFiles, ImportedMessage, decoded, name_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Copy one user's mail from the files of another POP3 server. That server must not serve "
         "the user during the import. Clients that keep mail on the server do not download it "
-        "again. If PATH is the user's maildrop itself, only the unique-ids are imported. You may "
-        "repeat an interrupted import. For getmail, fetchmail and mpop, the accounts and the lists "
-        "of seen messages are imported."
+        "again. If PATH is the user's maildrop itself, only the unique-ids are imported. An "
+        "interrupted import can be repeated. For getmail, fetchmail and mpop, the accounts and the "
+        "lists of seen messages are imported."
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind in sorted(_READERS):
@@ -91,20 +91,20 @@ def run(options: argparse.Namespace) -> int:
     if not isinstance(store, MaildirStore):
         raise UnsafeArgument('import requires store.kind = "maildir"')
     user = normalise(options.user)
-    own = stores.maildrop_path(config, user)
+    maildrop = stores.maildrop_path(config, user)
     with (
-        closing(backends.chain(config, stores.users(config))) as directory,
-        suppress(TemporaryFailure),  # a back end that is down can be asked later
+        closing(backends.chain(config, stores.users(config))) as chain,
+        suppress(TemporaryFailure),  # the user may exist in a back end that is down
     ):
-        if asyncio.run(directory.account(user)) is None:
+        if asyncio.run(chain.account(user)) is None:
             check_new_name(user)
             common.say(f"No such user: {user}. Create it with: restante user add {quote(user)}")
     result = _READERS[options.kind][0](options)
-    result.arrivals = decoded(result.arrivals, own, config.limits.message)
+    result.messages = decoded(result.messages, maildrop, config.limits.message)
     if options.uidl:
-        listed = len(result.arrivals) - result.unlisted
-        ids = _with_ids(result.arrivals[:listed], options.uidl.read_bytes())
-        result.arrivals[:listed] = ids
+        listed = len(result.messages) - result.unlisted
+        ids = _with_ids(result.messages[:listed], options.uidl.read_bytes())
+        result.messages[:listed] = ids
     if result.unlisted:
         common.say(
             f"{counted(result.unlisted, 'message')} had no unique-id on the old server. The "
@@ -114,8 +114,8 @@ def run(options: argparse.Namespace) -> int:
     for note in result.notes:
         common.say(note)
     if options.compare:
-        _compare(options, result.arrivals)
-    added = 0 if options.dry_run else asyncio.run(_copy(store, user, result.arrivals))
+        _compare(options, result.messages)
+    added = 0 if options.dry_run else asyncio.run(_copy(store, user, result.messages))
     if options.json:
         common.print_json("import", user=user, copied=added, **result.as_json())
         return os.EX_OK
@@ -123,14 +123,14 @@ def run(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-def _report(options: argparse.Namespace, result: Found, added: int) -> None:
-    old, new = len(result.arrivals) - result.made, result.made
+def _report(options: argparse.Namespace, result: ImportedFiles, added: int) -> None:
+    old, new = len(result.messages) - result.new_ids, result.new_ids
     parts = []
     if old or not new:
         parts.append(f"{counted(old, 'message')} with the {_unique_ids(old)} of the old server")
     if new:
-        what = "new unique-ids" if new > 1 else "a new unique-id"
-        parts.append(f"{counted(new, 'message')} with {what}")
+        ids = "new unique-ids" if new > 1 else "a new unique-id"
+        parts.append(f"{counted(new, 'message')} with {ids}")
     messages = " and ".join(parts)
     if options.dry_run:
         print(f"Would import {messages}. Nothing was changed.")
@@ -142,35 +142,35 @@ def _unique_ids(number: int) -> str:
     return "unique-id" if number == 1 else "unique-ids"
 
 
-async def _copy(store: MaildirStore, user: str, arrivals: list[Arrival]) -> int:
-    by_name = {arrival.name: arrival for arrival in arrivals}
-    if len(by_name) != len(arrivals):
+async def _copy(store: MaildirStore, user: str, messages: list[ImportedMessage]) -> int:
+    by_name = {message.name: message for message in messages}
+    if len(by_name) != len(messages):
         raise PermanentFailure("two messages have the same file name")
 
     async def read(name: str) -> AsyncIterator[bytes]:
         for piece in by_name[name].octets():
             yield piece
 
-    return await store.adopt(user, {each.name: each.unique_id for each in arrivals}, read)
+    return await store.adopt(user, {each.name: each.unique_id for each in messages}, read)
 
 
-def _with_ids(arrivals: list[Arrival], lines: bytes) -> list[Arrival]:
-    """Return the messages with the unique-ids of a list, which must be complete."""
+def _with_ids(messages: list[ImportedMessage], lines: bytes) -> list[ImportedMessage]:
+    """Return the messages with the unique-ids of a complete list."""
     ids = foreign.unique_id_list(lines)
-    if sorted(ids) != list(range(1, len(arrivals) + 1)):
+    if sorted(ids) != list(range(1, len(messages) + 1)):
         raise PermanentFailure(
             f"the list has {counted(len(ids), 'unique-id')}, but the server's files contain "
-            f"{counted(len(arrivals), 'message')}"
+            f"{counted(len(messages), 'message')}"
         )
     return [
         replace(
             each, name=each.name if each.unique_id else name_of(ids[number]), unique_id=ids[number]
         )
-        for number, each in enumerate(arrivals, 1)
+        for number, each in enumerate(messages, 1)
     ]
 
 
-def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
+def _compare(options: argparse.Namespace, messages: list[ImportedMessage]) -> None:
     """Compare with the list of the old server.
 
     Raises:
@@ -185,11 +185,11 @@ def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
         options.compare, user=user, password=password, ca_file=options.ca_file
     ) as client:
         listed = [(message.unique_id, message.size) for message in client.list()]
-    imported = [(arrival.unique_id, arrival.size()) for arrival in arrivals]
+    imported = [(message.unique_id, message.size()) for message in messages]
     pairs = enumerate(zip(listed, imported, strict=False), 1)
-    wrong = [number for number, (one, other) in pairs if one != other]
-    if wrong or len(listed) != len(imported):
-        first = f"; the first difference is message {wrong[0]}" if wrong else ""
+    different = [number for number, (old, new) in pairs if old != new]
+    if different or len(listed) != len(imported):
+        first = f"; the first difference is message {different[0]}" if different else ""
         raise PermanentFailure(
             f"the old server lists {counted(len(listed), 'message')}, but its files contain "
             f"{len(imported)}{first}"
@@ -197,21 +197,21 @@ def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
     common.say(f"The old server lists the same {counted(len(imported), 'message')}.")
 
 
-# The files of other servers.
+# Reading the files of other servers.
 
 
-def _dovecot(options: argparse.Namespace) -> Found:
+def _dovecot(options: argparse.Namespace) -> ImportedFiles:
     octets = (options.path / "dovecot-uidlist").read_bytes()
     return _maildir(options.path, foreign.dovecot(octets, options.format or foreign.DOVECOT))
 
 
-def _courier(options: argparse.Namespace) -> Found:
+def _courier(options: argparse.Namespace) -> ImportedFiles:
     return _maildir(
         options.path, foreign.courier((options.path / "courierpop3dsizelist").read_bytes())
     )
 
 
-def _maildir(path: Path, ids: dict[str, str]) -> Found:
+def _maildir(path: Path, ids: dict[str, str]) -> ImportedFiles:
     files: dict[str, Path] = {}
     with open_maildir(path) as maildir:
         listed = sorted(scan_exactly(maildir), key=lambda each: (MAIL.index(each.directory), each))
@@ -223,12 +223,14 @@ def _maildir(path: Path, ids: dict[str, str]) -> Found:
         files[base] = file
     known = [name for name in ids if name in files]
     others = [name for name in files if name not in ids]
-    arrivals = [Arrival(files[name].name, ids[name], files[name]) for name in known]
-    arrivals += [Arrival(files[name].name, unique_id_of(name), files[name]) for name in others]
-    return Found(arrivals, unlisted=len(others), made=len(others))
+    messages = [ImportedMessage(files[name].name, ids[name], files[name]) for name in known]
+    messages += [
+        ImportedMessage(files[name].name, unique_id_of(name), files[name]) for name in others
+    ]
+    return ImportedFiles(messages, unlisted=len(others), new_ids=len(others))
 
 
-def _cyrus(options: argparse.Namespace) -> Found:
+def _cyrus(options: argparse.Namespace) -> ImportedFiles:
     template = options.format or foreign.CYRUS
     if "v" in template and options.uidvalidity is None and not options.uidl:
         raise UnsafeArgument("Cyrus requires --uidvalidity N or --uidl FILE")
@@ -237,15 +239,15 @@ def _cyrus(options: argparse.Namespace) -> Found:
         for file in options.path.iterdir()
         if file.name[:-1].isdecimal() and file.name.endswith(".")
     }
-    arrivals = []
+    messages = []
     for uid, file in sorted(numbered.items()):
         unique_id = foreign.render(template, uid=uid, uid_validity=options.uidvalidity or 0)
         arrived = int(file.stat().st_mtime)
-        arrivals.append(Arrival(name_of(unique_id, arrived), unique_id, file))
-    return Found(arrivals)
+        messages.append(ImportedMessage(name_of(unique_id, arrived), unique_id, file))
+    return ImportedFiles(messages)
 
 
-_READERS: dict[str, tuple[Callable[[argparse.Namespace], Found], str]] = {
+_READERS: dict[str, tuple[Callable[[argparse.Namespace], ImportedFiles], str]] = {
     "courier": (_courier, "Courier"),
     "cyrus": (_cyrus, "Cyrus"),
     "dovecot": (_dovecot, "Dovecot"),

@@ -1,4 +1,4 @@
-"""``restante import getmail|fetchmail|mpop``: accounts and seen messages of other collectors."""
+"""``restante import getmail|fetchmail|mpop``: import accounts and lists of seen messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..collect.foreign import ForeignAccount
     from ..collect.ledger import Ledger
 
-_KINDS = {
+_PATH_HELP = {
     "getmail": "getmail's directory, or a single getmailrc file",
     "fetchmail": "the file .fetchmailrc",
     "mpop": "the file .mpoprc",
@@ -32,15 +32,15 @@ _KINDS = {
 
 
 def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    for kind, path in _KINDS.items():
+    for kind, path in _PATH_HELP.items():
         parser = kinds.add_parser(
             kind,
             help=f"import the accounts of {kind} and its lists of seen messages",
             description="Write each account into the configuration, and the messages that were "
             "downloaded before into the ledger, so that restante collect does not download them "
             "again. Those messages are never deleted on their server. The files of the other "
-            "collector do not change; run only one of the two. An account that cannot be imported "
-            "is reported with exit code 78, and the others are still imported.",
+            "collector do not change. Do not run both collectors. An account that cannot be "
+            "imported is reported with exit code 78, and the others are still imported.",
         )
         parser.add_argument("path", metavar="PATH", type=Path, help=path)
         parser.add_argument(
@@ -56,10 +56,10 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(options: argparse.Namespace) -> int:
-    """Import the accounts; returns 78 if any of them cannot be imported."""
+    """Import the accounts and return 78 if any of them cannot be imported."""
     config = common.configuration(options)
     accounts = _reader(options.kind)(options.path, options.seen)
-    _name(options.kind, accounts)
+    _assign_names(options.kind, accounts)
     with ExitStack() as stack:
         ledger = None
         if not options.dry_run:
@@ -67,10 +67,10 @@ def run(options: argparse.Namespace) -> int:
         for each in accounts:
             each.to = account_add_destination.absolute(options.to or each.to)
             each.refused = each.refused or _refusal(options, config, each)
-            is_there = not each.refused and each.name in config.account
-            if ledger is not None and not each.refused and not is_there:
+            already_exists = not each.refused and each.name in config.account
+            if ledger is not None and not each.refused and not already_exists:
                 _import(config, ledger, each)
-            _report(options, each, is_there=is_there)
+            _report(options, each, already_exists=already_exists)
     return os.EX_CONFIG if any(each.refused for each in accounts) else os.EX_OK
 
 
@@ -82,25 +82,25 @@ def _reader(kind: str) -> Callable[[Path, Path | None], list[ForeignAccount]]:
     return {"fetchmail": fetchmail, "getmail": getmail, "mpop": mpop}[kind]
 
 
-def _name(kind: str, accounts: list[ForeignAccount]) -> None:
-    """Give each account a name that is valid in the configuration, and unique."""
-    taken = set[str]()
+def _assign_names(kind: str, accounts: list[ForeignAccount]) -> None:
+    """Give each account a unique name that is valid in the configuration."""
+    used = set[str]()
     for each in accounts:
-        word = re.sub("[^A-Za-z0-9_-]", "-", each.name).strip("-_")[:60] or kind
-        names = (f"{word}-{number}" if number > 1 else word for number in count(1))
-        each.name = next(name for name in names if name not in taken)
-        taken.add(each.name)
+        base = re.sub("[^A-Za-z0-9_-]", "-", each.name).strip("-_")[:60] or kind
+        names = (f"{base}-{number}" if number > 1 else base for number in count(1))
+        each.name = next(name for name in names if name not in used)
+        used.add(each.name)
 
 
 def _refusal(options: argparse.Namespace, config: Configuration, each: ForeignAccount) -> str:
-    """Return why the account cannot be imported; empty if it can, or has been."""
+    """Return why the account cannot be imported; empty if it can or already has been."""
     if not each.host or not each.user:
-        return "it has no server or no user"
+        return "the server or the user name is missing"
     if not each.to:
         return f"{each.no_destination}; add --to PLACE"
-    there = config.account.get(each.name)
-    if there is not None:
-        is_same = (there.url, there.user) == (each.url, each.user)
+    existing = config.account.get(each.name)
+    if existing is not None:
+        is_same = (existing.url, existing.user) == (each.url, each.user)
         return "" if is_same else "another account has this name"
     try:
         values = {f"account.{each.name}.{key}": value for key, value in _values(each).items()}
@@ -129,7 +129,7 @@ def _values(each: ForeignAccount) -> dict[str, Any]:
 
 
 def _import(config: Configuration, ledger: Ledger, each: ForeignAccount) -> None:
-    """Record seen messages first: an account without them would download everything."""
+    """Record seen messages first, because without them the account would download everything."""
     from ..collect.plan import UNKNOWN_SIZE
 
     try:
@@ -139,7 +139,7 @@ def _import(config: Configuration, ledger: Ledger, each: ForeignAccount) -> None
         each.refused = failures.describe(error)
 
 
-def _report(options: argparse.Namespace, each: ForeignAccount, *, is_there: bool) -> None:
+def _report(options: argparse.Namespace, each: ForeignAccount, *, already_exists: bool) -> None:
     if options.json:
         common.print_json(
             "import",
@@ -151,7 +151,7 @@ def _report(options: argparse.Namespace, each: ForeignAccount, *, is_there: bool
             seen=len(each.seen),
             notes=each.notes,
             refused=each.refused or None,
-            was_there=is_there,
+            was_there=already_exists,
         )
         return
     if each.refused:
@@ -159,13 +159,13 @@ def _report(options: argparse.Namespace, each: ForeignAccount, *, is_there: bool
         common.say(printable(f"{each.name}{login}: not imported: {each.refused}"))
         return
     account = f"{each.name}: {each.user} at {each.url}"
-    if is_there:
-        print(printable(f"{account}: imported before, not changed"))
+    if already_exists:
+        print(printable(f"{account}: already imported, not changed"))
         return
     if not each.seen:
         each.notes.append(
-            f"{each.seen_file} lists no seen messages, so all will be downloaded. To mark those "
-            f"on the server as collected: restante account adopt {each.name}"
+            f"{each.seen_file} lists no seen messages, so all will be downloaded. To mark the "
+            f"messages on the server as collected: restante account adopt {each.name}"
         )
     for note in each.notes:
         common.say(printable(f"{each.name}: {note}"))

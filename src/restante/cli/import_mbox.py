@@ -11,10 +11,10 @@ from ..errors import PermanentFailure
 from ..store import mbox
 from ..store.coded import PREFIX_LENGTH, encoding_of
 from ..words import counted
-from .import_messages import Arrival, Found, name_of, stamp
+from .import_messages import ImportedFiles, ImportedMessage, name_of, stamp
 
 _LINE = 65_536  # octets; a longer line is read in parts
-_NAMED = 10  # message numbers in a note; more would fill the terminal
+_MAX_NUMBERS = 10  # message numbers in a note; more would fill the terminal
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,30 +26,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read(options: argparse.Namespace) -> Found:
+def read(options: argparse.Namespace) -> ImportedFiles:
     """Read the messages of an mbox.
 
-    Messages without a unique-id get one from their content, so that an import can be repeated; of
-    equal messages without a unique-id only the first is imported.
+    Messages without a unique-id get one from their content, so that an import can be repeated.  If
+    several messages without a unique-id are equal, only the first is imported.
 
     Raises:
         PermanentFailure: the file is not a plain mbox.
     """
-    before = stamp(options.path)
+    stamp_before = stamp(options.path)
     with options.path.open("rb") as file:
-        if how := encoding_of(file.read(PREFIX_LENGTH)):
-            raise PermanentFailure(f"{options.path} is not a plain mbox ({how}); unpack it first")
+        if encoding := encoding_of(file.read(PREFIX_LENGTH)):
+            raise PermanentFailure(
+                f"{options.path} is not a plain mbox ({encoding}); unpack it first"
+            )
         file.seek(0)
         box = mbox.read(iter(partial(file.readline, _LINE), b""))
     is_servers = options.kind == "uw" or bool(options.uidl) or box.has_server_ids
     ids = _ids(box) if is_servers else {}
     messages = [each for each in box.messages if is_servers or not each.is_expunged]
-    result = Found([], notes=[*_notes(box), *(_notes_of_ids(box) if is_servers else ())])
-    make = partial(
-        Arrival,
+    result = ImportedFiles([], notes=[*_notes(box), *(_notes_of_ids(box) if is_servers else ())])
+    make_message = partial(
+        ImportedMessage,
         path=options.path,
         unquotes=not is_servers if options.unquote is None else options.unquote,
-        stamp=before,
+        stamp=stamp_before,
     )
     known: dict[str, int] = {}
     for each in messages:
@@ -59,18 +61,18 @@ def read(options: argparse.Namespace) -> Found:
                 result.duplicates.append((each.number, known[each.digest]))
                 continue
             known[each.digest] = each.number
-            unique_id, result.made = each.digest, result.made + 1
+            unique_id, result.new_ids = each.digest, result.new_ids + 1
         name = name_of(unique_id)
-        result.arrivals.append(make(name, unique_id, begin=each.begin, end=each.end))
+        result.messages.append(make_message(name, unique_id, begin=each.begin, end=each.end))
     if result.duplicates:
         pairs = (f"{number} (same as {other})" for number, other in result.duplicates)
         text = counted(len(result.duplicates), "message")
-        result.notes.append(f"left out {text} equal to another message: {_few(pairs)}")
+        result.notes.append(f"left out {text} equal to another message: {_abbreviated(pairs)}")
     return result
 
 
 def _ids(box: mbox.Mbox) -> dict[int, str]:
-    """Return unique-ids of the old server by number, without those of several messages."""
+    """Return the old server's unique-ids by number, except those that several messages have."""
     claims = Counter(each.unique_id for each in box.messages)
     return {
         each.number: each.unique_id
@@ -83,23 +85,24 @@ def _notes_of_ids(box: mbox.Mbox) -> Iterator[str]:
     claims = Counter(each.unique_id for each in box.messages if each.unique_id)
     for unique_id in (each for each, count in claims.items() if count > 1):
         numbers = (str(each.number) for each in box.messages if each.unique_id == unique_id)
-        yield f"these messages had the same unique-id, so each gets a new one: {_few(numbers)}"
+        listed = _abbreviated(numbers)
+        yield f"these messages had the same unique-id, so each gets a new one: {listed}"
 
 
 def _notes(box: mbox.Mbox) -> Iterator[str]:
     if not box.messages:
-        yield "the file has no messages"
+        yield "the file contains no messages"
     if box.doubtful:
         yield (
             f'{counted(len(box.doubtful), "line")} beginning with "From " may be text or the '
-            f"beginning of a message; check: {_few(map(str, box.doubtful))}"
+            f"beginning of a message; check: {_abbreviated(map(str, box.doubtful))}"
         )
     expunged = sum(each.is_expunged for each in box.messages)
     if expunged and not box.has_server_ids:
         yield f"left out {counted(expunged, 'message')} deleted in Thunderbird"
 
 
-def _few(words: Iterable[str]) -> str:
-    named = list(words)
-    more = f", and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    return ", ".join(named[:_NAMED]) + more
+def _abbreviated(items: Iterable[str]) -> str:
+    listed = list(items)
+    more = f", and {len(listed) - _MAX_NUMBERS} more" if len(listed) > _MAX_NUMBERS else ""
+    return ", ".join(listed[:_MAX_NUMBERS]) + more

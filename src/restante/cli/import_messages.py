@@ -1,4 +1,4 @@
-"""Messages of an import, and where their octets are."""
+"""The messages of an import, and access to their octets in the files of the old server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from . import common
 
 _PIECE = 65_536  # octets read at once
 
-
 Stamp = tuple[int, int, int]
 """Inode number, size and time of the last change (nanoseconds)."""
 
@@ -29,22 +28,22 @@ def stamp(path: Path) -> Stamp:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class ImportedMessage:
     """One message of the old server."""
 
     name: str
-    """Name of its file in our Maildir."""
+    """File name in restante's Maildir."""
     unique_id: str
     path: Path
     begin: int = 0
     end: int | None = None
-    """End in octets of the file; None for the end of the file."""
-    coding: str = ""
+    """Offset in the file after the last octet; None for the end of the file."""
+    encoding: str = ""
     """Compression of the file, or empty."""
     limit: int = 0
-    """Maximum number of octets when unpacked."""
+    """Maximum number of octets after unpacking."""
     unquotes: bool = False
-    """Whether ``>From`` is replaced by ``From``."""
+    """Whether ``>From`` at the beginning of a line is replaced by ``From``."""
     stamp: Stamp | None = None
     """State of the file when its messages were found; None if it cannot change."""
 
@@ -52,19 +51,21 @@ class Arrival:
         """Yield the octets of the message.
 
         Raises:
-            TemporaryFailure: the file has changed, so they may belong to another message.
+            TemporaryFailure: the file has changed, so the octets may belong to another message.
         """
         pieces = self._stored()
-        if self.coding:
-            pieces = unpacked(pieces, self.coding, self.limit)
+        if self.encoding:
+            pieces = unpacked(pieces, self.encoding, self.limit)
         return mbox.unquoted(pieces) if self.unquotes else pieces
 
     def _stored(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             file.seek(self.begin)
-            left = os.fstat(file.fileno()).st_size if self.end is None else self.end - self.begin
-            while left > 0 and (piece := file.read(min(left, _PIECE))):
-                left -= len(piece)
+            remaining = (
+                os.fstat(file.fileno()).st_size if self.end is None else self.end - self.begin
+            )
+            while remaining > 0 and (piece := file.read(min(remaining, _PIECE))):
+                remaining -= len(piece)
                 yield piece
             if self.stamp is not None and stamp(self.path) != self.stamp:
                 raise TemporaryFailure(
@@ -72,7 +73,7 @@ class Arrival:
                 )
 
     def size(self) -> int:
-        """Octets on the wire (RFC 1939 §11)."""
+        """Return the number of octets on the wire (RFC 1939 §11)."""
         survey = Survey()
         for piece in self.octets():
             survey.feed(piece)
@@ -81,27 +82,31 @@ class Arrival:
 
 
 @dataclass(slots=True)
-class Found:
-    """The messages that the files of another server or program have."""
+class ImportedFiles:
+    """The messages in the files of another server or program."""
 
-    arrivals: list[Arrival]
+    messages: list[ImportedMessage]
     """Messages in the order of the old server."""
     unlisted: int = 0
-    """How many of them, the last ones, the old server has not listed yet."""
-    made: int = 0
-    """Number of messages without a unique-id, which get a new one."""
+    """Number of messages, at the end, that the old server has not listed yet."""
+    new_ids: int = 0
+    """Number of messages that get a new unique-id because they had none."""
     notes: list[str] = field(default_factory=list)
     duplicates: list[tuple[int, int]] = field(default_factory=list)
-    """Numbers of messages that were left out, and of those that they equal."""
+    """Pairs: the number of a message that is left out, and of the equal message."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"messages": len(self.arrivals), "new_ids": self.made, "duplicates": self.duplicates}
+        return {
+            "messages": len(self.messages),
+            "new_ids": self.new_ids,
+            "duplicates": self.duplicates,
+        }
 
 
 def name_of(unique_id: str, arrived: int = 0) -> str:
-    """Return a file name that is always the same, so that an import can be repeated.
+    """Return a file name that is the same in each import, so that an import can be repeated.
 
-    ``arrived`` is in seconds since the epoch, if the file's time is that of the arrival.
+    ``arrived`` is the time of arrival in seconds since the epoch; 0 if it is unknown.
     """
     return f"{arrived}.I{hashlib.sha256(unique_id.encode()).hexdigest()[:32]}"
 
@@ -113,50 +118,57 @@ _PLAIN_COPY = (
 )
 
 
-def decoded(arrivals: list[Arrival], own: Path, limit: int) -> list[Arrival]:
+def decoded(messages: list[ImportedMessage], maildrop: Path, limit: int) -> list[ImportedMessage]:
     """Return the messages with their compression.
 
     Each compressed message is unpacked once, so that errors are found before anything changes.
-    ``own`` is the maildrop, whose own files are not copied; ``limit`` is in octets per message.
+    Files that are already in ``maildrop`` are not copied and therefore must not be compressed.
+    ``limit`` is in octets per message.
 
     Raises:
-        PermanentFailure: some are encrypted, or cannot be unpacked.
+        PermanentFailure: some messages are encrypted, or cannot be unpacked.
     """
-    coded = {at: how for at, each in enumerate(arrivals) if (how := _coding(each))}
-    refused = [at for at, how in coded.items() if how not in UNPACKED or _is_in(arrivals[at], own)]
+    encodings = {
+        index: encoding for index, each in enumerate(messages) if (encoding := _encoding(each))
+    }
+    refused = [
+        index
+        for index, encoding in encodings.items()
+        if encoding not in UNPACKED or _is_in(messages[index], maildrop)
+    ]
     if refused:
         raise PermanentFailure(
             f"{counted(len(refused), 'file')} cannot be read by restante "
-            f"({', '.join(sorted({coded[at] for at in refused}))}), such as "
-            f"{arrivals[refused[0]].path}; {_PLAIN_COPY}"
+            f"({', '.join(sorted({encodings[index] for index in refused}))}), such as "
+            f"{messages[refused[0]].path}; {_PLAIN_COPY}"
         )
-    result = list(arrivals)
-    for at, how in coded.items():
-        name = _without_z(arrivals[at].name)
-        result[at] = replace(arrivals[at], name=name, coding=how, limit=limit)
+    result = list(messages)
+    for index, encoding in encodings.items():
+        name = _without_z(messages[index].name)
+        result[index] = replace(messages[index], name=name, encoding=encoding, limit=limit)
         try:
-            result[at].size()
+            result[index].size()
         except PermanentFailure as error:
             raise PermanentFailure(
-                f"{arrivals[at].path}: {error} (limits.message); nothing was changed"
+                f"{messages[index].path}: {error} (limits.message); nothing was changed"
             ) from error
-    if coded:
-        common.say(f"{counted(len(coded), 'message')} will be unpacked.")
+    if encodings:
+        common.say(f"{counted(len(encodings), 'message')} will be unpacked.")
     return result
 
 
-def _coding(arrival: Arrival) -> str:
-    with arrival.path.open("rb") as file:
-        file.seek(arrival.begin)
+def _encoding(message: ImportedMessage) -> str:
+    with message.path.open("rb") as file:
+        file.seek(message.begin)
         return encoding_of(file.read(PREFIX_LENGTH))
 
 
-def _is_in(arrival: Arrival, maildrop: Path) -> bool:
-    directory = maildrop / arrival.path.parent.name
-    return directory.is_dir() and directory.samefile(arrival.path.parent)
+def _is_in(message: ImportedMessage, maildrop: Path) -> bool:
+    directory = maildrop / message.path.parent.name
+    return directory.is_dir() and directory.samefile(message.path.parent)
 
 
 def _without_z(name: str) -> str:
-    """Remove Dovecot's flag Z, which marks compressed files."""
+    """Remove the flag Z, with which Dovecot marks compressed files."""
     base, colon, flags = name.partition(":2,")
     return f"{base}{colon}{flags.replace('Z', '')}"

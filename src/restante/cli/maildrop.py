@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, run: Action, text: str, *, user: str = "USER") -> argparse.ArgumentParser:
-        # Without ``help`` argparse does not list it.
+        # argparse does not list an action that has no ``help``.
         parser = actions.add_parser(name, help=text) if text else actions.add_parser(name)
         if user:
             parser.add_argument(
@@ -58,11 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exporting.add_argument(
         "--uidlist",
         action="store_true",
-        help="print them in the format of Dovecot's file dovecot-uidlist",
+        help="print the unique-ids in the format of Dovecot's file dovecot-uidlist",
     )
     logging = action("log", log, "show which sessions retrieved or deleted which messages")
     logging.add_argument(
-        "--since", metavar="TIME", help="show only sessions within this time, such as 2h or 3d"
+        "--since", metavar="TIME", help="show only sessions of the last TIME, such as 2h or 3d"
     )
     for name, run, text in (
         ("verify", verify, "read every message, and compare it with its index and file name"),
@@ -77,7 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "clock has jumped."
     )
     purging.add_argument(
-        "--older-than", metavar="TIME", help="destroy only messages held longer than this"
+        "--older-than",
+        metavar="TIME",
+        help="destroy only messages that have been held for longer than TIME",
     )
     purging.add_argument("--all", action="store_true", help="destroy messages in all maildrops")
     purging.add_argument("--yes", action="store_true", help="do not ask for confirmation")
@@ -90,7 +92,7 @@ def _add_restore_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--since",
         metavar="TIME",
-        help="restore all messages deleted within this time, such as 2h or 3d",
+        help="restore all messages that were deleted within the last TIME, such as 2h or 3d",
     )
     parser.add_argument("--all", action="store_true", help="restore all held messages")
     parser.add_argument(
@@ -117,7 +119,7 @@ async def list_(options: argparse.Namespace, store: ServableStore) -> int:
         except MaildropInUse:
             row["in_use"] = True
         except RestanteError as error:
-            code = failures.most_serious((code, _unread(row, error)))
+            code = failures.most_serious((code, _report_error(row, error)))
             continue
         else:
             octets = sum(entry.size for entry in entries)
@@ -126,15 +128,15 @@ async def list_(options: argparse.Namespace, store: ServableStore) -> int:
     if options.json:
         common.print_json("maildrop-list", maildrops=rows)
         return code
-    if shown := [_listed(row) for row in rows if "error" not in row]:
+    if shown := [_table_row(row) for row in rows if "error" not in row]:
         common.print_table("user messages size held quota", shown, right="messages size held")
     elif not rows:
         common.say("No maildrops yet. Deliver a message: restante deliver ann < message")
     return code
 
 
-def _listed(row: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the line of a table about one maildrop."""
+def _table_row(row: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the table row of one maildrop."""
     quota = f"{_size(row['used'])} of {_limit(row['quota'])}" if "quota" in row else "none"
     if row["in_use"]:
         return str(row["user"]), "in use", "-", str(row["held"]), quota
@@ -149,11 +151,10 @@ def _limit(octets: object) -> str:
     return limit_size(int(str(octets)))
 
 
-def _unread(row: dict[str, object], error: RestanteError) -> int:
-    """Report a maildrop that cannot be read; the others are still shown.
+def _report_error(row: dict[str, object], error: RestanteError) -> int:
+    """Report a maildrop that cannot be read, and return the exit code.
 
-    Returns:
-        The exit code.
+    The other maildrops are still shown.
     """
     row |= {"in_use": isinstance(error, MaildropInUse), "error": str(error)}
     common.say(f"{row['user']}: {error}")
@@ -162,10 +163,10 @@ def _unread(row: dict[str, object], error: RestanteError) -> int:
 
 async def show(options: argparse.Namespace, store: ServableStore) -> int:
     rows = []
-    user = await _known(options, store)
+    user = await _user_name(options, store)
     async with store.open(user) as maildrop:
         for number, entry in enumerate(maildrop.listing, 1):
-            head = await _head(maildrop.read(entry))
+            head = await _header_fields(maildrop.read(entry))
             rows.append(
                 {"number": number, "size": entry.size, "unique_id": entry.unique_id, **head}
             )
@@ -176,7 +177,12 @@ async def show(options: argparse.Namespace, store: ServableStore) -> int:
         return code
     if rows:
         lines = [
-            (str(row["number"]), _size(row["size"]), _short(row["date"], 25), *_headers(row))
+            (
+                str(row["number"]),
+                _size(row["size"]),
+                _truncated(row["date"], 25),
+                *_sender_and_subject(row),
+            )
             for row in rows
         ]
         common.print_table("nr size date from subject", lines, right="nr size")
@@ -187,15 +193,15 @@ async def show(options: argparse.Namespace, store: ServableStore) -> int:
     return code
 
 
-def _headers(row: Mapping[str, object]) -> tuple[str, str]:
-    return _short(row["sender"], 30), _subject(row)
+def _sender_and_subject(row: Mapping[str, object]) -> tuple[str, str]:
+    return _truncated(row["sender"], 30), _subject(row)
 
 
-def _short(text: object, length: int) -> str:
+def _truncated(text: object, length: int) -> str:
     return str(text)[:length]
 
 
-async def _head(pieces: AsyncIterator[bytes]) -> dict[str, str]:
+async def _header_fields(pieces: AsyncIterator[bytes]) -> dict[str, str]:
     """Return the headers, or ``error`` for a message that cannot be read."""
     try:
         return await head_of(pieces)
@@ -216,10 +222,10 @@ async def _usage(store: ServableStore, user: str) -> dict[str, object]:
 
 
 async def held(options: argparse.Namespace, store: ServableStore) -> int:
-    user = await _known(options, store)
+    user = await _user_name(options, store)
     rows = []
     for message in await store.held(user):
-        head = await _head(store.read_held(user, message))
+        head = await _header_fields(store.read_held(user, message))
         row = {"name": message.name, "size": message.size, "unique_id": message.unique_id, **head}
         rows.append({**row, "removed_at": message.removed_at})
     if options.json:
@@ -229,24 +235,33 @@ async def held(options: argparse.Namespace, store: ServableStore) -> int:
         common.say(f"No deleted messages of {user} are held.")
         return os.EX_OK
     lines = [
-        (_minute(float(str(row["removed_at"]))), _size(row["size"]), row["name"], *_headers(row))
+        (
+            _format_time(float(str(row["removed_at"]))),
+            _size(row["size"]),
+            row["name"],
+            *_sender_and_subject(row),
+        )
         for row in rows
     ]
     common.print_table("deleted size name from subject", lines, right="size")
     return os.EX_OK
 
 
-def _minute(at: float) -> str:
+def _format_time(at: float) -> str:
     return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
 
 
 async def log(options: argparse.Namespace, store: ServableStore) -> int:
-    user = await _known(options, store)
+    user = await _user_name(options, store)
     since = time.time() - common.seconds(options.since) if options.since else 0.0
     sessions = [each for each in await store.sessions(user) if each.ended_at >= since]
-    heads = await _heads(store, user, {e.unique_id for each in sessions for e in each.removed})
+    heads = await _held_headers(
+        store, user, {e.unique_id for each in sessions for e in each.removed}
+    )
     if options.json:
-        common.print_json("maildrop-log", user=user, sessions=[_session(each) for each in sessions])
+        common.print_json(
+            "maildrop-log", user=user, sessions=[_session_as_json(each) for each in sessions]
+        )
         return os.EX_OK
     if not sessions:
         common.say(f"No sessions of {user} {'since then' if options.since else 'yet'}.")
@@ -255,7 +270,7 @@ async def log(options: argparse.Namespace, store: ServableStore) -> int:
         "began login address tls retrieved deleted end",
         [
             (
-                _minute(session.began_at),
+                _format_time(session.began_at),
                 session.credential or "unknown",
                 session.address or "unknown",
                 session.tls or "no",
@@ -268,9 +283,15 @@ async def log(options: argparse.Namespace, store: ServableStore) -> int:
         right="retrieved deleted",
     )
     deleted = [
-        (_minute(session.ended_at), entry.unique_id, size(entry.size), *heads[entry.unique_id])
+        (_format_time(session.ended_at), entry.unique_id, size(entry.size), *heads[entry.unique_id])
         if entry.unique_id in heads
-        else (_minute(session.ended_at), entry.unique_id, size(entry.size), "", "no longer held")
+        else (
+            _format_time(session.ended_at),
+            entry.unique_id,
+            size(entry.size),
+            "",
+            "no longer held",
+        )
         for session in sessions
         for entry in session.removed
     ]
@@ -284,11 +305,11 @@ def _retrieved(session: SessionRecord) -> int:
     return len(session.retrieved) + session.unnamed
 
 
-def _session(session: SessionRecord) -> dict[str, object]:
-    """Return a session as JSON has it."""
+def _session_as_json(session: SessionRecord) -> dict[str, object]:
+    """Return a session as a JSON object."""
 
-    def entries(of: Sequence[Entry]) -> list[dict[str, object]]:
-        return [{"unique_id": entry.unique_id, "size": entry.size} for entry in of]
+    def as_objects(entries: Sequence[Entry]) -> list[dict[str, object]]:
+        return [{"unique_id": entry.unique_id, "size": entry.size} for entry in entries]
 
     return {
         "began_at": session.began_at,
@@ -296,26 +317,28 @@ def _session(session: SessionRecord) -> dict[str, object]:
         "address": session.address,
         "tls": session.tls,
         "credential": session.credential,
-        "retrieved": entries(session.retrieved),
+        "retrieved": as_objects(session.retrieved),
         "retrieved_messages": _retrieved(session),
-        "removed": entries(session.removed),
+        "removed": as_objects(session.removed),
         "end": session.end,
     }
 
 
-async def _heads(store: ServableStore, user: str, wanted: set[str]) -> dict[str, tuple[str, str]]:
-    """Return sender and subject of held messages by unique-id: the journal has no text."""
+async def _held_headers(
+    store: ServableStore, user: str, selected: set[str]
+) -> dict[str, tuple[str, str]]:
+    """Return sender and subject of held messages by unique-id; the journal contains neither."""
     heads = {}
     for message in await store.held(user):
-        if message.unique_id in wanted:
-            head = await _head(store.read_held(user, message))
-            heads[message.unique_id] = _headers(head)
+        if message.unique_id in selected:
+            head = await _header_fields(store.read_held(user, message))
+            heads[message.unique_id] = _sender_and_subject(head)
     return heads
 
 
 async def export(options: argparse.Namespace, store: ServableStore) -> int:
-    """Print octets, since file names need not be text."""
-    user = await _known(options, store)
+    """Print the unique-ids as octets, because file names may be invalid as text."""
+    user = await _user_name(options, store)
     ids = await _files(store).unique_ids(user)
     if options.json:
         common.print_json("maildrop-export", user=user, unique_ids=list(ids.values()))
@@ -331,25 +354,25 @@ async def export(options: argparse.Namespace, store: ServableStore) -> int:
 async def restore(options: argparse.Namespace, store: ServableStore) -> int:
     if options.action == _OLD_RESTORE:
         common.say("`restante maildrop undelete` is deprecated: use `restante maildrop restore`")
-    user = await _known(options, store)
-    wanted = _chosen(options, list(await store.held(user)))
-    count = await store.restore(user, wanted, same_unique_ids=options.same_uidl)
+    user = await _user_name(options, store)
+    selected = _selected_messages(options, list(await store.held(user)))
+    count = await store.restore(user, selected, same_unique_ids=options.same_uidl)
     if options.json:
         common.print_json(f"maildrop-{options.action}", user=user, messages=count)
     elif count:
-        print(f"Restored {counted(count, 'message')} to {user}. {_what_clients_do(options)}")
+        print(f"Restored {counted(count, 'message')} to {user}. {_effect_on_clients(options)}")
     else:
         print("No held message matches; nothing was restored.")
     return os.EX_OK
 
 
-def _what_clients_do(options: argparse.Namespace) -> str:
+def _effect_on_clients(options: argparse.Namespace) -> str:
     if options.same_uidl:
-        return "Known to clients; not downloaded again."
-    return "New to clients; downloaded again."
+        return "Clients will not download them again."
+    return "Clients will download them again."
 
 
-def _chosen(options: argparse.Namespace, held_: list[HeldMessage]) -> list[HeldMessage]:
+def _selected_messages(options: argparse.Namespace, held_: list[HeldMessage]) -> list[HeldMessage]:
     if options.all:
         return held_
     if options.since:
@@ -358,7 +381,7 @@ def _chosen(options: argparse.Namespace, held_: list[HeldMessage]) -> list[HeldM
     by_name = {message.name: message for message in held_}
     if not options.name:
         raise UnsafeArgument(
-            f"which messages? Use --since 2h, --all, or names that are printed by: "
+            f"no messages selected; use --since 2h, --all, or names that are printed by: "
             f"restante maildrop held {quote(options.user)}"
         )
     if missing := [name for name in options.name if name not in by_name]:
@@ -378,16 +401,18 @@ async def purge(options: argparse.Namespace, store: ServableStore) -> int:
     async def destroy(user: str) -> int:
         return await store.purge(user, before)
 
-    return await _purged(options, users, destroy)
+    return await _purge_users(options, users, destroy)
 
 
 async def _purge_due(options: argparse.Namespace, store: ServableStore) -> int:
-    """Destroy what the server would destroy if it trusted the clock; the operator confirms it."""
+    """Destroy the messages whose hold time is over, if the operator confirms the time."""
     clock = stores.clock(common.configuration(options))
     reading = clock.advance()
     today = datetime.fromtimestamp(reading.now).strftime("%Y-%m-%d %H:%M")
     if reading.is_behind:
-        raise TemporaryFailure(f"the clock shows {today}, which is in the past; set it first")
+        raise TemporaryFailure(
+            f"the clock shows {today}, which is in the past; set the clock first"
+        )
     users = [user async for user in store.users()]
     due = 0
     for user in users:
@@ -401,10 +426,10 @@ async def _purge_due(options: argparse.Namespace, store: ServableStore) -> int:
     async def destroy(user: str) -> int:
         return (await store.purge_due(user, until=reading.now, now=reading.now)).messages
 
-    return await _purged(options, users, destroy)
+    return await _purge_users(options, users, destroy)
 
 
-async def _purged(
+async def _purge_users(
     options: argparse.Namespace, users: Sequence[str], destroy: Callable[[str], Awaitable[int]]
 ) -> int:
     counts, code = dict[str, int](), os.EX_OK
@@ -412,7 +437,7 @@ async def _purged(
         try:
             counts[user] = await destroy(user)
         except RestanteError as error:
-            code = failures.most_serious((code, _unread({"user": user}, error)))
+            code = failures.most_serious((code, _report_error({"user": user}, error)))
     if options.json:
         common.print_json("maildrop-purge", purged=counts)
         return code
@@ -429,8 +454,8 @@ async def verify(options: argparse.Namespace, store: ServableStore) -> int:
             messages, faults = await files.verify(user)
         except RestanteError as error:
             rows.append({"user": user})
-            unread = _unread(rows[-1], error)
-            code = code if code == os.EX_DATAERR else failures.most_serious((code, unread))
+            error_code = _report_error(rows[-1], error)
+            code = code if code == os.EX_DATAERR else failures.most_serious((code, error_code))
             continue
         findings = [asdict(each) for each in faults]
         rows.append({"user": user, "in_use": False, "messages": messages, "findings": findings})
@@ -456,7 +481,7 @@ async def reindex(options: argparse.Namespace, store: ServableStore) -> int:
             messages = await files.reindex(user)
         except RestanteError as error:
             rows.append({"user": user})
-            code = failures.most_serious((code, _unread(rows[-1], error)))
+            code = failures.most_serious((code, _report_error(rows[-1], error)))
             continue
         rows.append({"user": user, "in_use": False, "messages": messages})
         if not options.json:
@@ -470,7 +495,7 @@ async def _selected_users(options: argparse.Namespace, store: ServableStore) -> 
     if bool(options.user) == options.all:
         raise UnsafeArgument("name a USER, or use --all for every user")
     if options.user:
-        return [await _known(options, store)]
+        return [await _user_name(options, store)]
     return [user async for user in store.users()]
 
 
@@ -480,8 +505,8 @@ def _files(store: ServableStore) -> MaildirStore:
     return store
 
 
-async def _known(options: argparse.Namespace, store: ServableStore) -> str:
-    """Return the user's name as the store knows it: a typing error must not look like no mail.
+async def _user_name(options: argparse.Namespace, store: ServableStore) -> str:
+    """Return the user's name in the store; a misspelt name must not look like an empty maildrop.
 
     Raises:
         NoSuchUser: neither the store nor the user database has that name.

@@ -11,13 +11,13 @@ import sys
 
 from .. import __version__
 
-TYPE_CHECKING = False  # importing typing takes longer than all of this
+TYPE_CHECKING = False  # importing ``typing`` takes longer than importing this module
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (sysexits.h).  None: what the shell passed."""
+    """Run one command and return its exit code (sysexits.h); None means ``sys.argv``."""
     if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
         print(f"restante {__version__}")  # a parser would take longer than Python's own start
         return 0

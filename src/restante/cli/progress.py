@@ -27,42 +27,42 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def bars(*, wanted: bool = True) -> Iterator[Bars]:
-    """Show progress bars on a terminal that can move its cursor, and nothing elsewhere.
+def bars(*, is_enabled: bool = True) -> Iterator[Bars]:
+    """Show progress bars if standard error is a terminal that can move its cursor.
 
-    A bar appears when the size of the download is known, so a refused login shows none.
+    A bar appears when the size of the download is known, so a refused login shows no bar.
     """
-    is_able = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
-    if not wanted or not is_able:
+    can_show = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    if not is_enabled or not can_show:
         yield no_bar
         return
-    shown = _progress()
+    display = _progress()
     try:
 
         @contextmanager
         def bar(name: str) -> Iterator[Report]:
-            task = shown.add_task(name, total=None, what="", visible=False)
+            task = display.add_task(name, total=None, what="", visible=False)
 
             def show(messages: Sequence[Message], octets: int) -> None:
                 if messages:
                     total = sum(message.size for message in messages)
                     what = counted(len(messages), "message")
-                    shown.update(task, total=total, what=what, visible=True)
-                    shown.start()  # has no effect the second time
-                shown.update(task, advance=octets)
+                    display.update(task, total=total, what=what, visible=True)
+                    display.start()  # has no effect the second time
+                display.update(task, advance=octets)
 
             try:
                 yield show
             finally:
-                shown.remove_task(task)
+                display.remove_task(task)
 
         yield bar
     finally:
-        shown.stop()
+        display.stop()
 
 
 def _progress() -> Progress:
-    """rich chooses colours, and omits them if NO_COLOR is set."""
+    """Return the display; rich chooses the colours, and omits them if NO_COLOR is set."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -82,7 +82,7 @@ def _progress() -> Progress:
         TextColumn("{task.fields[what]}"),
         console=Console(stderr=True),
         transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # a file gets the results only
+        redirect_stdout=sys.stdout.isatty(),  # a file contains only the results
     )
 
 
@@ -92,7 +92,7 @@ def report(
     result: Outcome,
     error: RestanteError | OSError | None,
 ) -> None:
-    """Print a line for an account with new mail or an error; nothing new is shown on a terminal."""
+    """Print a line for an account with new mail or an error; on a terminal, for every account."""
     from ..collect.collector import LoginTooSoon
 
     if options.json:
@@ -104,8 +104,10 @@ def report(
         return
     for text in (*result.skipped, *result.refused, *result.short, *result.notes):
         common.say(printable(f"{name}: {text}"))
-    came = result.stored or result.stubs or result.deleted or result.unverified or result.withheld
-    if came or (error is None and sys.stdout.isatty()):
+    has_changes = (
+        result.stored or result.stubs or result.deleted or result.unverified or result.withheld
+    )
+    if has_changes or (error is None and sys.stdout.isatty()):
         print(_line(name, result, dry_run=options.dry_run), flush=True)
     # A server that requires a pause between logins is not an error.
     if error is not None and (sys.stderr.isatty() or not isinstance(error, LoginTooSoon)):
@@ -113,25 +115,25 @@ def report(
 
 
 def _line(name: str, result: Outcome, *, dry_run: bool) -> str:
-    would = "would be " if dry_run else ""
-    words = []
+    prefix = "would be " if dry_run else ""
+    parts = []
     if result.stored:
-        words.append(f"{counted(result.stored, 'message')} {would}stored, {size(result.octets)}")
+        parts.append(f"{counted(result.stored, 'message')} {prefix}stored, {size(result.octets)}")
     if result.stubs:
-        words.append(f"{counted(result.stubs, 'header')} of too large messages {would}stored")
+        parts.append(f"{counted(result.stubs, 'header')} of oversized messages {prefix}stored")
     if result.known:
-        words.append(f"{result.known} collected before")
+        parts.append(f"{result.known} collected before")
     if result.in_doubt:
-        words.append(f"{result.in_doubt} perhaps stored twice after a crash")
+        parts.append(f"{result.in_doubt} possibly stored twice after a crash")
     if result.deleted:
-        words.append(f"{result.deleted} {would}deleted on the server")
+        parts.append(f"{result.deleted} {prefix}deleted on the server")
     if result.withheld:
-        words.append(
+        parts.append(
             f"{result.withheld} not deleted on the server yet because of deletion_limit "
             "(--no-deletion-limit deletes them now)"
         )
     if result.later:
-        words.append(f"{result.later} left for later by {result.later_for}")
+        parts.append(f"{result.later} left for later because of {result.later_for}")
     if result.unverified:
-        words.append(f"{result.unverified} left on the server because the local copy differs")
-    return f"{name}: " + ("; ".join(words) or "no new mail")
+        parts.append(f"{result.unverified} left on the server because the local copy differs")
+    return f"{name}: " + ("; ".join(parts) or "no new mail")

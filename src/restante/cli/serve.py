@@ -1,4 +1,4 @@
-"""``restante serve``: serve POP3, and receive mail by LMTP and SMTP, until a signal stops it."""
+"""``restante serve``: serve POP3, and receive mail over LMTP and SMTP, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import (
-    ExitStack,
-    closing,
-    contextmanager,
-    suppress,
-)
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -66,11 +61,13 @@ _log = logging.getLogger("restante.serve")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until SIGTERM, SIGINT, the end of the terminal, or with ``--ephemeral`` the end of
-    standard input."""
+    """Serve until SIGTERM or SIGINT is received, or the terminal is closed.
+
+    With ``--ephemeral``, also stop at the end of standard input.
+    """
     with _configured(options) as config:
         log.set_up(config.log)
-        with suppress(OSError):  # before any file gets a time stamp, as the clock may have jumped
+        with suppress(OSError):  # before files are created: the clock may have jumped
             stores.clock(config).advance()
         count = worker_count(config)
         if count > 1:
@@ -99,24 +96,24 @@ async def _serve(config: Configuration, options: argparse.Namespace) -> None:
     async with running(config, users, store) as server:
         server.users = dict([first_user] if first_user else [])
         _listen_to_hangup(server, options, stop, lambda: terminal.is_closed() or options.ephemeral)
-        beating = asyncio.create_task(_beat(lambda: systemd.notify("WATCHDOG=1")))
+        heartbeat = asyncio.create_task(_report_heartbeat(lambda: systemd.notify("WATCHDOG=1")))
         with _announced_ready(server, options):
             if options.ephemeral:
                 _watch_input(stop)
             await stop.wait()
             _log.info("stopping", extra={"fields": {}})
             systemd.notify("STOPPING=1")
-        beating.cancel()
+        heartbeat.cancel()
 
 
 def _supervise(config: Configuration, options: argparse.Namespace, count: int) -> int:
-    """Serve in workers; this process starts, watches and restarts them."""
+    """Serve in worker processes, which this process starts, monitors and restarts."""
     stores.validate(config)
     stores.store(config)  # report mistakes once, not in each worker
     first_user = make_first_user(config, stores.users(config))
     gateway.validate(config)
     certificate, _ = certificate_files(config)
-    # Created before the workers, so that any worker can resume the TLS sessions of another.
+    # Created before the workers, so that each worker can resume TLS sessions of the others.
     context = tls_context(config)
     server = Running(config, certificate)
     server.users = dict([first_user] if first_user else [])
@@ -131,7 +128,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             throttle,
             does_upkeep=pipes.number == 0,
             workers=count,
-            backends=built,
+            backends=shared_backends,
         )
         run_loop(_work(config, options, shared, pipes))
 
@@ -151,7 +148,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             on_exit=tally.forget,
             terminal=Terminal(),
         )
-        built = backends.read_ahead(config)
+        shared_backends = backends.read_ahead(config)
         freeze()
         return supervisor.run()
 
@@ -159,21 +156,21 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
 async def _work(
     config: Configuration, options: argparse.Namespace, shared: SharedResources, pipes: WorkerPipes
 ) -> None:
-    """Serve in one worker."""
+    """Serve in one worker process."""
     stop = _listen_to_signals()
-    # Readable when the supervisor has ended.
+    # This pipe becomes readable when the supervisor has ended.
     asyncio.get_running_loop().add_reader(pipes.supervisor_pipe, stop.set)
     users = stores.users(config)
     store = stores.store(config, users)
     async with running(config, users, store, shared) as server:
         # The supervisor, not a worker, stops at SIGHUP when the terminal is closed.
         _listen_to_hangup(server, options, stop, lambda: False)
-        beating = asyncio.create_task(_beat(pipes.beat))
+        heartbeat = asyncio.create_task(_report_heartbeat(pipes.beat))
         await stop.wait()
-        beating.cancel()
+        heartbeat.cancel()
 
 
-async def _beat(notify: Callable[[], None]) -> None:
+async def _report_heartbeat(notify: Callable[[], None]) -> None:
     """Report regularly that the event loop is running."""
     while True:
         notify()
@@ -185,25 +182,25 @@ def _configuration(options: argparse.Namespace) -> Configuration:
 
 
 def _listen_to_hangup(
-    server: Running, options: argparse.Namespace, stop: asyncio.Event, is_over: Callable[[], bool]
+    server: Running, options: argparse.Namespace, stop: asyncio.Event, must_stop: Callable[[], bool]
 ) -> None:
-    """At SIGHUP, stop the server if ``is_over`` returns True; otherwise reload."""
+    """On SIGHUP, stop the server if ``must_stop`` returns True; otherwise reload."""
 
     def adopt() -> None:
         server.adopt(_configuration(options))
 
-    def obey() -> None:
-        if is_over():
+    def handle_hangup() -> None:
+        if must_stop():
             stop.set()
         else:
             reload(adopt)
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, obey)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, handle_hangup)
 
 
 @contextmanager
 def _announced_ready(server: Running, options: argparse.Namespace) -> Iterator[None]:
-    """Announce that the server is ready, with a file, JSON or text, and to systemd."""
+    """Announce that the server is ready: with a file, as JSON or text, and to systemd."""
     if options.ready_file:
         options.ready_file.touch()
     if options.ephemeral or options.json:
@@ -212,7 +209,7 @@ def _announced_ready(server: Running, options: argparse.Namespace) -> Iterator[N
             row["password_file"] = str(_store_password(server.config, *server.users.values()))
         print(json.dumps(row), flush=True)
     else:
-        _introduce(server.config, server)
+        _print_introduction(server.config, server)
     systemd.notify("READY=1")
     try:
         yield
@@ -229,7 +226,10 @@ def _listen_to_signals() -> asyncio.Event:
 
 
 def _watch_input(stop: asyncio.Event) -> None:
-    """Set ``stop`` at the end of standard input; uses a thread, as some files cannot be polled."""
+    """Set ``stop`` at the end of standard input.
+
+    This uses a thread, because the event loop cannot poll some kinds of files.
+    """
     loop = asyncio.get_running_loop()
 
     def end() -> None:
@@ -238,7 +238,7 @@ def _watch_input(stop: asyncio.Event) -> None:
             stop.set()
 
     def read() -> None:
-        with suppress(OSError, RuntimeError):  # closed, or the loop has ended
+        with suppress(OSError, RuntimeError):  # standard input is closed
             while sys.stdin and os.read(sys.stdin.fileno(), 4096):
                 pass
         with suppress(RuntimeError):
@@ -247,8 +247,8 @@ def _watch_input(stop: asyncio.Event) -> None:
     threading.Thread(target=read, name="stdin", daemon=True).start()
 
 
-def _introduce(config: Configuration, server: Running) -> None:
-    """Print addresses, certificate and first steps for the operator on standard error."""
+def _print_introduction(config: Configuration, server: Running) -> None:
+    """Print addresses, certificate and first steps to standard error, for the operator."""
     say = common.say
     if config.source is None:
         say(
@@ -258,17 +258,17 @@ def _introduce(config: Configuration, server: Running) -> None:
     else:
         say(f"restante {__version__}: {config.source}")
     notes = {"pop3s": "implicit TLS", "pop3": "STLS required"}
-    for name, where in server.addresses.items():
-        url = f"unix:{where}" if name.endswith("_unix") else f"{name}://{where}"
+    for name, address in server.addresses.items():
+        url = f"unix:{address}" if name.endswith("_unix") else f"{name}://{address}"
         say(f"  {name.removesuffix('_unix'):6} {url}  {notes.get(name, '')}".rstrip())
     for each in config.server.tls_at_proxy:
         proxies = ", ".join(map(str, config.server.proxy_from))
-        say(f"  proxy  {each} counts as TLS for connections from {proxies}")
+        say(f"  proxy  {each} is treated as TLS for connections from {proxies}")
     if clear := config.auth.allow_plaintext_from:
         say(f"  clear  logins without TLS are accepted from {', '.join(map(str, clear))}")
     say(f"  trust  {server.certificate}, SHA-256 fingerprint:")
-    for half in common.halves(tls.fingerprint(server.certificate)):
-        say(f"         {half}")
+    for line in common.halves(tls.fingerprint(server.certificate)):
+        say(f"         {line}")
     for user, password in server.users.items():
         say(f"  first user {user!r}: {_describe_password(config, password)}")
     if server.users:

@@ -16,13 +16,13 @@ from contextlib import suppress
 
 from ..escaping import printable
 
-_HEADER = 65_536  # octets searched for fields; longer headers are not from mail programs
+_HEADER = 65_536  # octets of a header that are searched; mail programs write shorter headers
 _END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\r?\n(?=[ \t])")
 _FIELD = re.compile(rb"^(from|subject|date)[ \t]*:([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _WORD = re.compile(r"=\?([^?\s*]{1,60})(?:\*[^?\s]*)?\?([BbQq])\?([^?\s]*)\?=")
-_SLOW = ("idna", "punycode")  # codecs for host names that take quadratic time
-_LONGEST_DATE = 31  # characters, as "Thu, 13 Feb 1969 23:32:54 -0330"
+_SLOW_CODECS = ("idna", "punycode")  # codecs for host names that take quadratic time
+_MAX_DATE = 31  # characters, as "Thu, 13 Feb 1969 23:32:54 -0330"
 
 
 async def head_of(pieces: AsyncIterator[bytes]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def head(octets: bytes) -> dict[str, str]:
     return {
         "sender": decoded(fields.get(b"from", b"")),
         "subject": decoded(fields.get(b"subject", b"")),
-        "date": decoded(fields.get(b"date", b""))[:_LONGEST_DATE],
+        "date": decoded(fields.get(b"date", b""))[:_MAX_DATE],
     }
 
 
@@ -54,27 +54,27 @@ def decoded(value: bytes) -> str:
         text = value.decode()
     except UnicodeDecodeError:
         text = value.decode("latin-1")
-    parts, at, held, charset = [], 0, b"", ""
+    parts, offset, pending, charset = [], 0, b"", ""
     for match in _WORD.finditer(text):
-        gap, octets = text[at : match.start()], _octets(match[2], match[3])
-        at = match.end()
+        gap, octets = text[offset : match.start()], _octets(match[2], match[3])
+        offset = match.end()
         if octets is None or not _is_known(match[1]):
-            parts += [_text(held, charset), gap, match[0]]  # unchanged
-            held, charset = b"", ""
+            parts += [_text(pending, charset), gap, match[0]]  # unchanged
+            pending, charset = b"", ""
             continue
-        is_behind_another = bool(charset) and not gap.strip()
-        if not is_behind_another or charset != match[1].lower():
-            parts.append(_text(held, charset))
-            held = b""
-        if not is_behind_another:  # white space between encoded words is dropped (RFC 2047)
+        follows_another = bool(charset) and not gap.strip()
+        if not follows_another or charset != match[1].lower():
+            parts.append(_text(pending, charset))
+            pending = b""
+        if not follows_another:  # white space between encoded words is dropped (RFC 2047)
             parts.append(gap)
-        held, charset = held + octets, match[1].lower()  # a word may end within a character
-    parts += [_text(held, charset), text[at:]]
+        pending, charset = pending + octets, match[1].lower()  # a word may end inside a character
+    parts += [_text(pending, charset), text[offset:]]
     return printable(" ".join("".join(parts).split()))
 
 
 def _octets(encoding: str, word: str) -> bytes | None:
-    """Return the decoded octets; None if the word is not valid."""
+    """Return the decoded octets; None if the encoded word is invalid."""
     with suppress(ValueError):
         if encoding in "Qq":
             return binascii.a2b_qp(word.encode(), header=True)
@@ -84,10 +84,10 @@ def _octets(encoding: str, word: str) -> bytes | None:
 
 def _is_known(charset: str) -> bool:
     try:
-        "".encode(charset)  # some codecs are for octets only
+        "".encode(charset)  # fails for codecs that are only for octets
     except (LookupError, ValueError):
         return False
-    return codecs.lookup(charset).name not in _SLOW
+    return codecs.lookup(charset).name not in _SLOW_CODECS
 
 
 def _text(octets: bytes, charset: str) -> str:

@@ -6,20 +6,22 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> Iterator[str]:
-    """Yield the lines of a table, with heads in capitals as ``ps`` has them.
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
+) -> Iterator[str]:
+    """Yield the lines of a table, with headings in capital letters as in the output of ``ps``.
 
-    ``right`` names the columns that are aligned to the right.  Columns are counted in cells of a
-    terminal, in which Chinese characters take two.
+    ``right`` has the headings of the columns that are aligned to the right.  Widths are counted in
+    terminal cells; a Chinese character takes two cells.
     """
-    from rich.cells import cell_len  # only tables need it, and importing it takes time
+    from rich.cells import cell_len  # imported late, because the import takes time
 
-    lines = [[head.upper() for head in heads], *rows]
+    lines = [[heading.upper() for heading in headings], *rows]
     widths = [max(map(cell_len, column)) for column in zip_longest(*lines, fillvalue="")]
-    is_right = [head in right.split() for head in heads]
+    right_aligned = [heading in right.split() for heading in headings]
     for line in lines:
         cells = []
-        for cell, width, is_number in zip(line, widths, is_right, strict=True):
+        for cell, width, is_right in zip(line, widths, right_aligned, strict=True):
             space = " " * (width - cell_len(cell))
-            cells.append(space + cell if is_number else cell + space)
+            cells.append(space + cell if is_right else cell + space)
         yield "  ".join(cells).rstrip()

@@ -140,24 +140,24 @@ def _add_app_passwords(actions: argparse._SubParsersAction[argparse.ArgumentPars
     noun = actions.add_parser(
         "app-password", help="manage app passwords, one for each device or program"
     )
-    verbs = noun.add_subparsers(dest="verb_of_app_password", metavar="COMMAND", required=True)
+    commands = noun.add_subparsers(dest="app_password_action", metavar="COMMAND", required=True)
     for name, run, text in (
         ("new", new_app_password, "create an app password; it is shown only once"),
         ("list", list_app_passwords, "list app passwords with their last use"),
         ("revoke", revoke_app_password, "revoke an app password"),
     ):
-        verb = verbs.add_parser(name, help=text)
-        verb.add_argument("name", metavar="NAME", help="the user's name")
+        command = commands.add_parser(name, help=text)
+        command.add_argument("name", metavar="NAME", help="the user's name")
         if name != "list":
-            verb.add_argument(
+            command.add_argument(
                 "label", metavar="LABEL", help='the name of the app password, such as "phone"'
             )
         if name == "new":
-            _add_length(verb, passwords.APP_LENGTH, passwords.MIN_APP_LENGTH)
-        verb.set_defaults(run=run)
+            _add_length(command, passwords.APP_LENGTH, passwords.MIN_APP_LENGTH)
+        command.set_defaults(run=run)
 
 
-def _add_length(action: argparse.ArgumentParser, usual: int, shortest: int) -> None:
+def _add_length(action: argparse.ArgumentParser, default: int, shortest: int) -> None:
     def length(text: str) -> int:
         number = int(text)
         if not shortest <= number <= passwords.MAX_LENGTH:
@@ -166,7 +166,7 @@ def _add_length(action: argparse.ArgumentParser, usual: int, shortest: int) -> N
             )
         return number
 
-    text = f"length of the generated password in characters ({usual} by default)"
+    text = f"length of the generated password in characters ({default} by default)"
     action.add_argument("--length", type=length, metavar="N", help=text)
 
 
@@ -180,11 +180,11 @@ def add(options: argparse.Namespace) -> int:
         raise NameTaken(options.name)
     password = _password(options)
     users.add(options.name, password)
-    return _done(options, "user-add", f"Created user {options.name}.", password)
+    return _report(options, "user-add", f"Created user {options.name}.", password)
 
 
 def _why_no_maildrop(config: Configuration, name: str) -> str:
-    """Return why a login would find no maildrop; empty if it would find one."""
+    """Return why a login would find no maildrop; empty if it would find a maildrop."""
     try:
         backends.maildrop_check(config)(name)
     except NoMaildrop as error:
@@ -198,13 +198,16 @@ def passwd(options: argparse.Namespace) -> int:
         raise NoSuchUser(options.name)
     password = _password(options)
     users.set_password(options.name, password)
-    return _done(options, "user-passwd", f"Changed the password of {options.name}.", password)
+    return _report(options, "user-passwd", f"Changed the password of {options.name}.", password)
 
 
 def list_(options: argparse.Namespace) -> int:
     users = _users(options).list()
     if options.json:
-        rows = [{**_permission(each.account), "created": _time(each.created_at)} for each in users]
+        rows = [
+            {**_account_as_json(each.account), "created": _isoformat(each.created_at)}
+            for each in users
+        ]
         common.print_json("user-list", users=rows)
         return os.EX_OK
     if not users:
@@ -212,7 +215,7 @@ def list_(options: argparse.Namespace) -> int:
         return os.EX_OK
     common.print_table(
         "user created logins",
-        [(user.name, _day(user.created_at), _logins(user.account)) for user in users],
+        [(user.name, _day(user.created_at), _login_state(user.account)) for user in users],
     )
     return os.EX_OK
 
@@ -221,50 +224,51 @@ def _day(at: float) -> str:
     return datetime.fromtimestamp(at).strftime("%Y-%m-%d")
 
 
-def _logins(account: UserAccount) -> str:
+def _login_state(account: UserAccount) -> str:
     return "allowed" if account.is_enabled else "disabled"
 
 
 def enable(options: argparse.Namespace) -> int:
     _users(options).set_enabled(options.name, True)
-    return _done(options, "user-enable", f"User {options.name} may log in again.")
+    return _report(options, "user-enable", f"User {options.name} may log in again.")
 
 
 def disable(options: argparse.Namespace) -> int:
     _users(options).set_enabled(options.name, False)
-    return _done(options, "user-disable", f"User {options.name} can no longer log in.")
+    return _report(options, "user-disable", f"User {options.name} can no longer log in.")
 
 
 def remove(options: argparse.Namespace) -> int:
     config = common.configuration(options)
     users = stores.users(config)
-    name = users.get(options.name).name  # a typing error shows before the question
+    name = users.get(options.name).name  # an unknown name is reported before the question
     admitted_by, warnings = _still_admitted(config, users, name)
     for warning in [] if options.json else warnings:
         common.say(f"warning: {warning}")
     if not common.confirm(f"Remove user {options.name}? The maildrop stays.", options):
         return os.EX_OK
     users.remove(options.name)
-    more = {"admitted_by": admitted_by, "warnings": warnings}
+    json_values = {"admitted_by": admitted_by, "warnings": warnings}
     text = f"Removed user {options.name}. The maildrop stays."
-    return _done(options, "user-rm", text, more=more)
+    return _report(options, "user-rm", text, json_values=json_values)
 
 
 def _still_admitted(
     config: Configuration, users: Users, name: str
 ) -> tuple[dict[str, str] | None, list[str]]:
-    """Return the back end that still lets the user in after removal here, and warnings."""
+    """Return the back end that would accept the user's logins after the removal, and warnings."""
     try:
         backend, maildrop = backends.find_outside_users(config, users, name)
     except RestanteError as error:
-        return None, [f"another back end may still let {name} in: {failures.describe(error)}"]
+        reason = failures.describe(error)
+        return None, [f"{name} may still be able to log in through another back end: {reason}"]
     if not backend:
         return None, []
-    warning = (
-        f"the back end {backend} still lets {name} in, to the maildrop {maildrop} with all its mail"
-    )
+    warning = f"{name} can still log in to the maildrop {maildrop} through the back end {backend}"
     if "users" in config.auth.chain[: config.auth.chain.index(backend)]:
-        warning += f". To keep the user out, disable instead: restante user disable {quote(name)}"
+        warning += (
+            f". To prevent this, disable the user instead: restante user disable {quote(name)}"
+        )
     return {"backend": backend, "maildrop": maildrop}, [warning]
 
 
@@ -276,14 +280,14 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         common.print_json(
             "user-show",
-            **_permission(account),
+            **_account_as_json(account),
             quota=users.quota(options.name),
-            hold=_hold_for_programs(users.hold(options.name)),
-            app_passwords=_rows(app_passwords),
+            hold=_hold_as_json(users.hold(options.name)),
+            app_passwords=_app_passwords_as_json(app_passwords),
         )
         return os.EX_OK
     print(account.user)
-    rows = [("logins", _logins(account))]
+    rows = [("logins", _login_state(account))]
     if reason := _why_no_maildrop(config, account.maildrop):
         rows.append(("problem", f"cannot log in: {reason}"))
     rows += [
@@ -313,23 +317,23 @@ def permit(options: argparse.Namespace) -> int:
     if options.network:
         changes["networks"] = tuple(_network(each) for each in options.network if each != "any")
     if options.mechanism:
-        named = (name.upper() for name in options.mechanism)
-        changes["mechanisms"] = tuple(name for name in named if name != "ANY")
+        names = (name.upper() for name in options.mechanism)
+        changes["mechanisms"] = tuple(name for name in names if name != "ANY")
     if options.login_delay:
         changes["login_delay"] = common.seconds(options.login_delay)
     if options.folder:
         for folder in options.folder:
             directory_of(folder)
-        named = (folder for folder in options.folder if folder != "any")
-        changes["view"] = View(tuple(named))
+        folders = (folder for folder in options.folder if folder != "any")
+        changes["view"] = View(tuple(folders))
     if options.expire and options.expire != "any":
         changes["expire"] = common.days(options.expire)
-    given = {name: value for name, value in changes.items() if value is not None}
+    new_values = {name: value for name, value in changes.items() if value is not None}
     if options.expire == "any":
-        given["expire"] = None
-    users.permit(options.name, users.get(options.name).account._replace(**given), given)
+        new_values["expire"] = None
+    users.permit(options.name, users.get(options.name).account._replace(**new_values), new_values)
     text = f"Changed permissions. Show them: restante user show {quote(options.name)}"
-    code = _done(options, "user-permit", text)
+    code = _report(options, "user-permit", text)
     _note_rules(options)
     return code
 
@@ -338,7 +342,7 @@ def quota(options: argparse.Namespace) -> int:
     words = {"none": 0, "default": None}
     size = words[options.size] if options.size in words else common.octets(options.size)
     _users(options).set_quota(options.name, size)
-    code = _done(
+    code = _report(
         options, "user-quota", f"Set the quota of {options.name}: {_describe_quota(size)}."
     )
     _note_rules(options)
@@ -349,7 +353,7 @@ def hold(options: argparse.Namespace) -> int:
     words = {"keep": inf, "default": None}
     time_ = words[options.time] if options.time in words else common.seconds(options.time)
     _users(options).set_hold(options.name, time_)
-    code = _done(
+    code = _report(
         options, "user-hold", f"Deleted mail of {options.name} is now {_describe_hold(time_)}."
     )
     _note_rules(options)
@@ -357,22 +361,22 @@ def hold(options: argparse.Namespace) -> int:
 
 
 def _note_rules(options: argparse.Namespace) -> None:
-    """Record the changed rule: it applies to older mail after a day.  Other programs read the new
-    quota at once."""
+    """Record the changed rule, which applies to older mail after a day.
+
+    Other programs read the new quota immediately.
+    """
     config = common.configuration(options)
     if config.store.kind == "memory":
         return
     try:
         changed = asyncio.run(upkeep.forecast(config, [normalise(options.name)], note=True))
-    except (
-        RestanteError
-    ):  # such as a disk that is not mounted: the server records it within an hour
-        return
+    except RestanteError:  # for example, a disk is not mounted
+        return  # the server records the rule within an hour
     if changed:
         common.say(f"{options.name}: {upkeep.describe(changed)}")
 
 
-def _hold_for_programs(seconds: float | None) -> float | str | None:
+def _hold_as_json(seconds: float | None) -> float | str | None:
     return "keep" if seconds == inf else seconds
 
 
@@ -389,7 +393,7 @@ def _network(text: str) -> Network:
         return ip_network(text)
     except ValueError as error:
         raise UnsafeArgument(
-            f"{text!r} is not a network; write it like 192.0.2.0/24, or any"
+            f'{text!r} is not a network; write a network such as 192.0.2.0/24, or "any"'
         ) from error
 
 
@@ -409,7 +413,7 @@ def new_app_password(options: argparse.Namespace) -> int:
 def list_app_passwords(options: argparse.Namespace) -> int:
     app_passwords = _users(options).app_passwords(options.name)
     if options.json:
-        rows = _rows(app_passwords)
+        rows = _app_passwords_as_json(app_passwords)
         common.print_json("app-password-list", name=options.name, app_passwords=rows)
         return os.EX_OK
     _print_app_passwords(app_passwords)
@@ -431,30 +435,30 @@ def revoke_app_password(options: argparse.Namespace) -> int:
 def _print_app_passwords(app_passwords: Sequence[AppPassword]) -> None:
     rows = []
     for each in app_passwords:
-        at, source = "never", ""
+        used, source = "never", ""
         if each.used_at is not None:
-            at = datetime.fromtimestamp(each.used_at).strftime("%Y-%m-%d %H:%M")
+            used = datetime.fromtimestamp(each.used_at).strftime("%Y-%m-%d %H:%M")
             if not is_credible(each.used_at, time.time()):
-                at = "while the clock was wrong"
+                used = "while the clock was wrong"
             source = each.used_from or "this machine"
-        rows.append((each.label, _day(each.created_at), at, source))
+        rows.append((each.label, _day(each.created_at), used, source))
     if rows:
         common.print_table("app-password created used from", rows)
 
 
-def _rows(app_passwords: Sequence[AppPassword]) -> list[dict[str, object]]:
+def _app_passwords_as_json(app_passwords: Sequence[AppPassword]) -> list[dict[str, object]]:
     return [
         {
             "label": each.label,
-            "created": _time(each.created_at),
-            "used": None if each.used_at is None else _time(each.used_at),
+            "created": _isoformat(each.created_at),
+            "used": None if each.used_at is None else _isoformat(each.used_at),
             "used_from": each.used_from,
         }
         for each in app_passwords
     ]
 
 
-def _permission(account: UserAccount) -> dict[str, object]:
+def _account_as_json(account: UserAccount) -> dict[str, object]:
     return {
         "name": account.user,
         "enabled": account.is_enabled,
@@ -468,7 +472,7 @@ def _permission(account: UserAccount) -> dict[str, object]:
     }
 
 
-def _time(seconds: float) -> str:
+def _isoformat(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
@@ -476,26 +480,26 @@ def _users(options: argparse.Namespace) -> Users:
     return stores.users(common.configuration(options))
 
 
-def _done(
+def _report(
     options: argparse.Namespace,
-    verb: str,
+    command: str,
     text: str,
     password: str = "",
-    more: Mapping[str, object] | None = None,
+    json_values: Mapping[str, object] | None = None,
 ) -> int:
-    """Print ``text``, and a generated password; ``more`` is only for JSON."""
-    made = {"password": password} if password and options.generate else {}
+    """Print ``text`` and a generated password; ``json_values`` is only for JSON."""
+    generated = {"password": password} if password and options.generate else {}
     if options.json:
-        common.print_json(verb, name=options.name, **made, **(more or {}))
+        common.print_json(command, name=options.name, **generated, **(json_values or {}))
     else:
         common.say(text)
-        if made:
+        if generated:
             print(password)
     return os.EX_OK
 
 
 def _password(options: argparse.Namespace) -> str:
-    """Read a password, never from the command line: every user of the machine could read it."""
+    """Read a password, but not from the command line, which every user of the machine can read."""
     if options.generate:
         return passwords.generate(options.length or passwords.LENGTH)
     if options.length:
