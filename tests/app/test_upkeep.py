@@ -568,7 +568,7 @@ def test_purge_destroys_nothing_by_a_clock_that_is_behind(
     waiting(-90 * DAY)
     refused = restante("maildrop", "purge", "--yes")
     assert refused.code == 75
-    assert "which is in the past; set it first" in refused.err
+    assert "which is in the past; set the clock first" in refused.err
     assert len(list((state / "mail/ann/held").iterdir())) == 150
 
 
