@@ -92,7 +92,7 @@ def test_response_behind_stls_answer_ends_the_session(behind: bytes) -> None:
 @pytest.mark.rfc("P-093", "P-122")
 def test_capabilities_from_before_tls_are_forgotten() -> None:
     dialogue = Dialogue()
-    talk(dialogue.ask_capabilities(), b"+OK\r\nSASL PLAIN\r\n.\r\n")
+    talk(dialogue.request_capabilities(), b"+OK\r\nSASL PLAIN\r\n.\r\n")
     talk(dialogue.start_tls(), b"+OK\r\n")
     assert dialogue.capabilities.sasl == ()
 
@@ -175,7 +175,7 @@ def test_numbers_of_a_server_are_no_integers_in_a_table() -> None:
     for number in (5, 3 * 2**61, 7):
         assert listing.add(number, 1)
         assert not listing.add(number, 1)
-    assert {type(key) for key in listing._places} == {str}
+    assert {type(key) for key in listing._positions_by_number} == {str}
     assert [message.number for message in listing] == [5, 3 * 2**61, 7]
     assert [message.number for message in listing[-2:]] == [3 * 2**61, 7]
 
@@ -193,7 +193,7 @@ def test_long_lines_of_mail_are_no_error() -> None:
     """CVE-2013-1752 was fixed with a limit of 2048 octets, which real mail exceeds."""
     line = b"x" * 300_000
     dialogue = Dialogue()
-    retrieval = talk(dialogue.ask_for([Message(1, None, 1)]), b"")[1]
+    retrieval = talk(dialogue.request_messages([Message(1, None, 1)]), b"")[1]
     answer = talk(dialogue.next_message(retrieval), b"+OK\r\n" + line + b"\r\n.\r\n")[1]
     assert answer is not None
     body = b""
@@ -258,7 +258,7 @@ def test_mail_is_not_parsed(head: bytes) -> None:
 def test_a_refused_login_is_not_tried_in_another_way() -> None:
     """The client's side of CVE-2026-41319: no fallback to a weaker mechanism."""
     dialogue = Dialogue()
-    talk(dialogue.ask_capabilities(), b"+OK\r\nSASL PLAIN\r\nUSER\r\n.\r\n")
+    talk(dialogue.request_capabilities(), b"+OK\r\nSASL PLAIN\r\nUSER\r\n.\r\n")
     with pytest.raises(LoginFailed) as caught:
         talk(
             dialogue.log_in(ClientLogin("mrose", "tan staaf")), b"-ERR [AUTH] no\r\n+OK\r\n+OK\r\n"

@@ -95,7 +95,7 @@ class BareLineFeed(BadCommand):
     """A line contains LF without CR, which other software may not treat as a line end."""
 
     def __init__(self) -> None:
-        super().__init__("lines must end with CRLF, this one has a bare LF")
+        super().__init__("lines must end with CRLF, but this line has a bare LF")
 
 
 class NulOctet(BadCommand):

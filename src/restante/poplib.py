@@ -141,7 +141,7 @@ class POP3:
 
     def __get_response(self) -> bytes:
         line: bytes = self._getline()[0]
-        self.__record.heard(line)
+        self.__record.received(line)
         if not line.startswith(b"+"):
             text = line.decode(errors="surrogateescape")
             raise error_proto(self.__record.hide(text).encode(errors="surrogateescape"))

@@ -132,7 +132,7 @@ class Drive:
         dialogue = self.dialogue
         match name:
             case "capabilities":
-                return dialogue.ask_capabilities()
+                return dialogue.request_capabilities()
             case "with":
                 dialogue.capabilities = Capabilities({tag: () for tag in arguments})
                 return nothing()
@@ -183,7 +183,9 @@ def quirks(arguments: list[str]) -> Quirks:
 def whole(dialogue: Dialogue, wanted: list[Message], command: str = "") -> Procedure[list[object]]:
     """Read bodies as the clients do, or the error of the server."""
     found: list[object] = []
-    asked = dialogue.ask_for(wanted, command) if command else dialogue.ask_for_headers(wanted)
+    asked = (
+        dialogue.request_messages(wanted, command) if command else dialogue.request_headers(wanted)
+    )
     retrieval = yield from asked
     while (answer := (yield from dialogue.next_message(retrieval))) is not None:
         if answer.error is not None:

@@ -183,11 +183,11 @@ def client(octets: bytes) -> None:
     dialogue = Dialogue()
     with suppress(RestanteError):
         run(dialogue.greeting())
-        run(dialogue.ask_capabilities())
+        run(dialogue.request_capabilities())
         run(dialogue.log_in(ClientLogin("mrose", "tan staaf")))
         run(dialogue.stat())
         listing = run(dialogue.listing())
-        retrieval = run(dialogue.ask_for(listing))
+        retrieval = run(dialogue.request_messages(listing))
         while (answer := run(dialogue.next_message(retrieval))) is not None:
             while run(dialogue.piece(answer)):
                 pass

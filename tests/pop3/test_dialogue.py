@@ -100,7 +100,7 @@ class Server:
 
     def read(self, messages: list[Message]) -> list[bytes]:
         found: list[bytes] = []
-        retrieval = self.run(self.dialogue.ask_for(messages))
+        retrieval = self.run(self.dialogue.request_messages(messages))
         while (answer := self.run(self.dialogue.next_message(retrieval))) is not None:
             found.append(b"")
             while piece := self.run(self.dialogue.piece(answer)):
@@ -182,7 +182,7 @@ def test_a_server_that_refuses_is_asked_one_by_one_until_it_gives_again() -> Non
     server = Busy([b""] * 6000)
     server.run(server.dialogue.greeting())
     server.dialogue.capabilities = PIPELINING
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     refused = 0
     while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
         refused += answer.error is not None
@@ -227,7 +227,7 @@ MESSAGES = [b"Subject: a\r\n\r\n.dot\r\n", b"", b"x\n.\n+OK\r\n"]
 def session(server: Server) -> list[bytes]:
     dialogue = server.dialogue
     server.run(dialogue.greeting())
-    server.run(dialogue.ask_capabilities())
+    server.run(dialogue.request_capabilities())
     server.run(dialogue.log_in(ClientLogin("mrose", "tan staaf")))
     listing = server.run(dialogue.listing())
     found = server.read(listing)
@@ -265,7 +265,7 @@ def test_lost_connection_reports_lost_deletions(
         procedure = server.dialogue.quit()
         assert next(procedure) == b"QUIT\r\n"
         assert procedure.send(b"") is None
-    error = server.dialogue.lost("gone")
+    error = server.dialogue.connection_lost("gone")
     assert (error.lost_deletions, error.is_known) == (lost, is_known)
 
 
@@ -273,7 +273,7 @@ def test_deletions_on_their_way_are_lost_too() -> None:
     dialogue = Dialogue()
     procedure = dialogue.delete([Message(1, None, 1)])
     assert next(procedure) == b"DELE 1\r\n"
-    assert dialogue.lost("gone").lost_deletions == 1
+    assert dialogue.connection_lost("gone").lost_deletions == 1
 
 
 def test_octets_behind_the_answer_to_stls() -> None:
@@ -304,7 +304,7 @@ def test_a_line_without_end(start: Callable[[Dialogue], Procedure[None]]) -> Non
     pytest.fail("read on and on")
 
 
-@pytest.mark.parametrize("name", ["ask_capabilities", "listing"])
+@pytest.mark.parametrize("name", ["request_capabilities", "listing"])
 def test_a_listing_without_end_stops(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LISTING", module.MAX_LINE)
     procedure = getattr(Dialogue(), name)()
@@ -318,7 +318,7 @@ def test_a_listing_without_end_stops(name: str, monkeypatch: pytest.MonkeyPatch)
             else:
                 wanted = procedure.send(b"")
 
-    with pytest.raises(ProtocolBroken, match="without end"):
+    with pytest.raises(ProtocolBroken, match="too long"):
         read_on()
 
 
@@ -343,7 +343,7 @@ def test_a_line_of_spaces_costs_no_time(spaces: int, error: type[Exception]) -> 
 def test_a_body_is_gone_when_another_command_came() -> None:
     """It must not look as if the message ended there."""
     server = ready([b"a" * 10 + b"\r\n", b"b\r\n"])
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     answer = server.run(server.dialogue.next_message(retrieval))
     server.run(server.dialogue.noop())
     with pytest.raises(BodySkipped):
@@ -355,7 +355,7 @@ def test_a_body_is_gone_when_another_command_came() -> None:
 
 def test_a_body_is_not_taken_for_the_one_before() -> None:
     server = ready([b"a\r\n", b"b\r\n"])
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     first = server.run(server.dialogue.next_message(retrieval))
     second = server.run(server.dialogue.next_message(retrieval))
     with pytest.raises(BodySkipped):
@@ -365,7 +365,7 @@ def test_a_body_is_not_taken_for_the_one_before() -> None:
 
 def test_a_body_stays_at_its_end() -> None:
     server = ready([b"a\r\n", b"b\r\n"])
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     first = server.run(server.dialogue.next_message(retrieval))
     assert server.run(server.dialogue.piece(first)) == b"a\r\n"
     assert server.run(server.dialogue.piece(first)) == b""
@@ -377,7 +377,7 @@ def test_a_body_stays_at_its_end() -> None:
 def test_messages_may_be_deleted_while_the_next_ones_come(pipelining: bool) -> None:
     server = ready([b"%d\r\n" % at for at in range(2000)], pipelining=pipelining)
     found = []
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
         found.append(server.run(server.dialogue.piece(answer)))
         server.run(server.dialogue.delete([answer.message]))
@@ -421,14 +421,14 @@ def mark_one_by_one(server: Server) -> None:
 
 
 def mark_while_reading(server: Server) -> None:
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
         assert server.run(server.dialogue.piece(answer)) == b"%d\r\n" % answer.message.number
         server.run(server.dialogue.delete([answer.message]))
 
 
 def mark_before_reading(server: Server) -> None:
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
         server.run(server.dialogue.delete([answer.message]))
         assert server.run(server.dialogue.piece(answer)) == b"%d\r\n" % answer.message.number
@@ -436,14 +436,14 @@ def mark_before_reading(server: Server) -> None:
 
 
 def mark_without_reading(server: Server) -> None:
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
         server.run(server.dialogue.delete([answer.message]))
 
 
 def mark_and_break_off(server: Server) -> None:
     """Delete only the last message, without reading its body."""
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     for message in server.listing():
         answer = server.run(server.dialogue.next_message(retrieval))
         assert answer.message == message
@@ -508,7 +508,7 @@ def test_a_deletion_of_the_last_body_waits_for_its_end() -> None:
     server = Server([b"a\r\n"])
     server.run(server.dialogue.greeting())
     server.dialogue.capabilities = PIPELINING
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     answer = server.run(server.dialogue.next_message(retrieval))
     server.dialogue._unread += b"+OK marked\r\n"
     server.run(server.dialogue.delete([answer.message]))
@@ -530,7 +530,7 @@ def test_an_iterable_that_raises_disturbs_neither_the_messages_before_nor_the_se
     server = ready([b"%d\r\n" % at for at in range(count)], pipelining=pipelining)
     mistake = ZeroDivisionError()
     try:
-        asked = server.dialogue.ask_for(failing(server.listing(), mistake))
+        asked = server.dialogue.request_messages(failing(server.listing(), mistake))
     except ZeroDivisionError:
         assert count == 0
     else:
@@ -546,7 +546,9 @@ def test_an_iterable_that_raises_disturbs_neither_the_messages_before_nor_the_se
 
 def test_an_iterable_that_raises_costs_no_quit() -> None:
     server = ready([b"%d\r\n" % at for at in range(3)])
-    retrieval = server.run(server.dialogue.ask_for(failing(server.listing(), ZeroDivisionError())))
+    retrieval = server.run(
+        server.dialogue.request_messages(failing(server.listing(), ZeroDivisionError()))
+    )
     answer = server.run(server.dialogue.next_message(retrieval))
     server.run(server.dialogue.delete([answer.message]))
     server.run(server.dialogue.quit())
@@ -559,8 +561,8 @@ def test_invalid_message_is_refused_before_anything_is_sent(wrong: Any) -> None:
     with pytest.raises(TypeError, match="a Message"):
         server.dialogue.delete([*server.listing(), wrong])
     with pytest.raises(TypeError, match="a Message"):
-        server.dialogue.ask_for([wrong])
-    retrieval = server.run(server.dialogue.ask_for([*server.listing(), wrong]))
+        server.dialogue.request_messages([wrong])
+    retrieval = server.run(server.dialogue.request_messages([*server.listing(), wrong]))
     assert server.run(server.dialogue.next_message(retrieval)) is not None
     assert server.run(server.dialogue.next_message(retrieval)) is None
     assert isinstance(retrieval.failure, TypeError)
@@ -571,7 +573,7 @@ def test_invalid_message_is_refused_before_anything_is_sent(wrong: Any) -> None:
 def test_deletions_outlive_the_retrieval() -> None:
     """Another command ends the retrieval, but pending deletions are carried out."""
     server = ready([b"x" * 100 + b"\r\n"] * 3, pipelining=False)
-    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    retrieval = server.run(server.dialogue.request_messages(server.listing()))
     answer = server.run(server.dialogue.next_message(retrieval))
     server.run(server.dialogue.delete([answer.message]))
     server.run(server.dialogue.quit())
@@ -582,10 +584,10 @@ def test_a_message_of_another_session_is_refused() -> None:
     """Its number may belong to another message now."""
     old, new = ready([b"a\r\n"]), ready([b"b\r\n"])
     listing = old.run(old.dialogue.listing())
-    for ask in (new.dialogue.delete, new.dialogue.ask_for):
+    for ask in (new.dialogue.delete, new.dialogue.request_messages):
         with pytest.raises(UnsafeArgument):
             ask(listing)
-    retrieval = new.run(new.dialogue.ask_for([*new.listing(), *listing]))
+    retrieval = new.run(new.dialogue.request_messages([*new.listing(), *listing]))
     assert new.run(new.dialogue.next_message(retrieval)) is not None
     assert new.run(new.dialogue.next_message(retrieval)) is None
     assert isinstance(retrieval.failure, UnsafeArgument)
@@ -595,7 +597,7 @@ def test_a_message_of_another_session_is_refused() -> None:
 def test_a_number_is_a_number() -> None:
     server = ready([])
     wrong: Any = "1\r\nDELE 2"
-    for ask in (server.dialogue.delete, server.dialogue.ask_for):
+    for ask in (server.dialogue.delete, server.dialogue.request_messages):
         with pytest.raises(UnsafeArgument):
             ask([Message(wrong, None, 1)])
     assert server.heard == []
@@ -623,7 +625,7 @@ def test_an_argument_is_one_argument(user: str, password: str) -> None:
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=20))
 def test_noise_gives_only_our_errors(noise: list[bytes]) -> None:
     """For any octets from a server, an operation ends with a result or one of our errors."""
-    for name in ("greeting", "ask_capabilities", "stat", "listing", "noop", "quit"):
+    for name in ("greeting", "request_capabilities", "stat", "listing", "noop", "quit"):
         procedure, left = getattr(Dialogue(), name)(), list(noise)
         try:
             wanted = next(procedure)

@@ -15,7 +15,9 @@ def listed(*unique_ids: str | None, first: int = 1) -> Listing:
     builder = ListingBuilder(session := object())
     for number, each in enumerate(unique_ids, first):
         assert builder.add(number, 100 * number)
-        assert each is None or builder.name(number, each.encode("utf-8", "surrogateescape"))
+        assert each is None or builder.set_unique_id(
+            number, each.encode("utf-8", "surrogateescape")
+        )
     assert all(message.session is session for message in builder)
     return builder
 
@@ -71,7 +73,7 @@ def test_entries_added_after_a_lookup_are_found() -> None:
     builder = ListingBuilder()
     assert "a" not in builder
     assert builder.add(1, 1)
-    builder.name(1, b"a")
+    builder.set_unique_id(1, b"a")
     assert builder["a"].number == 1
 
 

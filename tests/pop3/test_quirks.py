@@ -97,7 +97,7 @@ def test_words_that_mean_a_response_code(
 
 def test_a_delay_between_logins_that_is_not_announced() -> None:
     dialogue = Dialogue(quirks=PRESETS["ovh"])
-    asked = dialogue.ask_capabilities()
+    asked = dialogue.request_capabilities()
     next(asked)
     asked.send(b"")
     with pytest.raises(StopIteration):

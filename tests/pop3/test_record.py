@@ -53,13 +53,13 @@ def test_a_server_that_repeats_the_password_later() -> None:
     record = Record(reported.append)
     with record.login(SECRET):
         pass
-    record.heard(b"+OK remember: tan staaf")
+    record.received(b"+OK remember: tan staaf")
     assert reported == ["S: +OK remember: ***"]
 
 
 def test_control_characters_are_shown_as_such() -> None:
     reported: list[str] = []
-    Record(reported.append).heard("+OK \x1b[2J \u202e \r \xe9".encode() + b"\xff")
+    Record(reported.append).received("+OK \x1b[2J \u202e \r \xe9".encode() + b"\xff")
     assert reported == ["S: +OK \\x1b[2J \\u202e \\r \xe9\\xff"]
 
 

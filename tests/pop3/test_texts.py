@@ -138,7 +138,7 @@ def test_refused_command_is_named_in_every_language(keyword: str) -> None:
         f"{keyword} is not allowed in the UPDATE state",
     ):
         for language in ("de", "zh"):
-            translation = texts.translated(english, language)
+            translation = texts.translate(english, language)
             assert translation != english
             assert keyword in translation
 
@@ -197,7 +197,7 @@ def test_unsupported_language_keeps_the_current_one(wanted: bytes) -> None:
     [("DE", "de"), ("de-AT", "de"), ("zh-CN", "zh"), ("en-GB-oed", "en"), ("*", "zh")],
 )
 def test_language_range_matches_the_nearest_tag(wanted: str, tag: str) -> None:
-    assert texts.chosen(wanted, "zh") == tag
+    assert texts.choose_language(wanted, "zh") == tag
 
 
 @pytest.mark.rfc("P-152")

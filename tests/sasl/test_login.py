@@ -63,7 +63,7 @@ def server(*mechanisms: str, end_point: bytes = BOUND) -> tuple[Core, Dialogue]:
     channel = Channel(end_point, ("mrose@example.org",))
     core = Core([], policy=Policy(mechanisms=mechanisms), channel=channel)
     dialogue = Dialogue()
-    meet(dialogue.ask_capabilities(), core)
+    meet(dialogue.request_capabilities(), core)
     return core, dialogue
 
 
@@ -181,7 +181,7 @@ def test_user_and_pass_are_used_if_forced() -> None:
     login = dialogue.log_in(ClientLogin("mrose", "tan staaf", mechanism="USER"))
     assert next(login) == b"USER mrose\r\n"
     dialogue = Dialogue(quirks=Quirks(no_capa=True, added=("SASL CRAM-MD5", "USER")))
-    list(dialogue.ask_capabilities())
+    list(dialogue.request_capabilities())
     assert next(dialogue.log_in(ClientLogin("mrose", "tan staaf"))) == b"USER mrose\r\n"
 
 
@@ -346,7 +346,7 @@ def test_a_long_first_response_goes_after_the_challenge(size: int, is_initial: b
     password = "p" * (size - len("\0mrose\0"))
     core = Core([], password=password)
     dialogue = Dialogue()
-    meet(dialogue.ask_capabilities(), core)
+    meet(dialogue.request_capabilities(), core)
     sent, _ = meet(dialogue.log_in(ClientLogin("mrose", password)), core)
     assert (len(sent.partition(b"\r\n")[0]) > len("AUTH PLAIN")) == is_initial
     assert len(sent.partition(b"\r\n")[0]) + 2 <= 255

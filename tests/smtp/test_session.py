@@ -354,7 +354,7 @@ def test_recipients_beyond_the_limit_wait_for_another_message() -> None:
 @pytest.mark.parametrize(
     ("octets", "reason"),
     [
-        (b"NOOP\n", "lines must end with CRLF, this one has a bare LF"),
+        (b"NOOP\n", "lines must end with CRLF, but this line has a bare LF"),
         (b"NO\0OP\r\n", "NUL in a command"),
         (b"\x16\x03\x01\0", "NUL in a command"),
     ],

@@ -266,7 +266,7 @@ class Client:
         Raises:
             StaleMessage: the message belongs to another session.
         """
-        return Body(self, message, progress, self._dialogue.ask_for([message]))
+        return Body(self, message, progress, self._dialogue.request_messages([message]))
 
     def top(self, message: Message, lines: int = 0) -> Body:
         """Return the header, the blank line and the first lines of a message (TOP, RFC 1939 §7).
@@ -281,7 +281,7 @@ class Client:
         """
         if lines < 0:
             raise UnsafeArgument("the number of lines for TOP must be at least 0")
-        request = self._dialogue.ask_for([message], f"TOP {lines:d}")
+        request = self._dialogue.request_messages([message], f"TOP {lines:d}")
         return Body(self, message, None, request, is_part=True)
 
     def retrieve_all(
@@ -320,9 +320,9 @@ class Client:
     ) -> AsyncIterator[tuple[Message, Body]]:
         self._check_session(dialogue)
         if is_header:
-            request = dialogue.ask_for_headers(messages)
+            request = dialogue.request_headers(messages)
         else:
-            request = dialogue.ask_for(messages, deletes=delete)
+            request = dialogue.request_messages(messages, deletes=delete)
         retrieval = await self._run(request, dialogue)
         done: Message | None = None  # the message that may be deleted next
         while answer := await self._run(dialogue.next_message(retrieval, done), dialogue):
@@ -476,7 +476,9 @@ class Client:
         if self._stream is not None:
             await self.quit()
         elif self._loss is not None and self._dialogue.deletions:
-            raise self._dialogue.lost("the connection was lost inside the block") from self._loss
+            raise self._dialogue.connection_lost(
+                "the connection was lost inside the block"
+            ) from self._loss
 
     async def _open(self) -> None:
         """Connect, start TLS, and log in."""
@@ -514,9 +516,9 @@ class Client:
                 await self._perform(dialogue.start_tls())
                 await self._start_tls()
                 self._check_certificate()
-            await self._perform(dialogue.ask_capabilities())
+            await self._perform(dialogue.request_capabilities())
             await self._perform(dialogue.log_in(login, self._binding))
-            await self._perform(dialogue.ask_capabilities())
+            await self._perform(dialogue.request_capabilities())
         except BaseException:
             self.abort()
             raise
@@ -552,7 +554,7 @@ class Client:
 
     def _explain(self, error: OSError) -> Exception:
         if isinstance(error, TimeoutError) and self._limits.is_deadline_over:
-            return self._dialogue.lost(self._limits.timeout_reason, DeadlineExceeded)
+            return self._dialogue.connection_lost(self._limits.timeout_reason, DeadlineExceeded)
         return explain(error, self._remote.host, self._remote.tls)
 
     @asynccontextmanager
@@ -568,7 +570,9 @@ class Client:
         except TimeoutError as error:
             if isinstance(error, DeadlineExceeded) or not total.expired():
                 raise
-            raise self._dialogue.lost(self._limits.timeout_reason, DeadlineExceeded) from error
+            raise self._dialogue.connection_lost(
+                self._limits.timeout_reason, DeadlineExceeded
+            ) from error
 
     def _next_wait(self) -> float | None:
         """
@@ -576,7 +580,7 @@ class Client:
             DeadlineExceeded: the deadline has passed.
         """
         if self._limits.is_deadline_over:
-            raise self._dialogue.lost(self._limits.timeout_reason, DeadlineExceeded)
+            raise self._dialogue.connection_lost(self._limits.timeout_reason, DeadlineExceeded)
         return self._limits.next_wait()
 
     def _acquire(self) -> None:
@@ -614,7 +618,7 @@ class Client:
     async def _perform(self, procedure: Procedure[T]) -> T:
         stream = self._stream
         if stream is None:
-            raise self._dialogue.lost("the connection is closed")
+            raise self._dialogue.connection_lost("the connection is closed")
         try:
             outgoing = next(procedure)
             while True:
@@ -644,12 +648,12 @@ class Client:
                 octets = await stream.receive()
         except TimeoutError as error:
             reason = self._limits.timeout_reason
-            raise self._dialogue.lost(reason, DeadlineExceeded) from error
+            raise self._dialogue.connection_lost(reason, DeadlineExceeded) from error
         except OSError as error:
-            raise self._dialogue.lost(str(error)) from error
+            raise self._dialogue.connection_lost(str(error)) from error
         if not octets:
             reason = "the server closed the connection" if self._stream is stream else "aborted"
-            raise self._dialogue.lost(reason)
+            raise self._dialogue.connection_lost(reason)
         return octets
 
 

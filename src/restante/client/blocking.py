@@ -241,7 +241,7 @@ class BlockingClient:
         Raises:
             StaleMessage: the message belongs to another session.
         """
-        return BlockingBody(self, message, progress, self._dialogue.ask_for([message]))
+        return BlockingBody(self, message, progress, self._dialogue.request_messages([message]))
 
     def top(self, message: Message, lines: int = 0) -> BlockingBody:
         """Return the header, the blank line and the first lines of a message (TOP, RFC 1939 §7).
@@ -256,7 +256,7 @@ class BlockingClient:
         """
         if lines < 0:
             raise UnsafeArgument("the number of lines for TOP must be at least 0")
-        request = self._dialogue.ask_for([message], f"TOP {lines:d}")
+        request = self._dialogue.request_messages([message], f"TOP {lines:d}")
         return BlockingBody(self, message, None, request, is_part=True)
 
     def retrieve_all(
@@ -295,9 +295,9 @@ class BlockingClient:
     ) -> Iterator[tuple[Message, BlockingBody]]:
         self._check_session(dialogue)
         if is_header:
-            request = dialogue.ask_for_headers(messages)
+            request = dialogue.request_headers(messages)
         else:
-            request = dialogue.ask_for(messages, deletes=delete)
+            request = dialogue.request_messages(messages, deletes=delete)
         retrieval = self._run(request, dialogue)
         done: Message | None = None  # the message that may be deleted next
         while answer := self._run(dialogue.next_message(retrieval, done), dialogue):
@@ -457,7 +457,9 @@ class BlockingClient:
         if self._socket is not None:
             self.quit()
         elif self._loss is not None and self._dialogue.deletions:
-            raise self._dialogue.lost("the connection was lost inside the block") from self._loss
+            raise self._dialogue.connection_lost(
+                "the connection was lost inside the block"
+            ) from self._loss
 
     def _open(self) -> None:
         """Connect, start TLS, and log in."""
@@ -489,9 +491,9 @@ class BlockingClient:
             if remote.tls is TLS.STARTTLS:
                 self._perform(dialogue.start_tls())
                 self._start_tls()
-            self._perform(dialogue.ask_capabilities())
+            self._perform(dialogue.request_capabilities())
             self._perform(dialogue.log_in(login, self._binding))
-            self._perform(dialogue.ask_capabilities())
+            self._perform(dialogue.request_capabilities())
         except BaseException:
             self._drop()
             raise
@@ -530,7 +532,7 @@ class BlockingClient:
 
     def _explain(self, error: OSError) -> Exception:
         if isinstance(error, TimeoutError) and self._limits.is_deadline_over:
-            return self._dialogue.lost(self._limits.timeout_reason, DeadlineExceeded)
+            return self._dialogue.connection_lost(self._limits.timeout_reason, DeadlineExceeded)
         return explain(error, self._remote.host, self._remote.tls)
 
     def _next_wait(self) -> float | None:
@@ -539,7 +541,7 @@ class BlockingClient:
             DeadlineExceeded: the deadline has passed.
         """
         if self._limits.is_deadline_over:
-            raise self._dialogue.lost(self._limits.timeout_reason, DeadlineExceeded)
+            raise self._dialogue.connection_lost(self._limits.timeout_reason, DeadlineExceeded)
         return self._limits.next_wait()
 
     @contextmanager
@@ -577,7 +579,7 @@ class BlockingClient:
 
     def _perform(self, procedure: Procedure[T]) -> T:
         if self._socket is None:
-            raise self._dialogue.lost("the connection is closed")
+            raise self._dialogue.connection_lost("the connection is closed")
         try:
             outgoing = next(procedure)
             while True:
@@ -605,11 +607,11 @@ class BlockingClient:
             octets = connection.recv(_READ_SIZE)
         except TimeoutError as error:
             reason = self._limits.timeout_reason
-            raise self._dialogue.lost(reason, DeadlineExceeded) from error
+            raise self._dialogue.connection_lost(reason, DeadlineExceeded) from error
         except OSError as error:
-            raise self._dialogue.lost(str(error)) from error
+            raise self._dialogue.connection_lost(str(error)) from error
         if not octets:
-            raise self._dialogue.lost("the server closed the connection")
+            raise self._dialogue.connection_lost("the server closed the connection")
         return octets
 
 

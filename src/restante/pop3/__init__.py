@@ -1,1 +1,1 @@
-"""POP3 without I/O, for the server's side and the client's: octets in, events out."""
+"""The POP3 protocol without I/O: the server's side and the client's side."""

@@ -1,7 +1,7 @@
-"""The commands of POP3: one function each, and the table of them all.
+"""The POP3 commands of the server: one function for each command, and the table ``VERBS``.
 
 Standards: RFC 1939, RFC 2449 (CAPA), RFC 2595 (STLS), RFC 5034 (AUTH), RFC 6856 (UTF8, LANG).
-A function takes the session and the arguments, and returns a response or an action.
+Each function is called with the session and the arguments, and returns a response or an action.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from .state import Event, Login, Retrieve, StartTLS, State, Update, Xclient
 
 
 def user(session: Session, name: str) -> Response:
-    """Answers +OK to every name, so that clients cannot find out which users exist
-    (RFC 1939 §13)."""
+    """Accepts every name, so that clients cannot find out which users exist (RFC 1939 §13)."""
     if not session.may_authenticate:
         raise TLSRequired
     if not name:
@@ -43,15 +42,15 @@ def pass_(session: Session, password: str) -> Event:
 
 
 def apop(session: Session, name: str, digest: str) -> Event:
-    """Logs in by a digest of the greeting's time stamp (RFC 1939 §7).
+    """Logs in with a digest of the password and the greeting's time stamp (RFC 1939 §7).
 
-    A time stamp from before TLS is not accepted (RFC 2595 §4).  Without one the command is unknown.
+    After STLS, the time stamp is not valid any more (RFC 2595 §4), and APOP is an unknown command.
     """
     return Login(Digest("APOP", prepared(name), session.time_stamp, digest))
 
 
 def auth(session: Session, name: str, initial_response: str | None = None) -> Event:
-    """Starts a SASL exchange (RFC 5034 §4).  A mechanism is required: AUTH alone lists none."""
+    """Starts a SASL exchange (RFC 5034 §4).  AUTH without a mechanism is an error."""
     if not session.may_authenticate:
         raise TLSRequired
     if name.upper() not in session.mechanisms:
@@ -61,14 +60,14 @@ def auth(session: Session, name: str, initial_response: str | None = None) -> Ev
 
 
 def xclient(_: Session, attributes: str) -> Event:
-    """Reports the client of a trusted proxy, in Dovecot's format; unknown to other clients.
+    """Reports the client of a trusted proxy, in Dovecot's format; from others it is unknown.
 
-    Attributes about a login are ignored: the client must still log in.
+    Attributes about a login are ignored, so the client must still log in.
     """
     values = {}
     for attribute in attributes.split(" "):
-        name, _is, value = attribute.partition("=")
-        if not _is:
+        name, equals, value = attribute.partition("=")
+        if not equals:
             raise BadCommand("XCLIENT requires NAME=VALUE")
         values[name.upper()] = value
     address, transport = values.get("ADDR", ""), values.get("CLIENT-TRANSPORT", "")
@@ -88,7 +87,7 @@ def _address(text: str) -> str:
 
 
 def capa(session: Session) -> Response:
-    """Lists the capabilities (RFC 2449 §5); only STLS depends on the state (RFC 2595 §8)."""
+    """Lists the capabilities (RFC 2449 §5).  STLS is listed only before login (RFC 2595 §8)."""
     tags = ["TOP", "UIDL", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"]
     if session.may_authenticate:
         tags.append("USER")
@@ -104,18 +103,18 @@ def capa(session: Session) -> Response:
 
 def _policies(session: Session) -> Iterator[str]:
     """Yield LOGIN-DELAY and EXPIRE (RFC 2449 §6.5, §6.7)."""
-    terms, is_vague = session.terms
-    user = " USER" if is_vague else ""
+    terms, may_change = session.terms
+    user = " USER" if may_change else ""
     if terms.login_delay:
         yield f"LOGIN-DELAY {terms.login_delay}{user}"
     yield f"EXPIRE {'NEVER' if terms.expire is None else terms.expire}{user}"
 
 
 def stls(session: Session) -> Event:
-    """Starts TLS; the handshake follows the response (RFC 2595 §4).
+    """Starts TLS.  The handshake follows the response (RFC 2595 §4).
 
-    Octets that arrived with the command would be processed as if TLS had protected them
-    (CVE-2011-0411), so they end the connection.
+    If octets arrived together with the command, the connection is closed.  Otherwise they would be
+    processed as if TLS had protected them (CVE-2011-0411).
     """
     if not session.may_start_tls:
         raise BadCommand("TLS cannot be started here")
@@ -125,44 +124,47 @@ def stls(session: Session) -> Event:
 
 
 def utf8(session: Session) -> Response:
-    """Enables UTF-8 (RFC 6856 §2: in AUTHORIZATION).  Outlook sends it after PASS, and gives up if
-    it is refused, so it is accepted there without effect."""
+    """Enables UTF-8 before login (RFC 6856 §2).
+
+    Outlook sends UTF8 after PASS, and gives up if it is refused.  So it is accepted after login
+    too, but has no effect.
+    """
     session.begin_utf8()
     return Response("UTF-8 enabled")
 
 
 def lang(session: Session, wanted: str | None = None) -> Response:
-    """Selects the language of response texts, or lists the languages (RFC 6856 §3.2)."""
+    """Selects the language of the texts, or lists the languages (RFC 6856 §3.2)."""
     if wanted is None:
         lines = [f"{tag} {name}" for tag, name in texts.LANGUAGES.items()]
         return Response("languages follow", lines=lines)
-    tag = texts.chosen(wanted, session.default_language)
+    tag = texts.choose_language(wanted, session.default_language)
     if tag is None:
         raise BadCommand("language not supported")
     session.language = tag
-    text = texts.translated("responses are now in English", tag)
+    text = texts.translate("responses are now in English", tag)
     return Response(f"{tag} {text}", is_data=True)
 
 
 def stat(session: Session) -> Response:
-    """Drop listing: messages marked as deleted are not counted (RFC 1939 §5)."""
+    """Sends the drop listing, without messages that are marked as deleted (RFC 1939 §5)."""
     transaction = session.transaction
     return Response(f"{transaction.count} {transaction.octets}", is_data=True)
 
 
 def list_(session: Session, number: str | None = None) -> Response:
-    """Scan listing of one message, or of all but those marked as deleted (RFC 1939 §5)."""
+    """Sends the scan listing of one message, or of all that are not marked (RFC 1939 §5)."""
     transaction = session.transaction
     if number is not None:
         return Response(f"{number} {transaction.entry(parse_number(number)).size}", is_data=True)
     text = f"{counted(transaction.count, 'message')} ({transaction.octets} octets)"
     if transaction.rendered is not None:
         return Response(text, lines=transaction.rendered.scan_listing())
-    return Response(text, lines=(f"{at} {entry.size}" for at, entry in transaction.unmarked()))
+    return Response(text, lines=(f"{each} {entry.size}" for each, entry in transaction.unmarked()))
 
 
 def uidl(session: Session, number: str | None = None) -> Response:
-    """Unique-id listing of one message, or of all but those marked (RFC 1939 §7)."""
+    """Sends the unique-id listing of one message, or of all that are not marked (RFC 1939 §7)."""
     transaction = session.transaction
     if number is not None:
         unique_id = transaction.entry(parse_number(number)).unique_id
@@ -170,7 +172,8 @@ def uidl(session: Session, number: str | None = None) -> Response:
     text = "unique-ids follow"
     if transaction.rendered is not None:
         return Response(text, lines=transaction.rendered.unique_id_listing())
-    return Response(text, lines=(f"{at} {each.unique_id}" for at, each in transaction.unmarked()))
+    lines = (f"{each} {entry.unique_id}" for each, entry in transaction.unmarked())
+    return Response(text, lines=lines)
 
 
 def retr(session: Session, number: str) -> Retrieve:
@@ -184,7 +187,7 @@ def top(session: Session, number: str, lines: str) -> Retrieve:
 
 
 def retrieve(session: Session, numbers: Sequence[int], lines: int | None = None) -> Retrieve:
-    """Sends the messages of a run, up to the first that cannot be sent."""
+    """Sends several messages, up to the first one that does not exist or is marked."""
     entries = session.transaction.entries(numbers)
     if lines is None:
         heads = [session.head(f"{entry.size} octets") for entry in entries]
@@ -199,7 +202,7 @@ def dele(session: Session, number: str) -> Repeated:
 
 
 def delete(session: Session, numbers: Sequence[int]) -> Repeated:
-    """Marks the messages of a run, up to the first that cannot be marked."""
+    """Marks several messages as deleted, up to the first one that cannot be marked."""
     return Repeated(Response("marked as deleted"), session.transaction.mark(numbers))
 
 
@@ -211,12 +214,15 @@ def rset(session: Session) -> Response:
 
 
 def noop(_: Session) -> Response:
-    """Does nothing but answer, which resets the autologout timer (RFC 1939 §3, §5)."""
+    """Does nothing, but resets the autologout timer like every command (RFC 1939 §3, §5)."""
     return Response()
 
 
 def quit_(session: Session) -> Event:
-    """Enters UPDATE, which removes marked messages; any other end removes none (RFC 1939 §6)."""
+    """Enters the UPDATE state, which removes the marked messages (RFC 1939 §6).
+
+    A session that ends without QUIT removes no messages.
+    """
     if session.state is State.AUTHORIZATION:
         return session.close_after(Response("goodbye"))
     session.state = State.UPDATE
@@ -228,10 +234,14 @@ _AUTH, _TRANS = (State.AUTHORIZATION,), (State.TRANSACTION,)
 VERBS = {
     "USER": Verb(user, _AUTH, range(1, 2), takes_rest=True),
     "PASS": Verb(pass_, _AUTH, range(1, 2), takes_rest=True),
-    "APOP": Verb(apop, _AUTH, range(2, 3), may=lambda session: session.time_stamp),
+    "APOP": Verb(apop, _AUTH, range(2, 3), is_supported=lambda session: session.time_stamp),
     "AUTH": Verb(auth, _AUTH, range(1, 3)),
     "XCLIENT": Verb(
-        xclient, _AUTH, range(1, 2), takes_rest=True, may=lambda session: session.accepts_xclient
+        xclient,
+        _AUTH,
+        range(1, 2),
+        takes_rest=True,
+        is_supported=lambda session: session.accepts_xclient,
     ),
     "UTF8": Verb(utf8, _AUTH + _TRANS, range(1)),
     "LANG": Verb(lang, _AUTH + _TRANS, range(2)),

@@ -1,11 +1,12 @@
-"""The client's side of POP3 without I/O (RFC 1939, 2449, 2595, 5034), for both clients.
+"""The client's side of POP3 without I/O (RFC 1939, 2449, 2595, 5034).
 
-An operation is a generator: it yields octets to send, or None to request more octets, and returns
-its result.  The asyncio and the blocking client are loops around these.
+Each operation is a generator (a ``Procedure``).  It yields octets to send, or None to request
+received octets, and returns its result.  The asyncio client and the blocking client run these
+generators.
 
-Security: servers are not trusted.  A multi-line response ends at CRLF.CRLF only, octets that arrive
-with the response to STLS end the connection, and no argument can contain a second command.
-The code is strict about where a response ends and tolerant about its content.
+Security: servers are not trusted.  A multi-line response ends only at CRLF.CRLF.  If octets arrive
+together with the response to STLS, the connection is closed.  No argument can contain a second
+command.  The client is strict about where a response ends, and tolerant about its content.
 """
 
 from __future__ import annotations
@@ -33,34 +34,40 @@ from ..sasl.exchange import ClientExchange, ClientLogin
 from ..sasl.mechanisms import client_exchange
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
 from .listing import Listing, ListingBuilder, Message
-from .quirks import LineEnds, Quirks, in_words, remedy
+from .quirks import LineEnds, Quirks, describe, remedy
 from .record import Record
 
 T = TypeVar("T")
 Procedure = Generator[bytes | None, bytes, T]
 
-MAX_LINE = 65_536  # octets of a first line; RFC 1939 §3 allows 512, our own limit tolerates more
-# Octets of an answer to LIST, UIDL or CAPA.  Our own limit; a million messages with unique-ids of
-# 70 octets take about 80 MB.
+# Maximum number of octets in the first line of a response.  Our own limit; RFC 1939 §3 allows 512.
+MAX_LINE = 65_536
+# Maximum number of octets in a response to LIST, UIDL or CAPA.  Our own limit; a million messages
+# with unique-ids of 70 octets take about 80 MB.
 MAX_LISTING = 128 * 2**20
-_PIECE = 32_768  # octets of content that are processed at a time
-WINDOW_COMMANDS = 1024  # unanswered RETR commands: about 10 kB, which socket buffers hold
-WINDOW_OCTETS = 4 * 2**20  # announced size of the messages that these request
+_PIECE = 32_768  # octets of a multi-line response that are processed at a time
+# Limits for pipelining: the number of unanswered RETR commands, and the announced size of their
+# messages in octets.  The commands take about 10 kB, which fits into socket buffers.
+WINDOW_COMMANDS = 1024
+WINDOW_OCTETS = 4 * 2**20
 _STATUS = re.compile(rb"(\+OK|-ERR)(?: +(.*))?", re.DOTALL)
 _CODE = re.compile(r"\[([A-Za-z0-9/._-]+)\] *(.*)", re.DOTALL)
 _DROP = re.compile(rb" *([0-9]{1,10}) +(-?[0-9]{1,18})(?: .*)?", re.DOTALL)
 _SCAN = re.compile(rb"(?:\+OK)? *([0-9]{1,10}) +([0-9]{1,18})(?: .*)?", re.DOTALL)
 _UNIQUE = re.compile(rb"(?:\+OK)? *([0-9]{1,10}) +([^ ].*)", re.DOTALL)
 _TIME_STAMP = re.compile(rb"<[!-;=?A-~]+@[!-;=?A-~]+>")
-_MAX_UNIQUE_ID = 1000  # octets; RFC 1939 §7 allows 70, our own limit tolerates more
+_MAX_UNIQUE_ID = 1000  # octets; our own limit, because RFC 1939 §7 allows only 70
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The capabilities that a server announces (RFC 2449 §5); empty without CAPA."""
+    """The capabilities that a server announces (RFC 2449 §5).
+
+    There are none if the server does not support CAPA.
+    """
 
     tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Arguments by tag, both in upper case."""
+    """The arguments of each capability by its tag, both in upper case."""
 
     @property
     def pipelining(self) -> bool:
@@ -81,40 +88,39 @@ class Capabilities:
 
     @property
     def sasl(self) -> tuple[str, ...]:
-        """Mechanisms (RFC 5034 §3)."""
+        """The SASL mechanisms (RFC 5034 §3)."""
         return self.tags.get("SASL", ())
 
     @property
     def implementation(self) -> str:
-        """The server's name for itself; behaviour must not depend on it (RFC 2449 §6.9)."""
+        """The name of the server software; behaviour must not depend on it (RFC 2449 §6.9)."""
         return " ".join(self.tags.get("IMPLEMENTATION", ()))
 
     @property
     def login_delay(self) -> int | None:
-        """Seconds between logins (RFC 2449 §6.5)."""
-        found = self.tags.get("LOGIN-DELAY", ())
-        return int(found[0]) if found and found[0].isdecimal() and found[0].isascii() else None
+        """Minimum number of seconds between two logins (RFC 2449 §6.5)."""
+        seconds = next(iter(self.tags.get("LOGIN-DELAY", ())), "")
+        return int(seconds) if seconds.isdecimal() and seconds.isascii() else None
 
     @property
     def expire(self) -> str | None:
         """Minimum number of days that messages are kept, or ``NEVER`` (RFC 2449 §6.7)."""
-        found = self.tags.get("EXPIRE", ())
-        return found[0] if found else None
+        return next(iter(self.tags.get("EXPIRE", ())), None)
 
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """The response to RETR or TOP, or to a DELE queued among these."""
+    """The response to a RETR or TOP command, or to a DELE command that was sent between them."""
 
     message: Message
     command: bytes
     """The command, including CRLF."""
     error: CommandFailed | None = None
-    """The error with which the server refused this command."""
-    is_whole: bool = False
-    """The termination octet was seen."""
-    is_behind: bool = False
-    """The command was sent before the response to an earlier one arrived."""
+    """The error if the server refused this command."""
+    is_complete: bool = False
+    """Whether the response was read up to the termination octet."""
+    is_pipelined: bool = False
+    """Whether the command was sent before the response to an earlier command arrived."""
 
     @property
     def keyword(self) -> str:
@@ -126,110 +132,114 @@ class Answer:
 
 
 class Retrieval:
-    """A run of messages requested together; any other command ends it."""
+    """A request for several messages.  It ends when any other command is sent."""
 
     def __init__(self, *, deletes: bool = False) -> None:
         self.failure: Exception | None = None
-        """The exception of the caller's iterable of messages; earlier messages are unaffected."""
+        """The exception of the caller's iterable of messages; it does not affect earlier
+        messages."""
         self.deletes = deletes
         """Whether ``next_message`` deletes the messages that were read."""
         self.deleted: set[int] = set()
-        """Numbers of messages that ``next_message`` or the caller deleted: a second DELE would
-        fail."""
+        """Numbers of the messages that ``next_message`` or the caller has deleted.  A second DELE
+        for them would fail."""
 
 
 class Dialogue:
-    """One connection's conversation."""
+    """The state of one connection to a server."""
 
     def __init__(self, record: Record | None = None, quirks: Quirks | None = None) -> None:
         self.record = record or Record()
         self.quirks = quirks or Quirks()
         self.capabilities = Capabilities()
         self.deletions = 0
-        """Messages marked as deleted, or about to be, and not yet removed by QUIT."""
+        """Number of messages for which DELE was requested, and which QUIT has not removed yet."""
         self.refused: list[Message] = []
         """Messages that the server refused to mark as deleted."""
         self.session = object()
-        self._welcome = b""  # the text of the greeting
-        self._command = "greeting"  # the command that the server answers, or answered last
+        """Identifies the session; equals ``Message.session`` of its messages."""
+        self._greeting_text = b""
+        self._command = "greeting"  # the last command whose response was awaited
         self._line_ends = LineEnds()
-        self._unread = bytearray()
-        self._deletions: deque[Answer] = deque()  # not sent yet; sent before ``_waiting``
-        self._waiting: Iterator[Answer] = iter(())  # not sent yet
-        self._ahead: Answer | None = None  # the first of ``_waiting``, taken in advance
-        self._window = WINDOW_COMMANDS  # smaller after a refusal
-        self._asked: deque[Answer] = deque()  # sent, but the response has not been read
+        self._unread = bytearray()  # octets that were received but not processed
+        self._deletions: deque[Answer] = deque()  # DELE commands to send before ``_queue``
+        self._queue: Iterator[Answer] = iter(())  # RETR or TOP commands to send
+        self._next_queued: Answer | None = None  # the first command, already taken from ``_queue``
+        self._window = WINDOW_COMMANDS  # number of commands to pipeline; smaller after a refusal
+        self._sent: deque[Answer] = deque()  # commands whose response has not been read
         self._retrieval: Retrieval | None = None
         self._reading: Answer | None = None  # the message whose body is being read
         self._body: Unstuffer | None = None  # the multi-line response that is being read
-        self._refused: CommandFailed | None = None  # of the first refused deletion
-        self._is_leaving = False  # QUIT was sent
-        self._is_listing_ahead = False  # UIDL was sent before the response to LIST
-        self._was_ahead = False  # a command for a message was sent before an earlier response
-        self._has_pipelined = False  # the response to such a command arrived
+        self._refused: CommandFailed | None = None  # the error of the first refused DELE
+        self._has_sent_quit = False
+        self._has_pipelined_uidl = False  # UIDL was sent, and LIST has not been answered
+        self._has_pipelined = False  # a command for a message was sent before an earlier response
+        self._is_pipelining_proved = False  # the response to such a command arrived
 
     @property
     def is_pipelining_in_doubt(self) -> bool:
-        """Whether commands were sent together, and only the first of them has been answered.
+        """Whether several commands were sent together, and no more than one has been answered.
 
-        If the session ends now, and not within a message, the likely reason is a server that
-        announces PIPELINING but does not support it.
+        If the connection is lost in this state, the server probably announces PIPELINING without
+        supporting it.  The state does not include the time during which a message is received.
         """
-        is_begun = self._was_ahead and not self._has_pipelined and self._reading is None
-        return self._is_listing_ahead or is_begun
+        is_unproved = self._has_pipelined and not self._is_pipelining_proved
+        return self._has_pipelined_uidl or (is_unproved and self._reading is None)
 
     def stop_pipelining(self) -> None:
-        """Send one command at a time, even if the server announces PIPELINING."""
+        """From now on, send one command at a time, even if the server announces PIPELINING."""
         tags = {tag: words for tag, words in self.capabilities.tags.items() if tag != "PIPELINING"}
         self.capabilities = Capabilities(tags)
 
-    def lost(self, reason: str, kind: type[ConnectionLost] = ConnectionLost) -> ConnectionLost:
-        """Return the exception for a connection that ended without the answer to QUIT."""
-        advice = self._remedy()
-        text = f"{reason}; {advice}" if advice else reason
-        return kind(text, self.deletions, is_known=not self._is_leaving)
+    def connection_lost(
+        self, reason: str, kind: type[ConnectionLost] = ConnectionLost
+    ) -> ConnectionLost:
+        """Return the exception for a connection that ended before the response to QUIT."""
+        suggestion = self._suggestion()
+        text = f"{reason}; {suggestion}" if suggestion else reason
+        return kind(text, self.deletions, is_known=not self._has_sent_quit)
 
-    def _remedy(self) -> str:
-        """Suggest a quirk if the connection ends now; empty if none is known."""
+    def _suggestion(self) -> str:
+        """Suggest a quirk for a connection that is lost now; return "" if none is known."""
         if self._command == "CAPA":
-            return f"if that happens at CAPA each time, set {in_words('no-capa')}"
+            return f"if this happens after each CAPA command, set {describe('no-capa')}"
         if self.is_pipelining_in_doubt:
             return (
-                "several commands had been sent at once: if that happens each time, set "
-                f"{in_words('hide:PIPELINING')}"
+                "several commands had been sent together: if this happens each time, set "
+                f"{describe('hide:PIPELINING')}"
             )
         if self._command == "TOP" and self._unread:
-            return f"if it answers TOP twice, set {in_words('hide:TOP')}"
+            return f"if it answers TOP twice, set {describe('hide:TOP')}"
         if b"\n" in self._unread and CRLF not in self._unread:
             return (
-                "its lines end with a bare LF: if you trust all senders of mail there, set "
-                f"{in_words('bare-line-feeds')}"
+                "its lines end with a bare LF: if you trust all senders of the messages, set "
+                f"{describe('bare-line-feeds')}"
             )
         return ""
 
     def is_harmless(self, error: ConnectionLost) -> bool:
-        """Whether the server closed the connection at QUIT, and nothing had been marked.
+        """Return whether the connection was lost after QUIT, and no message had to be removed.
 
-        Then QUIT has nothing to do (RFC 1939 §6), answered or not.
+        QUIT then has no effect (RFC 1939 §6), so its response does not matter.
         """
-        is_end = self._is_leaving and type(error) is ConnectionLost
-        return is_end and not self.deletions and self._refused is None
+        is_after_quit = self._has_sent_quit and type(error) is ConnectionLost
+        return is_after_quit and not self.deletions and self._refused is None
 
     # Greeting, capabilities and login
 
     def greeting(self) -> Procedure[None]:
-        """Read the greeting; the server speaks first (RFC 1939 §4).
+        """Read the greeting, which the server sends without a command (RFC 1939 §4).
 
         Raises:
             CommandFailed: the server refuses the connection.
         """
-        self._welcome = yield from self._status("greeting")
+        self._greeting_text = yield from self._status("greeting")
 
-    def ask_capabilities(self) -> Procedure[Capabilities]:
-        """Send CAPA (RFC 2449 §5) and apply the quirks to its answer."""
+    def request_capabilities(self) -> Procedure[Capabilities]:
+        """Send CAPA (RFC 2449 §5), and apply the quirks to the response."""
         tags: dict[str, tuple[str, ...]] = {}
 
-        def take(line: bytes) -> None:
+        def add_line(line: bytes) -> None:
             if words := line.decode("ascii", "replace").upper().split():
                 tags[words[0]] = tuple(words[1:])
 
@@ -240,9 +250,9 @@ class Dialogue:
             except CommandFailed:
                 pass
             else:
-                yield from self._each_line(take, MAX_LINE)
+                yield from self._each_line(add_line, MAX_LINE)
         for added in self.quirks.added:
-            take(added.encode())
+            add_line(added.encode())
         for hidden in self.quirks.hidden:
             tags.pop(hidden.upper(), None)
         self.capabilities = Capabilities(tags)
@@ -250,11 +260,11 @@ class Dialogue:
         return self.capabilities
 
     def start_tls(self) -> Procedure[None]:
-        """Send STLS and discard the capabilities; the TLS handshake must follow at once.
+        """Send STLS and discard the capabilities.  The TLS handshake must follow immediately.
 
         Raises:
-            TLSUnavailable: the server refused; nothing secret was sent (RFC 2595 §2.2).
-            ProtocolBroken: octets arrived with the response (CVE-2021-22947 and others).
+            TLSUnavailable: the server refused STLS; no secret was sent (RFC 2595 §2.2).
+            ProtocolBroken: octets arrived together with the response (CVE-2021-22947 and others).
         """
         yield from self._send("STLS")
         try:
@@ -262,22 +272,27 @@ class Dialogue:
         except CommandFailed as error:
             raise TLSUnavailable(f"the server refused STLS: {error.text}") from error
         if self._unread:
-            raise self.lost("the server sent data before the TLS handshake", ProtocolBroken)
-        self.capabilities, self._welcome = Capabilities(), b""
+            raise self.connection_lost(
+                "the server sent data before the TLS handshake", ProtocolBroken
+            )
+        self.capabilities, self._greeting_text = Capabilities(), b""
 
     def log_in(
         self, login: ClientLogin, end_point: Callable[[], bytes] = lambda: b""
     ) -> Procedure[None]:
-        """Log in by the strongest mechanism of both sides.  There is no fall-back after a failure.
+        """Log in with the strongest mechanism that both sides support.
+
+        If this login fails, no weaker mechanism is tried.
 
         ``end_point`` returns the channel binding to the server's certificate (RFC 5929 §4), or
-        empty octets without one; it is called only for mechanisms that use it.
+        empty octets if there is no certificate.  It is called only for mechanisms that use it.
 
         Raises:
-            LoginFailed: with the server's response code; or no login is strong enough.
+            LoginFailed: the server refused the login, or offers no login of the required strength.
+                Contains the server's response code.
             ProtocolBroken: the server could not prove that it knows the password.
-            UnsafeArgument: a control character in user or password, or text that this server does
-                not accept; nothing was sent.
+            UnsafeArgument: the user or the password contains a control character, or text that
+                this server does not accept; nothing was sent.
         """
         _check(login.user, login.password, login.token, login.mechanism)
         with self.record.login(login.secret):
@@ -287,188 +302,203 @@ class Dialogue:
         offered = self.capabilities.sasl
         binding = end_point() if uses_binding((*offered, login.mechanism.upper())) else b""
         takes_user = not offered or "USER" in self.capabilities.tags
-        remedy = f"if it also accepts USER and PASS, set {in_words('add:USER')}"
-        chosen = choose(login, offered, bool(binding), takes_user=takes_user, remedy=remedy)
-        if chosen == "APOP":
+        advice = f"if it also accepts USER and PASS, set {describe('add:USER')}"
+        mechanism = choose(login, offered, bool(binding), takes_user=takes_user, advice=advice)
+        if mechanism == "APOP":
             yield from self._apop(login)
-        elif chosen == USER_AND_PASS:
+        elif mechanism == USER_AND_PASS:
             yield from self._user_and_pass(login)
         else:
-            yield from self._auth(chosen, client_exchange(chosen, login, binding))
+            yield from self._auth(mechanism, client_exchange(mechanism, login, binding))
 
     def _user_and_pass(self, login: ClientLogin) -> Procedure[None]:
         """
         Raises:
-            UnsafeArgument: the server does not announce UTF-8 for USER (RFC 6856 §2.2).
+            UnsafeArgument: the user or the password is not ASCII, and the server does not announce
+                UTF-8 for USER (RFC 6856 §2.2).
         """
         takes_utf8 = self.quirks.utf8_login or "USER" in self.capabilities.tags.get("UTF8", ())
         if not takes_utf8 and not (login.user + login.password).isascii():
             raise UnsafeArgument(
-                "this server announces only ASCII in USER and PASS (RFC 6856 §2.2); if it accepts "
-                f"UTF-8, set {in_words('utf8-login')}"
+                "the user name or password is not ASCII, but the server does not announce UTF-8 "
+                f"for USER (RFC 6856 §2.2); if it accepts UTF-8, set {describe('utf8-login')}"
             )
         for command, argument in (("USER", login.user), ("PASS", login.password)):
             yield from self._send(command, argument)
             yield from self._status(command, LoginFailed)
 
     def _apop(self, login: ClientLogin) -> Procedure[None]:
-        """Send APOP: a digest of the greeting's time stamp and the password (RFC 1939 §7).
+        """Log in with APOP: a digest of the greeting's time stamp and the password (RFC 1939 §7).
 
-        MD5 is broken and the server proves nothing, so APOP is used only if the caller demands it.
+        MD5 is broken, and the server does not prove that it knows the password.  So APOP is used
+        only if the caller requests it.
 
         Raises:
-            LoginFailed: the greeting has no time stamp in the form of a Message-ID; an arbitrary
-                challenge helps a server to guess the password (CVE-2007-1558).
+            LoginFailed: the greeting contains no time stamp in the form of a Message-ID.  Other
+                time stamps would help a malicious server to guess the password (CVE-2007-1558).
             UnsafeArgument: the password is not ASCII.
         """
-        found = _TIME_STAMP.search(self._welcome)
-        if found is None:
+        time_stamp = _TIME_STAMP.search(self._greeting_text)
+        if time_stamp is None:
             raise LoginFailed("APOP", "the greeting has no usable time stamp", None)
         if not login.password.isascii():
-            raise UnsafeArgument("APOP requires a password in ASCII")
-        digest = md5(found[0] + login.password.encode(), usedforsecurity=False).hexdigest()
+            raise UnsafeArgument("APOP requires an ASCII password")
+        digest = md5(time_stamp[0] + login.password.encode(), usedforsecurity=False).hexdigest()
         yield from self._send("APOP", f"{login.user} {digest}")
         yield from self._status("APOP", LoginFailed)
 
     def _auth(self, mechanism: str, exchange: ClientExchange) -> Procedure[None]:
-        """Run an exchange (RFC 5034 §4); send the first response with AUTH if allowed and short."""
+        """Run a SASL exchange (RFC 5034 §4).
+
+        The first response is sent with the AUTH command if the mechanism and the server allow this,
+        and if the line is short enough.
+        """
         yield from self._settle()
-        answer = next(exchange)
-        command, response = f"AUTH {mechanism}".encode(), b64encode(answer.response) or b"="
+        step = next(exchange)
+        command, response = f"AUTH {mechanism}".encode(), b64encode(step.response) or b"="
         is_offered = mechanism in self.capabilities.sasl
         is_short = len(command) + 1 + len(response) + len(CRLF) <= MAX_COMMAND
-        is_sent = answer.is_initial and is_offered and is_short and not self.quirks.two_step_auth
-        has_response, self._command = is_sent, "AUTH"
+        is_sent = step.is_initial and is_offered and is_short and not self.quirks.two_step_auth
+        has_initial_response, self._command = is_sent, "AUTH"
         yield (command + b" " + response if is_sent else command) + CRLF
         while True:
             line = yield from self._line()
             if not line.startswith(b"+") or (line.startswith(b"+OK") and is_sent):
-                break  # before our response, some servers send +OK instead of a challenge
+                break  # before our first response, some servers send +OK instead of a challenge
             if is_sent:
                 try:
-                    answer = exchange.send(_decoded(line))
+                    step = exchange.send(_decode(line))
                 except (StopIteration, ValueError):
                     yield b"*\r\n"
-                    answer = answer._replace(may_be_last=False)
+                    step = step._replace(may_be_last=False)
                     line = yield from self._line()
                     break
             is_sent = True
-            yield b64encode(answer.response) + CRLF
+            yield b64encode(step.response) + CRLF
         if not line.startswith(b"+OK"):
-            raise self._failure("AUTH", line, LoginFailed, with_response=has_response)
-        if not answer.may_be_last:
-            raise self.lost("the server did not prove that it knows the password", ProtocolBroken)
+            raise self._failure("AUTH", line, LoginFailed, with_response=has_initial_response)
+        if not step.may_be_last:
+            raise self.connection_lost(
+                "the server did not prove that it knows the password", ProtocolBroken
+            )
 
     # Commands of the TRANSACTION state
 
     def stat(self) -> Procedure[tuple[int, int]]:
-        """Return the drop listing: number of messages and of octets (RFC 1939 §5).
+        """Return the drop listing: the number of messages and of octets (RFC 1939 §5).
 
-        On some servers the number of octets overflows and is negative; then 0 is returned.
+        If the number of octets is negative, because it overflows on some servers, 0 is returned.
         """
         yield from self._send("STAT")
         text = yield from self._status("STAT")
-        found = _DROP.fullmatch(text)
-        if found is None:
-            raise self.lost("STAT was answered without numbers", ProtocolBroken)
-        return int(found[1]), max(int(found[2]), 0)
+        match = _DROP.fullmatch(text)
+        if match is None:
+            raise self.connection_lost("STAT was answered without numbers", ProtocolBroken)
+        return int(match[1]), max(int(match[2]), 0)
 
     def listing(self) -> Procedure[Listing]:
-        """Return the messages of LIST and UIDL, in the order of LIST.
+        """Send LIST and UIDL, and return the messages in the order of LIST.
 
         Raises:
-            CommandFailed: also if UIDL is announced and fails, because an error must not look like
-                a maildrop without unique-ids.
-            ProtocolBroken: a line without numbers, or the same number twice.
+            CommandFailed: the server refused LIST, or announces UIDL and refused it.  The second
+                error must not look like a server without unique-ids.
+            ProtocolBroken: a line is malformed, or the same number is listed twice.
         """
-        found = ListingBuilder(self.session)
+        listing = ListingBuilder(self.session)
 
-        def take(line: bytes) -> None:
+        def add_line(line: bytes) -> None:
             match = _SCAN.fullmatch(line)
-            if match is None or not found.add(int(match[1]), int(match[2])):
-                raise self.lost("LIST was answered with a line that lists nothing", ProtocolBroken)
+            if match is None or not listing.add(int(match[1]), int(match[2])):
+                raise self.connection_lost(
+                    "the response to LIST contains an invalid line", ProtocolBroken
+                )
 
         yield from self._send("LIST")
         if self.capabilities.pipelining:
-            self._is_listing_ahead = True
+            self._has_pipelined_uidl = True
             yield b"UIDL\r\n"
         try:
             yield from self._status("LIST")
         except CommandFailed:
             if self.capabilities.pipelining:
-                yield from self._unique_ids(found)
+                yield from self._unique_ids(listing)
             raise
-        yield from self._each_line(take, MAX_LISTING)
+        yield from self._each_line(add_line, MAX_LISTING)
         if not self.capabilities.pipelining:
             yield b"UIDL\r\n"
-        yield from self._unique_ids(found)
-        return found
+        yield from self._unique_ids(listing)
+        return listing
 
-    def _unique_ids(self, found: ListingBuilder) -> Procedure[None]:
-        """Read the response to UIDL, which has been sent already (RFC 1939 §7)."""
+    def _unique_ids(self, listing: ListingBuilder) -> Procedure[None]:
+        """Read the response to a UIDL command that has been sent already (RFC 1939 §7)."""
 
-        def take(line: bytes) -> None:
+        def add_line(line: bytes) -> None:
             match = _UNIQUE.fullmatch(line.rstrip(b" "))
             if match is None or len(match[2]) > _MAX_UNIQUE_ID:
-                return  # ignore blank unique-ids, and long ones that only fill memory
-            if not found.name(int(match[1]), match[2]):
-                raise self.lost("UIDL was answered with a second unique-id", ProtocolBroken)
+                return  # ignore blank unique-ids, and long ones, which would fill the memory
+            if not listing.set_unique_id(int(match[1]), match[2]):
+                raise self.connection_lost(
+                    "UIDL was answered with two unique-ids for a message", ProtocolBroken
+                )
 
         try:
             yield from self._status("UIDL")
         except CommandFailed:
-            self._is_listing_ahead = False
+            self._has_pipelined_uidl = False
             if self.capabilities.uidl:
                 raise
             return
-        self._is_listing_ahead = False
-        yield from self._each_line(take, MAX_LISTING)
+        self._has_pipelined_uidl = False
+        yield from self._each_line(add_line, MAX_LISTING)
 
-    def ask_for(
+    def request_messages(
         self, messages: Iterable[Message], command: str = "RETR", *, deletes: bool = False
     ) -> Procedure[Retrieval]:
-        """Queue messages for ``next_message``, which may delete them if ``deletes`` is set.
+        """Queue messages for ``next_message``, which deletes them if ``deletes`` is set.
 
-        ``command`` is RETR, or ``TOP 10``.
+        ``command`` is ``RETR``, or for example ``TOP 10``.  The first message is taken from the
+        iterable immediately, before the returned procedure runs, because the iterable may use the
+        session to list the messages.
 
-        The first message is taken from the iterable before the procedure begins, so that the
-        iterable may list the messages itself.
-
-        Raises, at once:
-            StaleMessage: the first is a message of another session; nothing was sent.
-            TypeError: the first is not a Message.
+        Raises, immediately:
+            StaleMessage: the first message belongs to another session; nothing was sent.
+            TypeError: the first item is not a Message.
             Exception: any exception of the iterable.
         """
         verb, _, rest = command.partition(" ")
         _check(verb, rest)
-        waiting = (self._queued(message, verb, rest) for message in messages)
-        return self._begin(next(waiting, None), waiting, Retrieval(deletes=deletes))
+        queue = (self._queued(message, verb, rest) for message in messages)
+        return self._begin(next(queue, None), queue, Retrieval(deletes=deletes))
 
     def _begin(
-        self, first: Answer | None, waiting: Iterator[Answer], retrieval: Retrieval
+        self, first: Answer | None, queue: Iterator[Answer], retrieval: Retrieval
     ) -> Procedure[Retrieval]:
         yield from self._settle()
-        self._ahead, self._waiting = first, waiting
+        self._next_queued, self._queue = first, queue
         self._retrieval = retrieval
         return retrieval
 
-    def ask_for_headers(self, messages: Iterable[Message]) -> Procedure[Retrieval]:
-        """Queue messages for their headers; the caller must ignore what follows a blank line."""
-        return self.ask_for(messages, "RETR" if "TOP" in self.quirks.hidden else "TOP 0")
+    def request_headers(self, messages: Iterable[Message]) -> Procedure[Retrieval]:
+        """Queue messages to read their headers.
+
+        The caller must ignore the octets after the blank line that ends a header.
+        """
+        return self.request_messages(messages, "RETR" if "TOP" in self.quirks.hidden else "TOP 0")
 
     def next_message(
         self, retrieval: Retrieval, done: Message | None = None
     ) -> Procedure[Answer | None]:
-        """Return the next message, whose body ``piece`` then reads, or None after the last.
+        """Return the response for the next message, or None after the last message.
 
-        The unread rest of the body before it is skipped.  If the server refuses one message, the
-        answer has the error and the other messages are unaffected.  After None,
-        ``retrieval.failure`` is the exception that ended the caller's iterable early, or None.
-        ``done`` is deleted before the next message is requested; see ``delete``.
+        The caller reads the body with ``piece``.  The rest of the previous body is skipped.  If the
+        server refuses a message, ``Answer.error`` is set, and the other messages are not affected.
+        After the last message, ``retrieval.failure`` is the exception that ended the caller's
+        iterable early, or None.  ``done`` is deleted before the next message is requested; see
+        ``delete``.
 
         Raises:
-            BodySkipped: another command came in between; the rest was not requested, and ``done``
-                is not deleted: that command may have been RSET.
+            BodySkipped: another command has ended the retrieval.  The remaining messages were not
+                requested, and ``done`` is not deleted, because the command may have been RSET.
         """
         if retrieval is not self._retrieval:
             raise BodySkipped("another command has ended this retrieval")
@@ -481,23 +511,23 @@ class Dialogue:
     def _next_answer(self) -> Procedure[Answer | None]:
         yield from self._skip_body()
         while True:
-            if commands := self._fill_window():
-                yield commands
-            if not self._asked:
+            if octets := self._fill_window():
+                yield octets
+            if not self._sent:
                 break
-            answer = self._asked.popleft()
+            answer = self._sent.popleft()
             self._command = answer.keyword
             try:
                 yield from self._status(answer.keyword)
             except CommandFailed as error:
                 answer.error = error
-            self._has_pipelined |= answer.is_behind
+            self._is_pipelining_proved |= answer.is_pipelined
             if answer.has_body:
                 if answer.error is None:
                     self._reading, self._body = answer, Unstuffer()
                     self._window = min(2 * self._window, WINDOW_COMMANDS)
                 else:
-                    self._window = 1  # the server may have refused because of the pipelining
+                    self._window = 1  # pipelining may be the reason why the server refused
                 return answer
             if answer.error is not None:
                 self.deletions -= 1
@@ -506,32 +536,32 @@ class Dialogue:
         return None
 
     def piece(self, answer: Answer) -> Procedure[bytes]:
-        """Return the next octets of a body, CRLF text without byte-stuffing; empty at its end.
+        """Return the next octets of a body, with CRLF line ends and without byte-stuffing.
 
-        An empty piece is returned only after the termination octet, so a caller that never gets
-        one has only a part of the message.
+        Returns empty octets at the end, but only after the termination octet.  A caller that does
+        not get them has only a part of the message.
 
         Raises:
             CommandFailed: the server refused this message.
-            BodySkipped: the next message or another command came before the end.
+            BodySkipped: the next message or another command was requested before the end.
         """
         if answer.error is not None:
             raise answer.error
-        if answer.is_whole:
+        if answer.is_complete:
             return b""
         if answer is not self._reading:
-            raise BodySkipped("another command came before the end of this message")
+            raise BodySkipped("another command was sent before the end of this message")
         content = yield from self._content()
         if not content:
-            self._reading, answer.is_whole = None, True
+            self._reading, answer.is_complete = None, True
         return content
 
     def _content(self) -> Procedure[bytes]:
-        """Return the next octets of the multi-line response; empty at its end."""
+        """Return the next octets of the multi-line response, or empty octets at its end."""
         while self._body is not None:
             if not self._unread:
                 self._unread += yield from self._more()
-            octets = bytes(self._unread[:_PIECE])  # many small messages may have arrived at once
+            octets = bytes(self._unread[:_PIECE])  # many small messages may have arrived together
             content = self._body.feed(octets)
             del self._unread[: len(octets) - len(self._body.rest)]
             if self._body.is_finished:
@@ -541,28 +571,28 @@ class Dialogue:
         return b""
 
     def delete(self, messages: Iterable[Message]) -> Procedure[None]:
-        """Send DELE for each message, pipelined if announced (RFC 1939 §5).
+        """Send DELE for each message, pipelined if the server supports it (RFC 1939 §5).
 
-        During a retrieval the commands are queued among its commands, and ``next_message`` reads
-        the responses.  A message that the server refuses is added to ``refused`` and does not
-        affect the others; ``quit`` raises its error after the others were removed.
+        During a retrieval, DELE is sent between its commands, and ``next_message`` reads the
+        responses.  If the server refuses to delete a message, the message is added to ``refused``,
+        and the others are not affected; ``quit`` raises the error after the others were removed.
 
-        Raises, at once:
-            StaleMessage: a message of another session; nothing was sent.
-            TypeError: not a Message; nothing was sent.
+        Raises, immediately:
+            StaleMessage: a message belongs to another session; nothing was sent.
+            TypeError: an item is not a Message; nothing was sent.
         """
         return self._delete([self._queued(message, "DELE") for message in messages])
 
-    def _delete(self, wanted: Sequence[Answer]) -> Procedure[None]:
-        is_alone = self._reading is None and not self._asked and self._first_waiting() is None
-        self.deletions += len(wanted)
-        self._deletions += wanted
+    def _delete(self, commands: Sequence[Answer]) -> Procedure[None]:
+        is_idle = self._reading is None and not self._sent and self._next_command() is None
+        self.deletions += len(commands)
+        self._deletions += commands
         if self._retrieval is not None and self._retrieval.deletes:
-            self._retrieval.deleted.update(each.message.number for each in wanted)
-        if is_alone:
+            self._retrieval.deleted.update(each.message.number for each in commands)
+        if is_idle:
             yield from self._next_answer()
-        elif commands := self._fill_window():
-            yield commands
+        elif octets := self._fill_window():
+            yield octets
 
     def reset(self) -> Procedure[None]:
         """Send RSET, which unmarks all messages (RFC 1939 §5)."""
@@ -579,13 +609,14 @@ class Dialogue:
         """Send QUIT, which removes the marked messages (RFC 1939 §6).
 
         Raises:
-            CommandFailed: for QUIT: some messages were not removed.  For DELE: all marked messages
-                were removed; this is the first that the server had refused to mark.
+            CommandFailed: if ``command`` is QUIT, some messages were not removed.  If it is DELE,
+                all marked messages were removed, but the server had refused to mark others; this
+                is its first refusal.
         """
         if self.quirks.reset_before_quit and not self.deletions:
             yield from self.reset()
         yield from self._send("QUIT")
-        self._is_leaving = True
+        self._has_sent_quit = True
         yield from self._status("QUIT")
         self.deletions = 0
         if self._refused is not None:
@@ -596,77 +627,82 @@ class Dialogue:
     def _queued(self, message: Message, verb: str, rest: str = "") -> Answer:
         """
         Raises:
-            StaleMessage: a message of an earlier session.
-            UnsafeArgument: its number is not a whole number.
-            TypeError: not a message.
+            StaleMessage: the message belongs to another session.
+            UnsafeArgument: the message-number is not a whole number.
+            TypeError: ``message`` is not a Message.
         """
         if not isinstance(message, Message):
-            raise TypeError(f"must be a Message of list(), not {type(message).__name__}")
+            raise TypeError(f"must be a Message from list(), not {type(message).__name__}")
         if message.session not in (None, self.session):
-            raise StaleMessage("a message of another session; list the messages again")
+            raise StaleMessage("the message belongs to another session; list the messages again")
         if type(message.number) is not int:
             raise UnsafeArgument("a message-number must be a whole number")
         return Answer(message, f"{verb} {message.number} {rest}".rstrip().encode() + CRLF)
 
-    def _first_waiting(self) -> Answer | None:
-        return self._deletions[0] if self._deletions else self._look_ahead()
+    def _next_command(self) -> Answer | None:
+        return self._deletions[0] if self._deletions else self._peek()
 
-    def _look_ahead(self) -> Answer | None:
-        """Return the next message of the caller's iterable; its errors must not end the session."""
-        if self._ahead is None:
+    def _peek(self) -> Answer | None:
+        """Return the next command of ``_queue`` without removing it.
+
+        An exception of the caller's iterable must not end the session.
+        """
+        if self._next_queued is None:
             try:
-                self._ahead = next(self._waiting, None)
+                self._next_queued = next(self._queue, None)
             except Exception as error:
-                self._waiting = iter(())
-                assert self._retrieval is not None  # whose iterable it is
+                self._queue = iter(())
+                assert self._retrieval is not None  # the iterable belongs to it
                 self._retrieval.failure = error
-        return self._ahead
+        return self._next_queued
 
     def _fill_window(self) -> bytes:
-        """Return the commands that may be sent now; a single one without PIPELINING.
+        """Return the commands that can be sent now; without PIPELINING, at most one.
 
         The window is refilled when half of it is empty, so that many commands share one segment.
-        It is bounded by commands (our send must not block while the server waits for us to read)
-        and by octets (a caller that stops has to read what it requested).
+        The number of commands is limited, because sending must not block while the server waits
+        for the client to read.  The size of the messages is limited, because a caller that stops
+        early must still read the messages that were requested.
         """
-        if len(self._asked) > self._window // 2:
+        if len(self._sent) > self._window // 2:
             return b""
-        if self._reading is not None and not self._asked:
-            return b""  # unrequested octets after this last body would be taken for its answer
+        if self._reading is not None and not self._sent:
+            return b""  # superfluous octets after this body could be mistaken for a response
         commands = []
-        octets = sum(answer.message.size for answer in self._asked if answer.has_body)
-        while (answer := self._first_waiting()) is not None:
+        octets = sum(answer.message.size for answer in self._sent if answer.has_body)
+        while (answer := self._next_command()) is not None:
             size = answer.message.size if answer.has_body else 0
-            if self._asked and (
+            if self._sent and (
                 not self.capabilities.pipelining
-                or len(self._asked) >= self._window
+                or len(self._sent) >= self._window
                 or octets + size > WINDOW_OCTETS
             ):
                 break
             octets += size
-            if not self._asked:
+            if not self._sent:
                 self._expect_silence()
-            answer.is_behind = bool(self._asked) or self._reading is not None
-            self._was_ahead |= answer.is_behind
+            answer.is_pipelined = bool(self._sent) or self._reading is not None
+            self._has_pipelined |= answer.is_pipelined
             if answer.has_body:
-                self._ahead = None
+                self._next_queued = None
             else:
                 self._deletions.popleft()
-            self._asked.append(answer)
+            self._sent.append(answer)
             commands.append(answer.command)
         return b"".join(commands)
 
     def _settle(self) -> Procedure[None]:
-        """Read the responses that are still due, so that the next one answers the next command."""
+        """Read the responses to all commands that were sent before the next command."""
         retrieval = self._retrieval
-        # One that deletes ends even at its last message: the next command may be RSET.
+        # A retrieval that deletes ends even after its last message, because the next command may be
+        # RSET.
         if (
             (retrieval is not None and retrieval.deletes)
-            or self._look_ahead() is not None
-            or any(answer.has_body for answer in self._asked)
+            or self._peek() is not None
+            or any(answer.has_body for answer in self._sent)
         ):
             self._retrieval = None
-        self._ahead, self._waiting = None, iter(())
+        self._next_queued, self._queue = None, iter(())
         while (yield from self._next_answer()) is not None:
             pass
 
@@ -678,13 +714,13 @@ class Dialogue:
     def _expect_silence(self) -> None:
         """
         Raises:
-            ConnectionLost: the server sent something without a command.  Such octets may be part of
-                a message and must never be taken for the next response.
+            ConnectionLost: the server sent data without a command.  It may be part of a message, so
+                it must not be mistaken for the next response.
         """
         if self._unread.startswith(b"-ERR"):
-            raise self.lost("the server has ended the session")
+            raise self.connection_lost("the server has ended the session")
         if self._unread:
-            raise self.lost("the server sent data without a command", ProtocolBroken)
+            raise self.connection_lost("the server sent data without a command", ProtocolBroken)
 
     def _send(self, command: str, argument: str = "") -> Procedure[None]:
         _check(argument)
@@ -701,26 +737,27 @@ class Dialogue:
         scanned = 0
         while (end := self._unread.find(CRLF, scanned)) < 0:
             if len(self._unread) > MAX_LINE:
-                raise self.lost("a response line without end", ProtocolBroken)
+                raise self.connection_lost("a line of a response is too long", ProtocolBroken)
             scanned = max(len(self._unread) - 1, 0)
             self._unread += yield from self._more()
         line = bytes(self._unread[:end])
         del self._unread[: end + 2]
-        self.record.heard(line)
+        self.record.received(line)
         return line
 
     def _status(self, command: str, kind: type[CommandFailed] = CommandFailed) -> Procedure[bytes]:
-        """Read a status line and return the text after +OK.
+        """Read a status line, and return the text after +OK.
 
         Raises:
-            CommandFailed (``kind``): -ERR.
-            ProtocolBroken: neither; the connection cannot be trusted any more.
+            CommandFailed (``kind``): the line begins with -ERR.
+            ProtocolBroken: the line begins neither with +OK nor with -ERR, so the connection cannot
+                be trusted any more.
         """
         line = yield from self._line()
-        found = _STATUS.fullmatch(line)
-        if found is None or found[1] == b"-ERR":
+        match = _STATUS.fullmatch(line)
+        if match is None or match[1] == b"-ERR":
             raise self._failure(command, line, kind)
-        return found[2] or b""
+        return match[2] or b""
 
     def _failure(
         self,
@@ -730,21 +767,23 @@ class Dialogue:
         *,
         with_response: bool = False,
     ) -> Exception:
-        found = _STATUS.fullmatch(line)
-        if found is None or found[1] != b"-ERR":
-            return self.lost(f"{command} was not answered with +OK or -ERR", ProtocolBroken)
-        text = self.record.hide((found[2] or b"").decode("utf-8", "replace"))
-        code = _CODE.fullmatch(text)
-        if code is None:
-            known = self.quirks.code(text)
-            advice = "" if known else remedy(command, text, with_response=with_response)
-            return kind(command, text, known, advice)
-        return kind(command, code[2], code[1].upper())
+        match = _STATUS.fullmatch(line)
+        if match is None or match[1] != b"-ERR":
+            return self.connection_lost(
+                f"{command} was not answered with +OK or -ERR", ProtocolBroken
+            )
+        text = self.record.hide((match[2] or b"").decode("utf-8", "replace"))
+        with_code = _CODE.fullmatch(text)
+        if with_code is None:
+            code = self.quirks.code(text)
+            advice = "" if code else remedy(command, text, with_response=with_response)
+            return kind(command, text, code, advice)
+        return kind(command, with_code[2], with_code[1].upper())
 
-    def _each_line(self, take: Callable[[bytes], None], limit: int) -> Procedure[None]:
-        """Pass each line of a multi-line response to ``take``, after its status line was read.
+    def _each_line(self, process: Callable[[bytes], None], limit: int) -> Procedure[None]:
+        """Read a multi-line response after its status line, and pass each line to ``process``.
 
-        ``limit``: maximum octets of the response; a longer one ends the connection.
+        ``limit``: maximum number of octets; a longer response ends the connection.
         """
         self._body = Unstuffer()
         octets, rest = 0, b""
@@ -752,16 +791,16 @@ class Dialogue:
             octets += len(piece)
             *lines, rest = (rest + piece).split(CRLF)
             if octets > limit or len(rest) > MAX_LINE:
-                raise self.lost("a listing without end", ProtocolBroken)
+                raise self.connection_lost("a multi-line response is too long", ProtocolBroken)
             for line in lines:
                 if line:
-                    take(line)
+                    process(line)
 
 
-def _decoded(challenge: bytes) -> bytes:
+def _decode(challenge: bytes) -> bytes:
     """
     Raises:
-        ValueError: invalid Base64.
+        ValueError: the challenge is not valid Base64.
     """
     return b64decode(challenge[1:].strip(b" "), validate=True)
 
@@ -769,7 +808,8 @@ def _decoded(challenge: bytes) -> bytes:
 def _check(*arguments: str) -> None:
     """
     Raises:
-        UnsafeArgument: a control character, which could start another command, or a surrogate.
+        UnsafeArgument: an argument contains a surrogate, or a control character, which could begin
+            another command.
     """
     for argument in arguments:
         if any(ord(character) < 0x20 or ord(character) == 0x7F for character in argument):

@@ -1,7 +1,7 @@
-"""Commands and responses as values (RFC 1939 §3, RFC 2449 §3).
+"""Parse commands and encode responses (RFC 1939 §3, RFC 2449 §3).
 
-Security: no response repeats what a client sent, so a client cannot make the server send text that
-another program would take for a response.
+Security: responses never repeat text that a client has sent, so a client cannot make the server
+send text that another program would mistake for a response.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from ..wire import Stuffer
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _COUNT = re.compile(r"0|[1-9][0-9]{0,19}", re.ASCII)
-_LINES_AT_ONCE = 1000  # of a listing; about 30 kB, so that no write is very large
-_OCTETS_AT_ONCE = 32_768  # of a pre-rendered listing
+# Maximum size of a piece of a listing: about 30 kB, so that no write is very large.
+_MAX_LINES = 1000
+_MAX_OCTETS = 32_768  # if the listing is pre-rendered
 
 
 class Command(NamedTuple):
     """A keyword and its arguments."""
 
     keyword: str
-    """In upper case; not necessarily known."""
+    """The keyword in upper case; it may be unknown."""
     rest: str | None
-    """Everything after the first space, or None without a space."""
+    """Everything after the first space; None if the line contains no space."""
 
     @classmethod
     def parse(cls, line: bytes) -> Command:
-        """Parse a line.  Octets that are not UTF-8 become lone surrogates.
+        """Parse a line.  Octets that are not UTF-8 are replaced by lone surrogates.
 
         Raises:
             BadCommand: the line contains a bare CR.
@@ -42,9 +43,9 @@ class Command(NamedTuple):
         return cls(keyword.upper() if keyword.isascii() else "", rest if space else None)
 
     def arguments(self) -> list[str]:
-        """Return the arguments, which are separated by single spaces (RFC 1939 §3).
+        """Split ``rest`` at each space (RFC 1939 §3).
 
-        Two adjacent spaces enclose an empty argument.
+        Between two adjacent spaces there is an empty argument.
         """
         return [] if self.rest is None else self.rest.split(" ")
 
@@ -64,16 +65,16 @@ def parse_count(argument: str) -> int:
 
 
 class Response(NamedTuple):
-    """A status indicator, text, and for a multi-line response its lines."""
+    """A response: a status indicator, a text, and the lines of a multi-line response."""
 
     text: str = ""
     """Printable ASCII, or UTF-8 after LANG; must not begin with "[" (RFC 2449 §3)."""
     code: str | None = None
-    """Response code without its brackets (RFC 2449 §8)."""
+    """The response code without its brackets (RFC 2449 §8)."""
     is_ok: bool = True
     lines: Iterable[str] | bytes | None = None
-    """Lines without line ends and byte-stuffing, iterated once; or the octets to send, without the
-    line of the termination octet."""
+    """Lines without line ends and byte-stuffing, which are iterated only once; or the octets to
+    send, without the final line (the termination octet).  None for a single-line response."""
     is_data: bool = False
     """Whether the text is for programs and must not be translated."""
 
@@ -93,19 +94,19 @@ class Response(NamedTuple):
             return
         if isinstance(self.lines, bytes):
             yield self.head()
-            for at in range(0, len(self.lines), _OCTETS_AT_ONCE):
-                yield self.lines[at : at + _OCTETS_AT_ONCE]
+            for begin in range(0, len(self.lines), _MAX_OCTETS):
+                yield self.lines[begin : begin + _MAX_OCTETS]
             yield b".\r\n"
             return
-        stuffer, lines, begin = Stuffer(), iter(self.lines), self.head()
-        while some := list(islice(lines, _LINES_AT_ONCE)):
-            yield begin + stuffer.feed(("\r\n".join(some) + "\r\n").encode())
-            begin = b""
-        yield begin + stuffer.finish()
+        stuffer, lines, head = Stuffer(), iter(self.lines), self.head()
+        while piece := list(islice(lines, _MAX_LINES)):
+            yield head + stuffer.feed(("\r\n".join(piece) + "\r\n").encode())
+            head = b""
+        yield head + stuffer.finish()
 
 
 class Repeated(NamedTuple):
-    """The same single-line response to each command of a run."""
+    """The same single-line response to each of several commands."""
 
     response: Response
     commands: int
@@ -116,7 +117,7 @@ class Repeated(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """A server's step in a SASL exchange: ``+``, a space, base64 (RFC 5034 §4)."""
+    """A challenge of the server in a SASL exchange: ``+``, a space and Base64 (RFC 5034 §4)."""
 
     base64: bytes
 
@@ -125,5 +126,5 @@ class Challenge:
 
 
 def failure(error: RestanteError) -> Response:
-    """Return the -ERR response for an error; the only place that translates errors."""
+    """Return the -ERR response for an error, with its text and its response code."""
     return Response(str(error), error.code, is_ok=False)

@@ -1,6 +1,6 @@
-"""Deviations of known servers from the RFCs that a client must know in advance.
+"""Deviations from the RFCs for which a client must be configured before it connects to a server.
 
-``pop3.dialogue`` tolerates the other known deviations, whatever the server.
+``pop3.dialogue`` tolerates all other known deviations, without configuration.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ class Quirks:
     """The deviations of one server.  None of them weakens TLS or the login."""
 
     no_capa: bool = False
-    """CAPA must not be sent, because the server hangs on it; ``added`` replaces the response."""
+    """CAPA must not be sent, because the server hangs after it.  Only the capabilities in ``added``
+    are used."""
     hidden: frozenset[str] = frozenset()
-    """Capabilities that the server announces but that do not work.  Without TOP, ``headers`` reads
-    whole messages."""
+    """Capabilities that the server announces but that do not work.  If TOP is hidden, ``headers``
+    reads whole messages."""
     added: tuple[str, ...] = ()
-    """Capabilities that work but are not announced, written as in the response to CAPA, such as
-    ``PIPELINING`` or ``LOGIN-DELAY 60``."""
+    """Capabilities that work although the server does not announce them, in the form of a line in
+    the response to CAPA, such as ``PIPELINING`` or ``LOGIN-DELAY 60``."""
     two_step_auth: bool = False
     """AUTH does not accept an initial response."""
     utf8_login: bool = False
@@ -34,17 +35,18 @@ class Quirks:
     """QUIT removes all messages that were read, so RSET must be sent first if no message is marked
     as deleted."""
     in_parts: bool = False
-    """A session lists only some of the messages; others are listed after these have been read."""
+    """The server lists only some of the messages in a session.  After these have been read, the
+    next session lists others."""
     bare_line_feeds: bool = False
-    """Lines end with LF.  A message can then end the response early with a line that is a single
-    dot, so use this only for trusted senders; it is never chosen automatically."""
+    """Lines end with LF.  In this mode, a line in a message that is a single dot ends the response
+    early, so use it only if all senders are trusted.  It is never chosen automatically."""
     octets_per_day: int | None = None
     """Octets that may be downloaded from one maildrop in a day before the server blocks it."""
     codes: Mapping[str, str] = field(default_factory=dict)
-    """Response codes by the words (in lower case) that the server sends instead of a code."""
+    """Response codes, by the words in lower case that the server sends instead of the code."""
 
     def code(self, text: str) -> str | None:
-        """Return the response code that the text of a failure implies, or None."""
+        """Return the response code that the text of an error response implies, or None."""
         lowered = text.lower()
         if any(words in lowered for words in _BUSY):
             return "IN-USE"
@@ -79,7 +81,7 @@ _HOSTS = {
 
 
 def by_host(host: str) -> Quirks:
-    """Return the known quirks of a server."""
+    """Return the quirks of the server with this host name, as far as they are known."""
     labels = host.lower().rstrip(".").split(".")
     return PRESETS[_HOSTS.get(".".join(labels[-2:]), "none")]
 
@@ -91,10 +93,10 @@ _FLAGS = (
 
 
 def parse(words: Sequence[str], host: str = "") -> Quirks:
-    """Parse the words of a configuration and combine their quirks.
+    """Parse the quirks in the configuration, and combine them.
 
-    ``auto`` stands for the known quirks of the host.  Other words are presets, flags such as
-    ``no-capa``, and capabilities such as ``hide:TOP`` or ``add:LOGIN-DELAY:60``.
+    ``auto`` selects the known quirks of the host.  The other valid words are names of presets,
+    flags such as ``no-capa``, and capabilities such as ``hide:TOP`` or ``add:LOGIN-DELAY:60``.
 
     Raises:
         UnsafeArgument: a word is unknown.
@@ -122,7 +124,7 @@ def parse(words: Sequence[str], host: str = "") -> Quirks:
     return quirks
 
 
-def in_words(word: str) -> str:
+def describe(word: str) -> str:
     """Describe a quirk for an error message, in the syntax of the configuration and of Python."""
     kind, _, capability = word.partition(":")
     tag = capability.replace(":", " ")
@@ -136,34 +138,34 @@ def in_words(word: str) -> str:
     return f"the quirk {word} (in Python Quirks({value}))"
 
 
-# Texts of servers that do not send the response code LOGIN-DELAY, or that do not accept a command
-# or its argument.
+# Matches error texts of servers that enforce a login delay, but do not send LOGIN-DELAY.
 _TOO_SOON = re.compile(
     r"too (?:often|soon|frequent)|log.?in.{0,9}(?:delay|interval)|minimum (?:interval|time)"
     r"|(?:once|only) (?:every|per|in) \d+ (?:s|m)"
 )
-_NOT_UNDERSTOOD = re.compile(
+# Matches error texts of servers that do not support a command or its argument.
+_NOT_SUPPORTED = re.compile(
     r"syntax|argument|parameter|protocol error|unrecogni[sz]ed|(?:unknown|invalid|bad) command"
     r"|not (?:supported|implemented)"
 )
 
 
 def remedy(command: str, text: str, *, with_response: bool = False) -> str:
-    """Suggest a quirk after the server refused ``command`` with this text and no response code.
+    """Suggest a quirk after the server refused ``command`` with this text, without a response code.
 
-    ``with_response``: AUTH was sent with an initial response.  Returns an empty string if no
-    suitable quirk is known.
+    ``with_response``: whether AUTH was sent with an initial response.  Returns an empty string if
+    no suitable quirk is known.
     """
     lowered = text.lower()
     if command in ("USER", "PASS", "AUTH") and _TOO_SOON.search(lowered):
-        return f"if the server limits how often you log in, set {in_words('add:LOGIN-DELAY:60')}"
-    if not _NOT_UNDERSTOOD.search(lowered):
+        return f"if the server limits how often you log in, set {describe('add:LOGIN-DELAY:60')}"
+    if not _NOT_SUPPORTED.search(lowered):
         return ""
     if command == "AUTH":
         word = "two-step-auth" if with_response else "hide:SASL"
-        return f"if the password is correct, set {in_words(word)}"
+        return f"if the password is correct, set {describe(word)}"
     return (
-        f"if TOP never works on this server, set {in_words('hide:TOP')}" if command == "TOP" else ""
+        f"if TOP never works on this server, set {describe('hide:TOP')}" if command == "TOP" else ""
     )
 
 
@@ -174,9 +176,9 @@ class LineEnds:
         self._last = b""
 
     def feed(self, octets: bytes) -> bytes:
-        text = self._last + octets
-        whole = text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-        begun = len(self._last)
-        # A final CR has already been returned; it is kept only to recognise an LF that follows.
+        """Return the next piece, converted."""
+        converted = (self._last + octets).replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        returned = len(self._last)
+        # A final CR has been returned already.  It is kept only to recognise an LF that follows.
         self._last = b"\r" if octets.endswith(b"\r") else b""
-        return whole[begun:]
+        return converted[returned:]

@@ -1,8 +1,9 @@
 """The server's side of one POP3 session, without I/O (RFC 1939 §3-§7).
 
-Pass received octets to ``receive`` and call ``next`` for events until it returns None.  A Response
-or Challenge must be sent.  An Action must be carried out and answered; until then ``next`` returns
-None, so that pipelined commands wait (RFC 2449 §6.6).
+The driver passes received octets to ``receive`` and calls ``next`` for events until it returns
+None.  The driver must send each Response and Challenge.  It must carry out each Action and call the
+method that reports the result; until then ``next`` returns None, so that pipelined commands wait
+(RFC 2449 §6.6).
 
 Security: all input comes from untrusted clients.  Bad input changes no state.
 """
@@ -33,21 +34,22 @@ from ..wire import CRLF, FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
 from ..words import counted
 from .grammar import Challenge, Command, Repeated, Response, failure
 from .state import Close, Event, Login, Retrieve, StartTLS, State
-from .texts import translated
+from .texts import translate
 from .transaction import Transaction
 
 MAX_XCLIENT = 8192  # octets of an XCLIENT line, from trusted proxies only; our own limit
-# Octets of the greeting's text if a time stamp follows; the line may have 512 (RFC 2449 §4).
-_BESIDE = 150
-# Equal commands that wait together, in the spelling that programs send.  At most 16, because one
-# event is answered in one step, and other connections wait for it.
+# Maximum length of the banner in characters if a time stamp follows it.  The whole line can have
+# 512 octets (RFC 2449 §4).
+_MAX_BANNER = 150
+# Matches pipelined commands that differ only in their message-number, in the spelling that programs
+# usually send.  At most 16, because other connections wait while such a run is processed.
 _RUN = re.compile(
     rb"(RETR|DELE) [1-9][0-9]{0,9}\r\n(?:\1 [1-9][0-9]{0,9}\r\n){0,15}"
     rb"|(TOP) [1-9][0-9]{0,9} (0|[1-9][0-9]{0,9})\r\n(?:TOP [1-9][0-9]{0,9} \3\r\n){0,15}"
 )
-_NUMBER = re.compile(rb"[A-Z] ([0-9]+)")  # the message-number of each of them
-_CLEAR = Channel()
-_ANSWERS = (Response, Repeated, Challenge)
+_NUMBER = re.compile(rb"[A-Z] ([0-9]+)")  # matches the message-number of each command in a run
+_NO_CHANNEL = Channel()
+_RESPONSES = (Response, Repeated, Challenge)
 _FOREIGN = FOREIGN_PROTOCOLS | {"EHLO", "HELO", "LHLO"}
 
 
@@ -56,34 +58,38 @@ class Policy:
     """The settings of one server for all its sessions."""
 
     banner: str = "restante ready"
-    """Text of the greeting, without "<" (announces APOP) or a leading "[" (RFC 2449 §3)."""
+    """Text of the greeting.  It must not contain "<", which would announce APOP, and must not begin
+    with "[" (RFC 2449 §3)."""
     language: str = "en"
-    """Language of the texts until a client chooses another (RFC 6856 §3)."""
+    """Language of the texts until the client selects another one (RFC 6856 §3)."""
     makes_surrogates: bool = False
-    """Send surrogates of messages with UTF-8 in their header to clients without UTF8 (RFC 6858)."""
+    """Whether clients that did not send UTF8 get surrogates for messages with UTF-8 in the header
+    (RFC 6858)."""
     mechanisms: tuple[str, ...] = ("PLAIN",)
     bad_commands: int = 3
     """Maximum number of bad commands before login; the session ends at the limit."""
     bad_commands_in_a_row: int = 20
     """Maximum number of consecutive bad commands after login; the session ends at the limit."""
     refused_exchanges: int = 20
-    """Maximum number of AUTH commands that were refused or cancelled; there are ten mechanisms."""
+    """Maximum number of refused or cancelled AUTH commands; the session ends at the limit.  It is
+    higher than the number of mechanisms, because a client may try them all."""
     commands_before_login: int = 100
-    """Maximum number of lines before login, right or wrong; a login takes three to ten."""
+    """Maximum number of lines before login, valid or not; a login takes three to ten."""
     failed_logins: int = 3
+    """Maximum number of failed logins; the session ends at the limit."""
     terms: Terms = field(default_factory=Terms)
-    """The terms of every user whose account does not set its own."""
+    """The terms of all users whose accounts do not have terms of their own."""
     announced: Terms | None = None
-    """The longest delay and the shortest retention of any user, announced before login; None: all
-    users have ``terms`` (RFC 2449 §6.5, §6.7)."""
+    """The longest delay and the shortest retention of any user, announced before login (RFC 2449
+    §6.5, §6.7).  None if ``terms`` apply to all users."""
 
     @property
     def public_terms(self) -> Terms:
-        """The terms that are announced before the login."""
+        """The terms that are announced before login."""
         return self.announced or self.terms
 
     def terms_of(self, account: UserAccount) -> Terms:
-        """Return the user's terms; the delay is never longer than announced before the login."""
+        """Return the user's terms.  The delay is never longer than announced before login."""
         delay = ceil(account.login_delay) or self.terms.login_delay
         return Terms(
             min(delay, self.public_terms.login_delay),
@@ -95,32 +101,33 @@ class Verb(NamedTuple):
     """One row of the table of commands."""
 
     run: Callable[..., Event]
-    """Takes the session and the arguments, and returns a response or an action."""
+    """Called with the session and the arguments; returns a response or an action."""
     states: tuple[State, ...]
     arity: range
     """The permitted numbers of arguments."""
     takes_rest: bool = False
-    """Whether everything after the keyword's space is one argument, including spaces."""
-    may: Callable[[Session], object] | None = None
-    """Returns whether the session supports the command; otherwise it is unknown."""
+    """Whether everything after the space that follows the keyword is one argument."""
+    is_supported: Callable[[Session], object] | None = None
+    """Returns whether the session supports the command; if not, the command is unknown."""
     run_all: Callable[..., Repeated | Retrieve] | None = None
-    """Runs the first of several equal commands; takes the session, the message-numbers, and what
-    else is equal.  Raises only if not even the first can be run."""
+    """Runs several commands that differ only in the message-number, up to the first one that fails.
+    Called with the session, the message-numbers and the other arguments.  Raises an exception only
+    if the first command fails."""
 
 
 class Session:
-    """One client's dialogue with the server."""
+    """The session of one client."""
 
     __slots__ = (
         "_allow_plaintext",
-        "_awaiting",
         "_bad_commands",
         "_channel",
-        "_closing",
+        "_close_reason",
         "_commands",
         "_exchange",
         "_failed_logins",
         "_failure",
+        "_is_action_pending",
         "_lines",
         "_lookup",
         "_max_line",
@@ -158,23 +165,25 @@ class Session:
         """
         Args:
             verbs: the table of commands.
-            allow_plaintext: passwords are accepted without TLS.
-            accepts_xclient: the peer is a trusted proxy and may report its client's address.
-            channel: what the TLS connection offers to SASL mechanisms.
-            time_stamp: for APOP, unique for each session; empty: no APOP.
+            is_secure: whether the connection uses TLS from the beginning.
+            may_start_tls: whether the client may start TLS with STLS.
+            allow_plaintext: whether passwords are accepted without TLS.
+            accepts_xclient: whether the peer is a trusted proxy that may report its client.
+            channel: the properties of the TLS connection that SASL mechanisms use.
+            time_stamp: the time stamp for APOP, unique for each session; empty to disable APOP.
         """
         self.state = State.AUTHORIZATION
         self.is_secure = is_secure
         self.user: str | None = None
         """The name sent by USER; None if PASS is not allowed."""
         self.language = policy.language
-        """Language of the texts; a tag of ``texts.LANGUAGES``."""
+        """Language of the texts: a tag in ``texts.LANGUAGES``."""
         self.mechanism = ""
         """Mechanism of the last AUTH command."""
         self.cancelled = ""
         """The mechanism of the last exchange that the client cancelled."""
         self.is_utf8 = False
-        """Whether the client sent UTF8 and accepts UTF-8 in headers (RFC 6856 §2)."""
+        """Whether the client has sent UTF8 and so accepts UTF-8 in headers (RFC 6856 §2)."""
         self._verbs = verbs
         self._policy = policy
         self._may_start_tls = may_start_tls
@@ -182,16 +191,17 @@ class Session:
         self.accepts_xclient: bool = accepts_xclient
         self.time_stamp: str = time_stamp if self.may_authenticate else ""
         """The time stamp of the greeting for APOP (RFC 1939 §7); empty if APOP is disabled."""
-        self._lines = LineBuffer(self._limit)
-        self._channel = channel or _CLEAR
+        self._lines = LineBuffer(self._line_limit)
+        self._channel = channel or _NO_CHANNEL
         self._exchange: Exchange | None = None
         self._lookup: Lookup | None = None  # the look-up that the exchange waits for
         self._max_line = 0  # octets of Base64 in one response of this exchange
         self._refusal = b""  # the challenge that reports a failure of this exchange
-        self._failure: AuthenticationFailed | None = None  # the failure that it reported
-        self._awaiting = False
-        self._retrieving: Retrieve | None = None  # requested but not answered yet
-        self._closing = ""
+        # The failure that was reported by this challenge.
+        self._failure: AuthenticationFailed | None = None
+        self._is_action_pending = False
+        self._retrieving: Retrieve | None = None  # the pending action, or the rest of it
+        self._close_reason = ""  # set if the session must end
         self._bad_commands = self._refused_exchanges = self._commands = 0
         self.transaction: Transaction
         """Messages and deletion marks; exists only after the login."""
@@ -204,31 +214,32 @@ class Session:
         """Return the greeting (RFC 1939 §4)."""
         text = self._policy.banner
         if self.time_stamp:
-            text = f"{text[:_BESIDE]} {self.time_stamp}"
+            text = f"{text[:_MAX_BANNER]} {self.time_stamp}"
         return Response(text, "XCLIENT" if self.accepts_xclient else None)
 
     def receive(self, octets: bytes) -> None:
-        """Feed received octets.  The caller must stop reading while ``unread`` is large."""
+        """Add received octets.  The driver must stop receiving while ``unread`` is large."""
         self._lines.feed(octets)
 
     def next(self) -> Event | None:
         """Process one command, and return the response to send or the action to carry out.
 
-        None: more input is needed, or the last action must be answered first.
+        Returns None if more input is needed, or if the result of the last action must be reported
+        first.
         """
-        if self._awaiting or self.state is State.CLOSED:
+        if self._is_action_pending or self.state is State.CLOSED:
             return None
-        if self._closing:
-            return self._close(self._closing)
+        if self._close_reason:
+            return self._close(self._close_reason)
         try:
-            event = self._retrieving or self._take()
+            event = self._retrieving or self._process_input()
         except HostileInput as error:
             return self._close(str(error))
         except RestanteError as error:
             return self._refuse(error)
         if event is None:
             return None
-        self._awaiting = not isinstance(event, _ANSWERS)
+        self._is_action_pending = not isinstance(event, _RESPONSES)
         self._retrieving = event if isinstance(event, Retrieve) else None
         if self.state is State.TRANSACTION:
             self._bad_commands = 0
@@ -239,20 +250,20 @@ class Session:
     ) -> Response:
         """Answers Login: the maildrop is open and locked (RFC 1939 §4).
 
-        ``terms``: the user's terms, if they differ from those announced.
+        ``terms``: the user's terms, if they differ from the announced terms.
         """
-        self.transaction = opened = Transaction(listing, is_read_only=is_read_only)
+        self.transaction = transaction = Transaction(listing, is_read_only=is_read_only)
         self._terms = terms or self._terms
-        self._awaiting = False
+        self._is_action_pending = False
         self.state = State.TRANSACTION
         self._bad_commands = 0
         return self._translate(
-            Response(f"{counted(opened.count, 'message')} ({opened.octets} octets)")
+            Response(f"{counted(transaction.count, 'message')} ({transaction.octets} octets)")
         )
 
     def retrieved(self, count: int = 1) -> None:
-        """Answers Retrieve: this number of messages was sent completely."""
-        self._awaiting = False
+        """Answers Retrieve: ``count`` messages were sent completely."""
+        self._is_action_pending = False
         self._drop_retrieved(count)
 
     def _drop_retrieved(self, count: int) -> None:
@@ -260,8 +271,8 @@ class Session:
         self._retrieving = run.after(count) if run is not None and run.commands > count else None
 
     def looked_up(self, secrets: ScramSecrets) -> Response | Challenge:
-        """Answers Lookup."""
-        self._awaiting = False
+        """Answers Lookup: the user's keys were found."""
+        self._is_action_pending = False
         exchange, lookup = self._exchange, self._lookup
         assert exchange is not None
         assert lookup is not None
@@ -275,33 +286,40 @@ class Session:
         return event
 
     def secured(self, channel: Channel | None = None) -> None:
-        """Answers StartTLS: everything received before TLS is discarded (RFC 2595 §4)."""
-        self._awaiting = False
+        """Answers StartTLS: the connection uses TLS.
+
+        Everything that the client stated before TLS is discarded (RFC 2595 §4).
+        """
+        self._is_action_pending = False
         self.is_secure = True
         self.time_stamp = ""
-        self._channel = channel or _CLEAR
+        self._channel = channel or _NO_CHANNEL
 
     def client_changed(self, tls: str, *, allow_plaintext: bool) -> Response:
-        """Answers Xclient: the session now belongs to the client behind the proxy."""
-        self._awaiting = False
+        """Answers Xclient: the session now belongs to the client that the proxy reported.
+
+        ``tls`` is ``Xclient.tls``.  ``allow_plaintext``: whether this client may send passwords
+        without TLS.
+        """
+        self._is_action_pending = False
         self._allow_plaintext = allow_plaintext
         self.accepts_xclient = False
-        self.time_stamp = ""  # the client received the proxy's greeting, not this one
-        self._lines.limit = self._limit
+        self.time_stamp = ""  # the client has received the proxy's greeting, not this one
+        self._lines.limit = self._line_limit
         if tls:
             self.is_secure = tls != "no"
-            self._may_start_tls = False  # the proxy cannot start it for its client
+            self._may_start_tls = False  # the proxy cannot start TLS for its client
         return self._translate(Response("updated"))
 
     def updated(self) -> Response:
-        """Answers Update: all marked messages were removed durably."""
+        """Answers Update: all messages that were marked as deleted are removed durably."""
         return self._answer_last(Response("goodbye"))
 
     def failed(self, error: RestanteError) -> Response | Challenge:
         """Answers Login, Lookup, Retrieve or Update: the action failed."""
         if self.state is State.UPDATE:
             return self._answer_last(failure(error))
-        self._awaiting = False
+        self._is_action_pending = False
         self._drop_retrieved(1)
         if self._refusal and isinstance(error, AuthenticationFailed):
             self._failure = error
@@ -310,22 +328,24 @@ class Session:
 
     @property
     def unread(self) -> int:
-        """Octets received but not yet processed."""
+        """Number of octets that were received but not yet processed."""
         return self._lines.unread
 
     # Called by the commands.
 
     @property
     def may_authenticate(self) -> bool:
-        """Whether the client may send a password now: inside TLS, or if clear text is allowed."""
+        """Whether the client may log in now: inside TLS, or if clear text is allowed."""
         return self.is_secure or self._allow_plaintext
 
     @property
     def may_start_tls(self) -> bool:
+        """Whether the client may send STLS now."""
         return self._may_start_tls and not self.is_secure and self.state is State.AUTHORIZATION
 
     @property
     def needs_surrogates(self) -> bool:
+        """Whether messages with UTF-8 in their header are sent as surrogates (RFC 6858)."""
         return self._policy.makes_surrogates and not self.is_utf8
 
     @property
@@ -333,16 +353,16 @@ class Session:
         return self._policy.language
 
     def begin_utf8(self) -> None:
-        """Enable UTF-8; STLS is no longer allowed (RFC 6856 §2.1).
+        """Enable UTF-8, after which STLS is not allowed any more (RFC 6856 §2.1).
 
-        After the login this has no effect, because the sizes announced then must stay valid.
+        After login this has no effect, because the sizes that were announced must stay valid.
         """
         if self.state is State.AUTHORIZATION:
             self.is_utf8 = True
             self._may_start_tls = False
 
     def head(self, text: str) -> bytes:
-        """Return a first line, +OK, in the client's language."""
+        """Return the first line of a +OK response, in the client's language."""
         return self._translate(Response(text)).head()
 
     @property
@@ -359,27 +379,30 @@ class Session:
 
     @property
     def terms(self) -> tuple[Terms, bool]:
-        """The terms to announce, and whether they may change with the login."""
-        is_vague = self.state is State.AUTHORIZATION and self._policy.announced is not None
-        return self._terms, is_vague
+        """The terms to announce, and whether they may be different after login."""
+        may_change = self.state is State.AUTHORIZATION and self._policy.announced is not None
+        return self._terms, may_change
 
     def begin_exchange(self, mechanism: Mechanism, initial_response: str | None) -> Event:
-        """Run the first step, or the first two if there is an initial response (RFC 5034 §4).
+        """Begin a SASL exchange: run its first step, or two steps if there is an initial response.
+
+        See RFC 5034 §4.
 
         Raises:
-            BadCommand: the mechanism accepts no initial response, or its Base64 is invalid.
-            AuthenticationFailed: the mechanism refuses the response without a look-up.
+            BadCommand: the initial response is invalid Base64, or the mechanism does not accept an
+                initial response.
+            AuthenticationFailed: the mechanism refuses the initial response without a look-up.
         """
         channel = self._channel
         if not any(name.endswith("-PLUS") for name in self.mechanisms):
-            # A client that did not see -PLUS in the offer must not be refused for not using it.
+            # Without -PLUS in the offer, a client must not be refused for not using it.
             channel = replace(channel, end_point=b"")
         exchange = mechanism.server(channel)
         challenge = next(exchange)
         assert isinstance(challenge, bytes)
         self._refusal, self._max_line = mechanism.refusal, mechanism.max_line
         if initial_response is None:
-            self._keep(exchange)
+            self._set_exchange(exchange)
             return Challenge(b64encode(challenge))
         if challenge:
             raise BadCommand("this mechanism does not accept an initial response")
@@ -387,12 +410,13 @@ class Session:
 
     def close_after(self, response: Response) -> Response:
         """Close the session after this response."""
-        self._closing = "quit"
+        self._close_reason = "quit"
         return response
 
     # Internal.
 
-    def _take(self) -> Event | None:
+    def _process_input(self) -> Event | None:
+        """Process one line, or a run of commands; return None if more input is needed."""
         if not self._lines.unread:
             return None
         if self.state is State.TRANSACTION and (run := self._lines.match(_RUN)) is not None:
@@ -403,16 +427,16 @@ class Session:
         if self.state is State.AUTHORIZATION:
             self._commands += 1
             if self._commands > self._policy.commands_before_login:
-                return self._last("too many commands before login, closing the connection")
+                return self._last_response("too many commands before login, closing the connection")
         if self._failure is not None:
-            raise self._failure  # the response to the challenge is ignored
+            raise self._failure  # the client's response to the challenge is ignored
         if self._exchange is not None:
-            return self._continue(self._exchange, line)
+            return self._continue_exchange(self._exchange, line)
         return self._run(Command.parse(line))
 
     def _run(self, command: Command) -> Event:
         verb = self._verbs.get(command.keyword)
-        if verb is None or (verb.may is not None and not verb.may(self)):
+        if verb is None or (verb.is_supported is not None and not verb.is_supported(self)):
             if self.state is State.AUTHORIZATION and (
                 command.keyword in _FOREIGN or command.keyword.startswith("SSH-")
             ):
@@ -426,11 +450,12 @@ class Session:
             raise BadCommand(f"wrong arguments for {command.keyword}")
         event = verb.run(self, *arguments)
         if self.user is not None and command.keyword not in ("USER", "AUTH"):
-            self.user = None  # PASS must follow USER directly; AUTH changes nothing (RFC 5034 §4)
+            # PASS must follow USER directly, but a failed AUTH has no effect (RFC 5034 §4).
+            self.user = None
         return event
 
     def _run_all(self, commands: re.Match[bytes]) -> Event:
-        """Run the first commands of a run of equal commands if they have the same response."""
+        """Run several commands that differ only in the message-number, up to the first failure."""
         keyword, lines = commands[1] or commands[2], commands[3]
         run = self._verbs[keyword.decode()].run_all
         assert run is not None
@@ -443,7 +468,7 @@ class Session:
         self._lines.skip(event.commands)
         return event
 
-    def _continue(self, exchange: Exchange, line: bytes) -> Event:
+    def _continue_exchange(self, exchange: Exchange, line: bytes) -> Event:
         self._end_exchange()
         if line == b"*":
             self.cancelled = self.mechanism
@@ -463,26 +488,26 @@ class Session:
             step = exchange.send(response)
         except StopIteration as end:
             return Login(end.value)
-        self._keep(exchange)
+        self._set_exchange(exchange)
         if isinstance(step, bytes):
             return Challenge(b64encode(step))
         self._lookup = step
         return step
 
-    def _keep(self, exchange: Exchange) -> None:
+    def _set_exchange(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._lines.limit = self._max_line + len(CRLF)
 
     def _end_exchange(self) -> None:
         self._exchange = self._lookup = None
-        self._lines.limit = self._limit
+        self._lines.limit = self._line_limit
 
     @property
-    def _limit(self) -> int:
+    def _line_limit(self) -> int:
         return MAX_XCLIENT if self.accepts_xclient else MAX_COMMAND
 
     def _refuse(self, error: RestanteError) -> Response:
-        """Return -ERR without a change of state; too many errors end the session."""
+        """Return -ERR.  The state does not change, but too many errors end the session."""
         self._end_exchange()
         self._refusal, self._failure = b"", None
         policy, in_transaction = self._policy, self.state is State.TRANSACTION
@@ -493,24 +518,26 @@ class Session:
         elif isinstance(error, BadCommand):
             self._bad_commands += 1
         if isinstance(error, BareLineFeed | NulOctet):
-            self._closing = str(error)
+            self._close_reason = str(error)
         elif self._bad_commands >= (
             policy.bad_commands_in_a_row if in_transaction else policy.bad_commands
         ):
-            return self._last("too many bad commands, closing the connection")
+            return self._last_response("too many bad commands, closing the connection")
         elif self._refused_exchanges >= policy.refused_exchanges:
-            return self._last("too many refused or cancelled AUTH commands, closing the connection")
+            return self._last_response(
+                "too many refused or cancelled AUTH commands, closing the connection"
+            )
         elif self._failed_logins >= policy.failed_logins:
-            return self._last("too many failed logins, closing the connection", error.code)
+            return self._last_response("too many failed logins, closing the connection", error.code)
         return self._translate(failure(error))
 
-    def _last(self, text: str, code: str | None = None) -> Response:
-        """Return the last -ERR of the session, which announces the end."""
-        self._closing = text.partition(",")[0]
+    def _last_response(self, text: str, code: str | None = None) -> Response:
+        """Return the last response of the session, a -ERR that announces the end."""
+        self._close_reason = text.partition(",")[0]
         return self._translate(Response(text, code, is_ok=False))
 
     def _answer_last(self, response: Response) -> Response:
-        self._awaiting = False
+        self._is_action_pending = False
         return self.close_after(self._translate(response))
 
     def _translate_event(self, event: Event) -> Event:
@@ -527,7 +554,7 @@ class Session:
     def _translate(self, response: Response) -> Response:
         if self.language == "en" or response.is_data:
             return response
-        return response._replace(text=translated(response.text, self.language))
+        return response._replace(text=translate(response.text, self.language))
 
     def _close(self, reason: str) -> Close:
         self.state = State.CLOSED

@@ -14,6 +14,8 @@ from .grammar import Challenge, Repeated, Response
 
 
 class State(Enum):
+    """The states of RFC 1939 §3, and ``CLOSED`` after the end of the session."""
+
     AUTHORIZATION = auto()
     TRANSACTION = auto()
     UPDATE = auto()
@@ -27,16 +29,16 @@ class Login:
     The driver must answer with ``opened`` or ``failed``.
     """
 
-    shown: Shown
+    credentials: Shown
 
 
 class Retrieve(NamedTuple):
-    """Send one or more messages, each after its first line.
+    """Send one or more messages, each after the first line of its response.
 
-    The driver must answer with ``retrieved`` and the number of messages sent, or with ``failed`` if
-    the first message cannot be sent.  The other messages are then requested again.  A response
-    cannot be withdrawn after its first octet, so if a message cannot be sent to its end, the
-    connection must be aborted without the termination octet.
+    The driver must answer with ``retrieved`` and the number of messages that it has sent, or with
+    ``failed`` if the first message cannot be sent.  The session then requests the other messages
+    again.  A response cannot be withdrawn after its first octet.  If the rest of a message cannot
+    be sent, the driver must close the connection without sending the termination octet.
     """
 
     numbers: Sequence[int]
@@ -44,14 +46,15 @@ class Retrieve(NamedTuple):
     heads: Sequence[bytes]
     """The first line of each response."""
     lines: int | None = None
-    """Number of body lines to send after the header (TOP); None for the whole message."""
+    """Number of body lines to send after the header (TOP); None to send the whole message."""
 
     @property
     def commands(self) -> int:
+        """Number of commands that this action answers."""
         return len(self.entries)
 
     def after(self, count: int) -> Retrieve:
-        """Return the remaining action after ``count`` messages were sent."""
+        """Return the action for the remaining messages, after ``count`` messages were sent."""
         return Retrieve(self.numbers[count:], self.entries[count:], self.heads[count:], self.lines)
 
 
@@ -67,27 +70,30 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class StartTLS:
-    """Send ``response``, then do a TLS handshake.  The driver must answer with ``secured``."""
+    """Send ``response``, then begin the TLS handshake.
+
+    The driver must answer with ``secured`` after the handshake.
+    """
 
     response: Response
 
 
 @dataclass(frozen=True, slots=True)
 class Xclient:
-    """A trusted proxy has reported its client.
+    """Use the client that a trusted proxy has reported, instead of the proxy.
 
     The driver must answer with ``client_changed`` or ``failed``.
     """
 
     address: str
-    """The client's IP address; empty if not reported."""
+    """The client's IP address; empty if the proxy did not report it."""
     tls: str
-    """Whether client and proxy use TLS: ``yes`` or ``no``; empty if not reported."""
+    """Whether client and proxy use TLS, ``yes`` or ``no``; empty if the proxy did not report it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Send all pending responses and close the connection.  The driver need not answer."""
+    """Send all pending responses and close the connection.  No answer is needed."""
 
     reason: str
 

@@ -1,9 +1,10 @@
 """All texts that the server may send to a POP3 client, in each language of LANG.
 
 Standards: RFC 6856 §3 (LANG), RFC 5646 (tags), RFC 4647 §3.3.1 (basic filtering).
-A translator needs only this file.  In the English text ``#`` stands for a number, or for a
-command or state in capitals, and ``*`` at the end for a part that is not translated.  A
-translation has them in the same order.  Response codes are for programs and are not translated.
+To add a language, change only this file.  In a text, ``#`` is a placeholder for a number, or for a
+command or state in capitals, and a final ``*`` is a placeholder for words that are not translated.
+The placeholders of a translation must have the same order as in the English text.
+Response codes are for programs and are not translated.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 LANGUAGES = {"en": "English", "de": "Deutsch", "zh": "中文"}
 """Each language tag, with the language's name in that language."""
 
-# English: German, Chinese.
+# The German and the Chinese translation by English text.
 TEXTS = {
     # Success.
     "send the password": ("Passwort senden", "请发送密码"),
@@ -55,8 +56,8 @@ TEXTS = {
         "# 命令不能在 # 状态下使用",
     ),
     "line longer than # octets": ("Zeile ist länger als # Bytes", "命令行超过 # 字节"),
-    "lines must end with CRLF, this one has a bare LF": (
-        "Zeilen müssen mit CRLF enden, diese enthält ein einzelnes LF",
+    "lines must end with CRLF, but this line has a bare LF": (
+        "Zeilen müssen mit CRLF enden, aber diese enthält ein einzelnes LF",
         "每行必须以 CRLF 结尾，此行含有单独的 LF",
     ),
     "NUL in a command": ("NUL-Zeichen im Befehl", "命令中含有 NUL 字符"),
@@ -202,14 +203,15 @@ _VARIABLE = re.compile(
 )
 
 
-def chosen(wanted: str, default: str) -> str | None:
-    """Return the tag for a language range, or None if no language matches.
+def choose_language(language_range: str, default: str) -> str | None:
+    """Return the tag of the language for a language range, or None if no language matches.
 
-    Uses basic filtering, then drops subtags from the right: de-AT falls back to de.
+    This is basic filtering, repeated with fewer subtags until a language matches: for de-AT, the
+    result is de.  ``default`` is the result for ``*``.
     """
-    if wanted == "*":
+    if language_range == "*":
         return default
-    parts = wanted.lower().split("-")
+    parts = language_range.lower().split("-")
     while parts:
         for tag in LANGUAGES:
             if tag == "-".join(parts) or tag.startswith("-".join(parts) + "-"):
@@ -219,21 +221,21 @@ def chosen(wanted: str, default: str) -> str | None:
 
 
 def key(text: str) -> tuple[str, list[str]]:
-    """Return the key of ``TEXTS`` for an English text, and the values for its ``#`` or ``*``."""
+    """Return the key in ``TEXTS`` for an English text, and the values of its placeholders."""
     if text in TEXTS:
         return text, []
-    found = _VARIABLE.findall(text)
+    values = _VARIABLE.findall(text)
     key = _VARIABLE.sub("#", text)
     if key not in TEXTS and ": " in text:
-        head, _, tail = text.partition(": ")
-        return f"{head}: *", [tail]
-    return key, found
+        prefix, _, rest = text.partition(": ")
+        return f"{prefix}: *", [rest]
+    return key, values
 
 
-def translated(text: str, language: str) -> str:
-    """Return the text in this language, or unchanged where no translation exists."""
-    name, values = key(text)
-    if language not in _COLUMNS or name not in TEXTS:
+def translate(text: str, language: str) -> str:
+    """Return an English text in this language, or unchanged if it has no translation."""
+    english, values = key(text)
+    if language not in _COLUMNS or english not in TEXTS:
         return text
-    rest = iter(values)
-    return re.sub(r"[#*]", lambda _: next(rest), TEXTS[name][_COLUMNS[language]])
+    remaining = iter(values)
+    return re.sub(r"[#*]", lambda _: next(remaining), TEXTS[english][_COLUMNS[language]])

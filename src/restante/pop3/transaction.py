@@ -1,4 +1,4 @@
-"""The maildrop of one session as the client sees it: message-numbers, sizes, and deletion marks.
+"""The messages of one session in the TRANSACTION state, and their deletion marks.
 
 Standards: RFC 1939 §4 (message-numbers), §5 (DELE, RSET).
 """
@@ -14,9 +14,9 @@ from ..maildrop import Entry, Rendered
 
 
 class _Selection(Sequence[Entry]):
-    """Some messages of a listing, whose entries are created only when they are requested.
+    """Some messages of a listing.  Each entry is created when it is accessed.
 
-    Creating 100,000 entries takes a tenth of a second, which the caller can spend in a thread.
+    Creating 100,000 entries takes a tenth of a second, so the caller can do this in a thread.
     """
 
     def __init__(self, listing: Sequence[Entry], numbers: Sequence[int]) -> None:
@@ -33,13 +33,13 @@ class _Selection(Sequence[Entry]):
         return iter(self._entries)
 
     @overload
-    def __getitem__(self, at: int) -> Entry: ...
+    def __getitem__(self, index: int) -> Entry: ...
     @overload
-    def __getitem__(self, at: slice) -> Sequence[Entry]: ...
-    def __getitem__(self, at: int | slice) -> Entry | Sequence[Entry]:
-        if isinstance(at, slice):
-            return _Selection(self._listing, self._numbers[at])
-        return self._listing[self._numbers[at] - 1]
+    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
+        if isinstance(index, slice):
+            return _Selection(self._listing, self._numbers[index])
+        return self._listing[self._numbers[index] - 1]
 
 
 def _entries(listing: Sequence[Entry], numbers: Sequence[int]) -> list[Entry]:
@@ -50,15 +50,15 @@ def _entries(listing: Sequence[Entry], numbers: Sequence[int]) -> list[Entry]:
 
 
 class Transaction:
-    """The listing of one session in the TRANSACTION state, and its marks."""
+    """The listing of one session, and the messages in it that are marked as deleted."""
 
-    __slots__ = ("_is_read_only", "_known", "_listing", "_marks", "count", "octets")
+    __slots__ = ("_is_read_only", "_listing", "_marks", "_total", "count", "octets")
 
     def __init__(self, listing: Sequence[Entry], *, is_read_only: bool = False) -> None:
         self._listing = listing
-        self._known = len(listing)
+        self._total = len(listing)
         self._is_read_only = is_read_only
-        self._marks: set[int] | None = None  # None saves memory, as few sessions have marks
+        self._marks: set[int] | None = None  # None saves memory, because few sessions have marks
         self.count = 0
         """Number of messages that are not marked as deleted."""
         self.octets = 0
@@ -66,7 +66,7 @@ class Transaction:
         self._count_all()
 
     def _count_all(self) -> None:
-        self.count = self._known
+        self.count = self._total
         self.octets = (
             self._listing.octets
             if isinstance(self._listing, Rendered)
@@ -74,7 +74,7 @@ class Transaction:
         )
 
     def entry(self, number: int) -> Entry:
-        """Return the entry of a message-number.
+        """Return the entry of the message with this message-number.
 
         Raises:
             NoSuchMessage: the message does not exist or is marked as deleted.
@@ -87,18 +87,18 @@ class Transaction:
             raise NoSuchMessage from None
 
     def entries(self, numbers: Sequence[int]) -> list[Entry]:
-        """Return the entries of these message-numbers, up to the first invalid number.
+        """Return the entries of messages, up to the first one that does not exist or is marked.
 
         Raises:
             NoSuchMessage: the first message does not exist or is marked as deleted.
         """
-        marks, known = self._marks or (), self._known
-        valid = list(takewhile(lambda number: number <= known and number not in marks, numbers))
+        marks, total = self._marks or (), self._total
+        valid = list(takewhile(lambda number: number <= total and number not in marks, numbers))
         return _entries(self._listing, valid) or [self.entry(numbers[0])]
 
     def unmarked(self) -> Iterator[tuple[int, Entry]]:
-        """Yield message-number and entry of all messages that are not marked as deleted."""
-        marks = frozenset(self._marks or ())  # a client may mark more while it reads a listing
+        """Yield the message-number and the entry of each message that is not marked as deleted."""
+        marks = frozenset(self._marks or ())  # marks may change while the listing is sent
         return (
             (number, entry) for number, entry in enumerate(self._listing, 1) if number not in marks
         )
@@ -113,7 +113,9 @@ class Transaction:
         return _Selection(self._listing, sorted(self._marks or ()))
 
     def mark(self, numbers: Sequence[int]) -> int:
-        """Mark messages as deleted, up to the first invalid number, and return how many.
+        """Mark messages as deleted, up to the first one that does not exist or is marked.
+
+        Returns the number of messages that were marked.
 
         Raises:
             NoSuchMessage: the first message does not exist or is already marked.
@@ -125,7 +127,7 @@ class Transaction:
         marks = self._marks = self._marks or set()
         before = len(marks)
         for number, entry in zip(numbers, entries, strict=False):
-            if number in marks:  # twice in this run
+            if number in marks:  # this call has marked it already
                 break
             marks.add(number)
             self.count -= 1

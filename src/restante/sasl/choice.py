@@ -22,7 +22,7 @@ def choose(
     can_bind: bool,
     *,
     takes_user: bool = True,
-    remedy: str = "",
+    advice: str = "",
 ) -> str:
     """Return the name of the mechanism, or ``USER``.
 
@@ -32,14 +32,14 @@ def choose(
         takes_user: whether the server may accept USER and PASS.  A server that announces SASL
             without USER does not accept them (RFC 2449 §6.3), so the password is not sent that
             way.
-        remedy: advice for the user if the server accepts USER and PASS without announcing USER.
+        advice: advice for the user if the server accepts USER and PASS without announcing USER.
 
     Raises:
         LoginFailed: the server offers no suitable mechanism; no credential was sent.
     """
     names = _candidates(login, offered, takes_user)
     if not names:
-        raise _nothing_in_common(login, offered, remedy)
+        raise _nothing_in_common(login, offered, advice)
     for name in names:
         if (can_bind or not _requires_binding(name)) and _strength(name) >= login.strength:
             return name
@@ -70,13 +70,13 @@ def _credential(login: ClientLogin) -> Needs:
     return Needs.CERTIFICATE if login.has_certificate and not login.password else Needs.PASSWORD
 
 
-def _nothing_in_common(login: ClientLogin, offered: Collection[str], remedy: str) -> LoginFailed:
+def _nothing_in_common(login: ClientLogin, offered: Collection[str], advice: str) -> LoginFailed:
     needs = _credential(login)
     if needs is not Needs.PASSWORD and not login.password:
         return LoginFailed("AUTH", f"the server does not accept {needs.value}", None)
     announced = ", ".join(sorted(offered)[:_MAX_LISTED])
     text = f"no mechanism in common: the server announces only {announced}"
-    return LoginFailed("AUTH", text, None, remedy)
+    return LoginFailed("AUTH", text, None, advice)
 
 
 def _requires_binding(name: str) -> bool:
