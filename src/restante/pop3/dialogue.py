@@ -63,7 +63,7 @@ _MAX_UNIQUE_ID = 1000  # octets; our own limit, because RFC 1939 §7 allows only
 class Capabilities:
     """The capabilities that a server announces (RFC 2449 §5).
 
-    There are none if the server does not support CAPA.
+    ``tags`` is empty if the server does not support CAPA.
     """
 
     tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
