@@ -169,7 +169,7 @@ def test_keys_refuse_meaningless_values(value: str, file: Path) -> None:
         (
             "[server]\nproxy_from = ['192.0.2.1']\ntls_at_proxy = ['pop3://127.0.0.1:1100']",
             3,
-            "server.tls_at_proxy: pop3://127.0.0.1:1100 is not one of server.listen",
+            "server.tls_at_proxy: pop3://127.0.0.1:1100 is not in server.listen",
         ),
         (
             "[server]\nlisten = ['pop3://127.0.0.1:1']\ntls_at_proxy = ['pop3://127.0.0.1:1']",

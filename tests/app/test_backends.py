@@ -296,7 +296,7 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
             'chain = ["pam"]\npam.service = "no-such-service"',
             "auth.pam.service: /etc/pam.d/no-such-service does not exist",
         ),
-        ('chain = ["oauth"]', "auth.chain: requires a back end for passwords beside oauth"),
+        ('chain = ["oauth"]', "auth.chain: requires a back end for passwords in addition to oauth"),
         ('chain = ["users", "oauth"]', "auth.oauth.issuer: is missing"),
         ('chain = ["users", "oauth"]', "auth.oauth.jwks: set either this or auth.oauth.intro"),
         ('oauth.jwks = "http://id.example.org/"', "auth.oauth.jwks: must begin"),

@@ -36,7 +36,7 @@ def test_limits_on_the_page_are_those_of_the_code() -> None:
         "from MAIL to the end of the message": intake._MESSAGE_TIMEOUT / 60,
         "a session": intake._SESSION_TIMEOUT / 60,
     }
-    assert f"more than {content._HOPS} `Received` fields" in PAGE
+    assert f"more than {content._MAX_HOPS} `Received` fields" in PAGE
     assert intake._MAX_IN_MEMORY == 64 * 1024
     assert partial._RETENTION == 7 * 86_400
 

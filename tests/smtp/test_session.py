@@ -206,10 +206,10 @@ def test_every_error_has_a_reply(error: RestanteError, code: int, status: str) -
 
 def test_a_message_that_cannot_be_kept_is_refused_once() -> None:
     driver = Driver()
-    driver.session.cannot_keep()
+    driver.session.storing_failed()
     driver.begin(b"ann@example.org")
-    driver.session.cannot_keep()
-    driver.session.cannot_keep()
+    driver.session.storing_failed()
+    driver.session.storing_failed()
     assert codes(driver.feed(LETTER + b".\r\n")) == [b"451 4.3.0"]
     assert driver.messages == []
 
@@ -385,7 +385,7 @@ def test_message_that_cannot_be_kept_is_read_to_its_end() -> None:
     driver = Driver(LMTP)
     driver.begin(b"ann@a", b"eve@a")
     driver.feed(b"Subject: x\r\n")
-    driver.session.cannot_keep()
+    driver.session.storing_failed()
     said = codes(driver.feed(b"\r\nhello\r\n.\r\nNOOP\r\n"))
     assert said == [b"451 4.3.0", b"451 4.3.0", b"250 2.0.0"]
     assert driver.messages == []

@@ -1,7 +1,7 @@
-"""The configuration: one TOML file and its options.
+"""The configuration: its options, how it is read, and its documentation.
 
-``schema`` declares the options, ``values`` checks their values, ``loading`` reads the files, and
-``manual`` generates the documentation.
+``schema`` declares the options, ``values`` checks their values, ``loading`` reads TOML files and
+other sources, and ``manual`` generates the documentation.
 """
 
 from .loading import SYSTEM, ephemeral, load

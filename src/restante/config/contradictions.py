@@ -1,4 +1,4 @@
-"""Find options that exclude or require each other, and secrets that other users can read."""
+"""Find options that contradict or require each other, and secrets that other users can read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .schema import TLS, Auth, Configuration, Server
 
 
 def contradictions(config: Configuration) -> Iterator[str]:
+    """Yield an error, beginning with the key, for each contradiction and each missing option."""
     yield from _proxy_contradictions(config.server)
     yield from _tls_contradictions(config.tls)
     yield from _auth_contradictions(config.auth)
@@ -19,20 +20,20 @@ def contradictions(config: Configuration) -> Iterator[str]:
                 yield f"account.{name}.{key}: is missing"
     if config.source is None:
         intake = config.intake
-        for key, places in (
+        for key, addresses in (
             ("server.listen", config.server.listen),
             ("intake.lmtp.listen", intake.lmtp.listen),
             ("intake.smtp.listen", intake.smtp.listen),
         ):
-            for place in places:
-                if not Address.parse(place).is_local:
-                    yield f"{key}: {place} is public, which requires a configuration file"
+            for address in addresses:
+                if not Address.parse(address).is_local:
+                    yield f"{key}: {address} is public, which requires a configuration file"
 
 
 def _proxy_contradictions(server: Server) -> Iterator[str]:
-    for place in server.tls_at_proxy:
-        if place not in server.listen:
-            yield f"server.tls_at_proxy: {place} is not one of server.listen"
+    for address in server.tls_at_proxy:
+        if address not in server.listen:
+            yield f"server.tls_at_proxy: {address} is not in server.listen"
     if server.tls_at_proxy and not server.proxy_from:
         yield "server.tls_at_proxy: requires server.proxy_from, the addresses of the proxy"
 
@@ -47,7 +48,7 @@ def _tls_contradictions(tls: TLS) -> Iterator[str]:
 
 def _auth_contradictions(auth: Auth) -> Iterator[str]:
     if not set(auth.chain) - {"oauth"}:
-        yield "auth.chain: requires a back end for passwords beside oauth"
+        yield "auth.chain: requires a back end for passwords in addition to oauth"
     for section in (name.replace("-", "_") for name in auth.chain):
         values = getattr(auth, section)
         for key in getattr(values, "REQUIRED", ()):
@@ -57,14 +58,15 @@ def _auth_contradictions(auth: Auth) -> Iterator[str]:
         oauth = auth.oauth
         if bool(oauth.jwks) == bool(oauth.introspection):
             yield "auth.oauth.jwks: set either this or auth.oauth.introspection"
-        wanted = ["issuer", "audience", "claim"]
-        wanted += ["client_id", "client_secret"] if oauth.introspection else ["algorithms"]
-        for key in wanted:
+        required = ["issuer", "audience", "claim"]
+        required += ["client_id", "client_secret"] if oauth.introspection else ["algorithms"]
+        for key in required:
             if not getattr(oauth, key):
                 yield f"auth.oauth.{key}: is missing"
 
 
 def readable_secrets(path: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield an error for each secret in a configuration file that other users can read."""
     accounts = values.get("account", {})
     secrets = {}
     for name, account in accounts.items():
@@ -75,6 +77,6 @@ def readable_secrets(path: str, values: Mapping[str, Any]) -> Iterator[str]:
     if auth := values.get("auth"):
         secrets["auth.ldap.bind_password"] = auth.ldap.bind_password
         secrets["auth.oauth.client_secret"] = auth.oauth.client_secret
-    for key, each in secrets.items():
-        if each.kind == "text" and each:
-            yield (f"{key}: other users can read this file. Run: chmod 600 {path}")
+    for key, secret in secrets.items():
+        if secret.kind == "text" and secret:
+            yield f"{key}: other users can read this file. Run: chmod 600 {path}"

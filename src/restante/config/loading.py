@@ -1,8 +1,9 @@
 """Read the configuration from files, the environment and the command line.
 
-Each source overrides the earlier ones: the defaults, the file, ``conf.d/*.toml`` in the file's
-directory (sorted by name), the environment (``RESTANTE__SERVER__HOSTNAME``), the command line.
-Unknown keys are errors and are never ignored: a typing error in ``hold`` must not lose mail.
+Each source overrides the sources before it: the defaults, the configuration file, the files
+``conf.d/*.toml`` in its directory (sorted by name), environment variables such as
+``RESTANTE__SERVER__HOSTNAME``, and the command line.  An unknown key is an error and is never
+ignored, because a typing error in ``hold`` must not lose mail.
 """
 
 from __future__ import annotations
@@ -30,26 +31,26 @@ _PREFIX = "RESTANTE__"
 
 
 def load(
-    named: Path | None = None,
+    file: Path | None = None,
     *,
     environment: Mapping[str, str] = os.environ,
     overrides: Mapping[str, Any] | None = None,
 ) -> Configuration:
     """Load and check the configuration.
 
-    ``named`` is a file that must exist.  Without it, the file named by RESTANTE_CONFIG, the user's
-    file, or the system's file is read.  ``overrides`` maps dotted keys to values from the command
-    line.
+    ``file`` is the configuration file, which must exist.  Without ``file``, the file that the
+    variable RESTANTE_CONFIG names is read, or the user's file, or the system's file.  ``overrides``
+    maps dotted keys to values from the command line.
 
     Raises:
         ConfigurationError: the configuration is invalid; the text has a line for each mistake with
             its file, line number and key.
     """
-    path = _find(named, environment)
+    path = _find(file, environment)
     source = path.absolute() if path else None  # the current directory may change before a reload
     state = _state(source, environment)
     folder = _folder(source, environment)
-    layers = [_read(source) if source else _private(state)]
+    layers = [_read(source) if source else _private_layer(state)]
     layers += (_read(each) for each in sorted(folder.glob("*.toml")))
     for name, value in environment.items():
         if name.startswith(_PREFIX):
@@ -82,53 +83,64 @@ class _Layer(NamedTuple):
     """Text of the file, to find the line of a key."""
 
 
-def _private(state: Path) -> _Layer:
-    """Return the values that apply without a file, for one user on this machine."""
+def _private_layer(state: Path) -> _Layer:
+    """Return the values for a server without a configuration file, which serves one local user."""
     lmtp, smtp = f"unix:{state}/lmtp.sock", "127.0.0.1:2525"
     tree = {"intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}}}
     return _Layer("configuration", tree)
 
 
-def _find(named: Path | None, environment: Mapping[str, str]) -> Path | None:
-    if named is None and environment.get("RESTANTE_CONFIG"):
-        named = Path(environment["RESTANTE_CONFIG"])
-    if named is not None:
-        return named
-    usual = [SYSTEM[0] / "restante" / "restante.toml"]
-    with suppress(ConfigurationError):  # this user has no home directory
-        home = _home(environment, "XDG_CONFIG_HOME", ".config")
-        usual.insert(0, home / "restante" / "restante.toml")
-    return next((path for path in usual if os.path.exists(path)), None)
+def _find(file: Path | None, environment: Mapping[str, str]) -> Path | None:
+    """Return the path of the configuration file; None if there is no such file."""
+    if file is None and environment.get("RESTANTE_CONFIG"):
+        file = Path(environment["RESTANTE_CONFIG"])
+    if file is not None:
+        return file
+    candidates = [SYSTEM[0] / "restante" / "restante.toml"]
+    with suppress(ConfigurationError):  # the user may have no home directory
+        base = _base_directory(environment, "XDG_CONFIG_HOME", ".config")
+        candidates.insert(0, base / "restante" / "restante.toml")
+    return next((path for path in candidates if os.path.exists(path)), None)
 
 
 def _state(source: Path | None, environment: Mapping[str, str]) -> Path:
-    """Return the state directory; if a service is installed, commands must use the service's."""
-    if given := environment.get("STATE_DIRECTORY"):  # a list separated by ":" (systemd.exec(5))
-        return Path(given.partition(":")[0]).absolute()
+    """Return the state directory: the service's if the configuration is the service's."""
+    if paths := environment.get("STATE_DIRECTORY"):  # separated by ":" (systemd.exec(5))
+        return Path(paths.partition(":")[0]).absolute()
     folder, state = SYSTEM
     if source is not None and source.is_relative_to(folder):
         return state
-    return _home(environment, "XDG_STATE_HOME", ".local/state") / "restante"
+    return _base_directory(environment, "XDG_STATE_HOME", ".local/state") / "restante"
 
 
-def _home(environment: Mapping[str, str], name: str, usual: str) -> Path:
-    if given := environment.get(name):
-        return Path(given).absolute()
+def _base_directory(environment: Mapping[str, str], variable: str, default: str) -> Path:
+    """Return a directory of the XDG Base Directory Specification.
+
+    ``default`` is its path in the user's home directory if the variable is not set.
+    """
+    if path := environment.get(variable):
+        return Path(path).absolute()
     try:
-        return Path.home() / usual
+        return Path.home() / default
     except RuntimeError:
-        raise ConfigurationError(f"this user has no home directory; set {name}") from None
+        raise ConfigurationError(f"this user has no home directory; set {variable}") from None
 
 
 def _folder(source: Path | None, environment: Mapping[str, str]) -> Path:
+    """Return the directory ``conf.d``, which may not exist."""
     if source is not None:
         return source.parent / "conf.d"
     with suppress(ConfigurationError):
-        return _home(environment, "XDG_CONFIG_HOME", ".config") / "restante" / "conf.d"
+        return _base_directory(environment, "XDG_CONFIG_HOME", ".config") / "restante" / "conf.d"
     return Path("/etc/restante/conf.d")
 
 
 def _read(source: Path) -> _Layer:
+    """Read a TOML file.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is not valid TOML.
+    """
     try:
         text = read_regular(source).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
         return _Layer(str(source), tomllib.loads(text), text)
@@ -141,14 +153,16 @@ def _read(source: Path) -> _Layer:
 
 
 def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return nested tables that contain only one value, at ``path``."""
     for name in reversed(path):
         value = {name: value}
     return dict(value)
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested tables ``base`` with the values in ``overrides``."""
+    merged = dict(base)
+    for name, value in overrides.items():
         merged[name] = _merge(merged.get(name, {}), value) if isinstance(value, dict) else value
     return merged
 
@@ -156,41 +170,53 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 def _build(
     layers: Sequence[_Layer], source: Path | None, folder: Path, state: Path
 ) -> Configuration:
+    """Merge the layers into a configuration.
+
+    Raises:
+        ConfigurationError: an option is unknown, a value is invalid, or options contradict each
+            other.
+    """
     lines: list[str] = []
     for layer in layers:
         mistakes: list[str] = []
-        values = _section(Configuration, layer.tree, (), mistakes)
+        values = _convert(Configuration, layer.tree, (), mistakes)
         if layer.text and os.stat(layer.name).st_mode & 0o077:
             mistakes += readable_secrets(layer.name, values)
-        lines += (_located_in(layer, mistake) for mistake in mistakes)
+        lines += (_with_position(layer, mistake) for mistake in mistakes)
     if lines:
         raise ConfigurationError("\n".join(lines))
-    made = {"store": {"path": f"{state}/mail/%u"}, "auth": {"users": f"{state}/users.sqlite3"}}
-    tree = reduce(_merge, (layer.tree for layer in layers), made)
+    defaults = {"store": {"path": f"{state}/mail/%u"}, "auth": {"users": f"{state}/users.sqlite3"}}
+    tree = reduce(_merge, (layer.tree for layer in layers), defaults)
     configuration = Configuration(
-        **_section(Configuration, tree, (), []), source=source, folder=folder, state=state
+        **_convert(Configuration, tree, (), []), source=source, folder=folder, state=state
     )
-    located = {name: _located(account) for name, account in configuration.account.items()}
-    configuration = replace(configuration, account=located)
-    lines += (_located_in(_last(layers, each), each) for each in contradictions(configuration))
+    accounts = {name: _with_url(account) for name, account in configuration.account.items()}
+    configuration = replace(configuration, account=accounts)
+    lines += (
+        _with_position(_last_layer(layers, each), each) for each in contradictions(configuration)
+    )
     if lines:
         raise ConfigurationError("\n".join(lines))
     return configuration
 
 
-def _located(account: Account) -> Account:
-    """Fill in the URL of a well-known provider from the user's address."""
+def _with_url(account: Account) -> Account:
+    """Return the account with the URL of a well-known provider, if its URL is missing."""
     from ..collect.providers import by_domain
 
-    known = by_domain(account.user.rpartition("@")[2])
-    if account.url or known is None or not known.host:
+    provider = by_domain(account.user.rpartition("@")[2])
+    if account.url or provider is None or not provider.host:
         return account
-    return replace(account, url=f"pop3s://{known.host}")
+    return replace(account, url=f"pop3s://{provider.host}")
 
 
-def _section(
+def _convert(
     kind: type[Any], tree: Mapping[str, Any], path: tuple[str, ...], mistakes: list[str]
 ) -> dict[str, Any]:
+    """Return the converted values of a section; append an error to ``mistakes`` for each mistake.
+
+    ``kind`` is the class of the section, and ``path`` are the parts of its name.
+    """
     known = {each.name: each for each in options(kind)}
     values: dict[str, Any] = {}
     for name, value in tree.items():
@@ -203,11 +229,11 @@ def _section(
                 f"{key}: unknown option" + "".join(f"; did you mean {n}?" for n in near)
             )
         elif named := known[name].metadata.get("named"):
-            values[name] = _named(named, value, (*path, name), mistakes)
+            values[name] = _convert_named(named, value, (*path, name), mistakes)
         elif is_dataclass(section := known[name].default_factory):
             if isinstance(value, dict):
                 assert isinstance(section, type)
-                values[name] = section(**_section(section, value, (*path, name), mistakes))
+                values[name] = section(**_convert(section, value, (*path, name), mistakes))
             else:
                 mistakes.append(f"{key}: must be a section; write [{key}]")
         else:
@@ -218,27 +244,28 @@ def _section(
     return values
 
 
-def _named(
+def _convert_named(
     kind: type[Any], value: Any, path: tuple[str, ...], mistakes: list[str]
 ) -> dict[str, Any]:
-    """Read sections whose names the operator chooses, such as ``[account.isp]``."""
+    """Convert sections whose names the operator chooses, such as ``[account.isp]``."""
     sections = value if isinstance(value, dict) else {"": value}
     for name, section in sections.items():
         if not isinstance(section, dict) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             mistakes.append(f"{path[-1]}: must be a section with a name; write [{path[-1]}.isp]")
             return {}
     return {
-        name: kind(**_section(kind, section, (*path, name), mistakes))
+        name: kind(**_convert(kind, section, (*path, name), mistakes))
         for name, section in sections.items()
     }
 
 
-def _located_in(layer: _Layer, mistake: str) -> str:
+def _with_position(layer: _Layer, mistake: str) -> str:
+    """Return an error with the name of the source and the line number of the key."""
     return f"{layer.name}{_line_of(layer.text, _path(mistake))}: {mistake}"
 
 
-def _last(layers: Sequence[_Layer], mistake: str) -> _Layer:
-    """Return the layer that sets the key in question, the last one if several do."""
+def _last_layer(layers: Sequence[_Layer], mistake: str) -> _Layer:
+    """Return the last layer that contains the key of an error."""
     return next((each for each in reversed(layers) if _has_key(each.tree, mistake)), layers[0])
 
 
@@ -251,19 +278,20 @@ def _has_key(tree: Any, mistake: str) -> bool:
 
 
 def _path(mistake: str) -> list[str]:
+    """Return the parts of the key with which an error begins."""
     return mistake.partition(":")[0].split(".")
 
 
 def _line_of(text: str, path: Sequence[str]) -> str:
-    """Return the line number of a key, such as ``:12``, which tomllib does not report."""
+    """Return the line number of a key, such as ``:12``, because tomllib does not report it."""
     *sections, key = path
-    wanted, current = ".".join(sections), ""
+    section, current = ".".join(sections), ""
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         if header := re.match(r"\[+\s*([^\]]+?)\s*\]", line):
             current = header[1]
             if current == ".".join((*sections, key)):
                 return f":{number}"
-        elif current == wanted and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*=", line):
+        elif current == section and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*=", line):
             return f":{number}"
     return ""

@@ -1,4 +1,4 @@
-"""Generate the manual of the configuration: the sample file and the reference."""
+"""Generate documentation from the schema: the sample file, and the data for the reference."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def example() -> str:
     """
     lines: list[str] = []
     for name, kind, own in sections():
-        off = "#" if name.startswith("account.") else ""
-        lines += [f"{off}[{name}]", f"# {kind.__doc__}"]
+        prefix = "#" if name.startswith("account.") else ""  # an account cannot be empty
+        lines += [f"{prefix}[{name}]", f"# {kind.__doc__}"]
         for each in own:
             lines += [f"# {each.metadata['doc']}"]
             lines += [f"#{each.name} = {toml(each.metadata['example'])}"]

@@ -1,7 +1,7 @@
 """Sections of the configuration: frozen dataclasses without generated code.
 
-``dataclass`` compiles six methods for each class.  For the sections, whose methods are all the
-same, this took a fifth of the start-up time of a command.
+``dataclass`` would generate and compile six methods for each class, although these methods are the
+same for all sections.  This took a fifth of the start-up time of a command.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NoReturn, dataclass_transform
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Section:
-    """Base class of the sections, which ``fields`` and ``replace`` of ``dataclasses`` support.
+    """Base class of the sections.  ``dataclasses.fields`` and ``replace`` can be used with them.
 
-    The constructor takes values by keyword; every option has a default.
+    The constructor accepts values as keyword arguments; every option has a default.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]

@@ -182,7 +182,7 @@ class IntakeConnection(BaseConnection[Event]):
             self._message.write(octets)
         except OSError as error:
             self._log_event("message not kept", logging.ERROR, reason=error.strerror)
-            self._session.cannot_keep()
+            self._session.storing_failed()
 
     async def _perform(self, event: Event) -> None:
         await self._enter_task()

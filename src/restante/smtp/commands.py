@@ -1,8 +1,8 @@
-"""The commands of SMTP and LMTP: one function each, and the table of them all.
+"""The commands of SMTP and LMTP: a function for each command, and the table of all commands.
 
 Standards: RFC 5321, RFC 2033 (LMTP), RFC 1870 (SIZE), RFC 6152 (8BITMIME), RFC 3207 (STARTTLS),
 RFC 6531 (SMTPUTF8), RFC 2034 (enhanced status codes), RFC 2920 (pipelining).
-A function takes the session and the argument, and returns a reply or an action.
+Each function takes the session and the command's argument, and returns a reply or an action.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OK = Reply(250, "2.0.0", "OK")
 
 
 def ehlo(session: Session, argument: str) -> Reply:
-    """Greets, lists the extensions and ends a transaction (RFC 5321 §4.1.1.1, §4.1.4)."""
+    """Lists the extensions, and ends a transaction (RFC 5321 §4.1.1.1, §4.1.4)."""
     _greet(session, argument, is_extended=True)
     extensions = ["PIPELINING", f"SIZE {session.policy.max_message}"]
     if session.may_start_tls:
@@ -28,6 +28,7 @@ def ehlo(session: Session, argument: str) -> Reply:
 
 
 def helo(session: Session, argument: str) -> Reply:
+    """Greets a client without support for extensions, and ends a transaction."""
     _greet(session, argument, is_extended=False)
     return Reply(250, "", session.policy.hostname)
 
@@ -40,10 +41,10 @@ def _greet(session: Session, argument: str, *, is_extended: bool) -> None:
 
 
 def starttls(session: Session, argument: str) -> Event:
-    """Accepts STARTTLS.  The handshake begins immediately after the reply (RFC 3207 §4).
+    """Requests TLS, whose handshake begins immediately after the reply (RFC 3207 §4).
 
-    Octets that arrived after the command are refused, because they would be read as if TLS
-    protected them (CVE-2011-0411).
+    If the client has already sent octets after the command, the connection is closed: they would be
+    read as if TLS had protected them (CVE-2011-0411).
     """
     if argument:
         raise Refusal(501, "5.5.4", "STARTTLS does not accept an argument")
@@ -102,7 +103,10 @@ def _check_utf8(address: str, *, is_utf8: bool, status: str) -> None:
 
 
 def _after(argument: str, prefix: str, usage: str) -> str:
-    """Return the text after ``FROM:`` or ``TO:``; spaces there are common, though not allowed."""
+    """Return the text after ``FROM:`` or ``TO:``.
+
+    Spaces after the colon are ignored: they are common, although they are not allowed.
+    """
     if argument[: len(prefix)].upper() != prefix:
         raise Refusal(501, "5.5.4", f"usage: {usage}")
     return argument[len(prefix) :].lstrip(" ")
@@ -126,7 +130,7 @@ def rset(session: Session, argument: str) -> Reply:
 
 
 def noop(_: Session, __: str) -> Reply:
-    """Has no effect except the reply; an argument is ignored (RFC 5321 §4.1.1.9)."""
+    """Has no effect; an argument is ignored (RFC 5321 §4.1.1.9)."""
     return _OK
 
 
@@ -136,29 +140,31 @@ def vrfy(_: Session, __: str) -> Reply:
 
 
 def help_(_: Session, __: str) -> Reply:
+    """Refers to the standards (RFC 5321 §4.1.1.8)."""
     return Reply(214, "2.0.0", "see RFC 5321, or RFC 2033 for LMTP")
 
 
 def quit_(session: Session, argument: str) -> Reply:
+    """Ends the session (RFC 5321 §4.1.1.10)."""
     if argument:
         raise Refusal(501, "5.5.4", "QUIT does not accept an argument")
     return session.close_after(Reply(221, "2.0.0", "goodbye"))
 
 
-_ANY = (State.CONNECTED, State.READY, State.MAIL)
-_GREETED = (State.READY, State.MAIL)
+_ANY_STATE = (State.CONNECTED, State.READY, State.MAIL)
+_AFTER_GREETING = (State.READY, State.MAIL)
 
 VERBS = {
-    "EHLO": Verb(ehlo, _ANY, is_lmtp=False),
-    "HELO": Verb(helo, _ANY, is_lmtp=False),
-    "LHLO": Verb(ehlo, _ANY, is_lmtp=True),
-    "STARTTLS": Verb(starttls, _GREETED),
+    "EHLO": Verb(ehlo, _ANY_STATE, is_lmtp=False),
+    "HELO": Verb(helo, _ANY_STATE, is_lmtp=False),
+    "LHLO": Verb(ehlo, _ANY_STATE, is_lmtp=True),
+    "STARTTLS": Verb(starttls, _AFTER_GREETING),
     "MAIL": Verb(mail, (State.READY,)),
     "RCPT": Verb(rcpt, (State.MAIL,)),
     "DATA": Verb(data, (State.MAIL,)),
-    "RSET": Verb(rset, _ANY),
-    "NOOP": Verb(noop, _ANY),
-    "VRFY": Verb(vrfy, _ANY),
-    "HELP": Verb(help_, _ANY),
-    "QUIT": Verb(quit_, _ANY),
+    "RSET": Verb(rset, _ANY_STATE),
+    "NOOP": Verb(noop, _ANY_STATE),
+    "VRFY": Verb(vrfy, _ANY_STATE),
+    "HELP": Verb(help_, _ANY_STATE),
+    "QUIT": Verb(quit_, _ANY_STATE),
 }

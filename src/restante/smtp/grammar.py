@@ -1,6 +1,6 @@
-"""Commands, addresses and replies of SMTP as values (RFC 5321 §4.1, §4.2; RFC 3463; RFC 6531).
+"""Parse SMTP commands and addresses, encode replies (RFC 5321 §4.1, §4.2; RFC 3463; RFC 6531).
 
-Security: no reply repeats what a client sent, so a client cannot choose the server's words.
+Security: no reply repeats text from the client, so a client cannot choose what the server sends.
 """
 
 from __future__ import annotations
@@ -20,30 +20,33 @@ from ..errors import (
     UnsafeArgument,
 )
 
-# Octets, including CRLF: 512 (RFC 5321 §4.5.3.1.4) and the octets that extensions add.  Paths have
-# no other limit, as RFC 5321 §4.5.3.1 prefers: users may have longer names than its 256 octets.
+# Octets of a command line, including CRLF: the 512 of RFC 5321 §4.5.3.1.4 and more for extensions.
+# Paths are not limited to the 256 octets of RFC 5321 §4.5.3.1.3, because users may have longer
+# names; RFC 5321 §4.5.3.1 recommends to avoid such limits.
 MAX_LINE = 1024
 
-# Beyond ASCII only with SMTPUTF8; lone surrogates are octets that were not UTF-8.  The classes name
-# what is excluded, because ``re`` takes 50 ms for classes up to U+10FFFF.
-_NEVER = r"\x7f-\x9f\ud800-\udfff"
-# Wider than RFC 5321's Dot-string: addresses with ".." or with a dot at an end exist.
-_LOCAL = rf'[^\x00-\x20"(),:;<>@[\\\]{_NEVER}]+'
-_QUOTED = rf'"(?:[^\x00-\x1f"\\{_NEVER}]|\\[ -~])*"'
-_LETTER = rf"[^\x00-/:-@[-^`{{-~{_NEVER}]"  # or a digit, or "_"
-_DOMAIN = rf"{_LETTER}(?:[^\x00-,/:-@[-^`{{-~{_NEVER}]*{_LETTER})?\.?"
+# Characters beyond ASCII are checked later, because they require SMTPUTF8.  Lone surrogates stand
+# for octets that were not UTF-8.  The character classes list the characters that are excluded,
+# because ``re`` takes 50 ms to compile classes up to U+10FFFF.
+_EXCLUDED = r"\x7f-\x9f\ud800-\udfff"
+# Unlike the Dot-string of RFC 5321, this accepts ".." and a dot at either end, because addresses
+# with them exist.
+_LOCAL = rf'[^\x00-\x20"(),:;<>@[\\\]{_EXCLUDED}]+'
+_QUOTED = rf'"(?:[^\x00-\x1f"\\{_EXCLUDED}]|\\[ -~])*"'
+_WORD = rf"[^\x00-/:-@[-^`{{-~{_EXCLUDED}]"  # a letter, a digit or "_"
+_DOMAIN = rf"{_WORD}(?:[^\x00-,/:-@[-^`{{-~{_EXCLUDED}]*{_WORD})?\.?"
 _LITERAL = r"\[[A-Za-z0-9:.-]+\]"
 _ADDRESS = re.compile(rf"(?:{_LOCAL}|{_QUOTED})(?:@(?:{_DOMAIN}|{_LITERAL}))?")
-# The alternatives share no first character, so matching takes linear time.
+# No two alternatives can match the same character, so matching takes linear time.
 _PATH = re.compile(r'<((?:"(?:[^"\\]|\\.)*"|[^"<>])*)>(?: +(.*))?')
-_BARE_PATH = re.compile(r"([^\s<>]+)(?: +(.*))?")  # without brackets, as old devices send it
+_BARE_PATH = re.compile(r"([^\s<>]+)(?: +(.*))?")  # without brackets, as some old devices send it
 _SOURCE_ROUTE = re.compile(r"@[^:\"]*:")  # accepted and ignored (RFC 5321 §4.1.1.3, appendix C)
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^= ]+))?")
 _HELLO = re.compile(rf"{_DOMAIN}|{_LITERAL}")
 
 
 class Refusal(BadCommand):
-    """A command that is answered with this reply and has no other effect."""
+    """The command is answered with ``reply`` and has no other effect."""
 
     def __init__(self, code: int, status: str, text: str) -> None:
         super().__init__(text)
@@ -51,16 +54,16 @@ class Refusal(BadCommand):
 
 
 class Command(NamedTuple):
-    """A keyword and its argument."""
+    """A command line: a keyword and its argument."""
 
     keyword: str
-    """In upper case; not necessarily known."""
+    """In upper case; it may be unknown.  Empty if the keyword is not ASCII."""
     argument: str
-    """Everything after the first space, without spaces at its ends."""
+    """Everything after the first space, without leading and trailing spaces."""
 
     @classmethod
     def parse(cls, line: bytes) -> Command:
-        """Parse a line; octets that are not UTF-8 become lone surrogates.
+        """Parse a command line.  Octets that are not UTF-8 become lone surrogates.
 
         Raises:
             BadCommand: the line contains a bare CR.
@@ -76,11 +79,11 @@ class Reply(NamedTuple):
 
     code: int
     status: str
-    """Such as ``2.1.0``; empty in the greeting, after EHLO and in 354."""
+    """Enhanced status code, such as ``2.1.0``; empty in the greeting, after EHLO and in 354."""
     text: str
     """Printable ASCII."""
     more: tuple[str, ...] = ()
-    """Further lines: the extensions in the reply to EHLO."""
+    """Additional lines: the extensions in the reply to EHLO."""
 
     def encode(self) -> bytes:
         """Return the whole reply, including CRLF."""
@@ -90,20 +93,22 @@ class Reply(NamedTuple):
 
     @property
     def is_ok(self) -> bool:
+        """Whether the reply reports success."""
         return self.code < 400
 
 
 class Path(NamedTuple):
-    """The argument of MAIL or RCPT after its colon."""
+    """The argument of MAIL or RCPT, after its colon."""
 
     address: str
-    """Empty: the null reverse-path (RFC 5321 §4.5.5)."""
+    """The address; empty for the null reverse-path (RFC 5321 §4.5.5)."""
     parameters: dict[str, str]
-    """By keyword in upper case."""
+    """Values of the parameters by keyword, which is in upper case."""
 
     @classmethod
     def parse(cls, text: str, status: str) -> Path:
-        """
+        """Parse an address in angle brackets and the parameters after it.
+
         Args:
             status: the enhanced status code of a malformed address, 5.1.7 or 5.1.3.
 
@@ -121,7 +126,7 @@ class Path(NamedTuple):
     @property
     def domain(self) -> str:
         """The domain in lower case; empty for a name without a domain."""
-        # "@" may occur inside a quoted local part, never after one.
+        # A quoted local part may contain "@", but a domain cannot.
         return self.address.rpartition("@")[2].casefold() if "@" in self.address else ""
 
 
@@ -139,7 +144,8 @@ def parse_hello(argument: str) -> str:
     """Return the client's name: a domain or an address literal (RFC 5321 §4.1.1.1).
 
     Raises:
-        Refusal: anything else, because the name is copied into the Received field.
+        Refusal: the argument is neither; it is not accepted because it is copied into the Received
+            field.
     """
     if len(argument) > 255 or not argument.isascii() or not _HELLO.fullmatch(argument):
         raise Refusal(501, "5.5.4", "give your host name or [address]")
@@ -147,7 +153,7 @@ def parse_hello(argument: str) -> str:
 
 
 def failure(error: RestanteError) -> Reply:
-    """Return the reply for an error; the only place that translates errors."""
+    """Return the reply for an error."""
     match error:
         case Refusal():
             return error.reply

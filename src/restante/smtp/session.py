@@ -1,11 +1,11 @@
 """The receiving side of one SMTP or LMTP session, without I/O (RFC 5321 §3, RFC 2033).
 
-Pass received octets to ``receive`` and call ``next`` for events until it returns None.  A Reply
-must be sent.  Resolve, Deliver and StartTLS must be carried out and answered; until then ``next``
-returns None, so that pipelined commands wait (RFC 2920).
+The caller passes received octets to ``receive`` and calls ``next`` for events until it returns
+None.  A Reply must be sent.  Resolve, Deliver and StartTLS must be carried out, and their result
+passed to the session.  Before that, ``next`` returns None, so pipelined commands wait (RFC 2920).
 
-Security: all input comes from untrusted clients.  Bad input changes no state, and each kind of work
-that a client can cause without delivering a message has a limit.
+Security: all input comes from untrusted clients.  Invalid input changes no state, and each kind of
+work that a client can cause without delivering a message has a limit.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ from .grammar import MAX_LINE, Command, Refusal, Reply, failure
 from .state import BeginData, Close, Content, Deliver, Event, Recipient, Resolve, State
 from .verbs import Verb
 
-_LAST_WORD = 421  # RFC 5321 §3.8: the server closes the connection
-# Octets beyond twice the limit that are read before the connection is closed.  If the server reads
-# on, an honest client receives the refusal at the end of its message; the bound stops an endless
-# message.
+_CLOSING = 421  # reply code: the server closes the connection (RFC 5321 §3.8)
+# A message that is too large is read to its end, so that the client receives the refusal.  If it is
+# larger than twice the limit and this number of octets, the connection is closed.
 _EXCESS = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The limits of all sessions of one listener."""
+    """The settings and limits of all sessions of one listener."""
 
     hostname: str
     max_message: int
@@ -50,14 +49,14 @@ class Policy:
     """Maximum number of recipients of one message; the client sends the message again for the
     others (RFC 5321 §4.5.3.1.8 requires at least 100)."""
     recipient_commands: int = 1000
-    """Maximum number of RCPT commands without a delivered message; then the session ends."""
+    """Maximum number of RCPT commands without a delivered message; beyond it, the session ends."""
     bad_commands: int = 20
-    """Maximum number of bad commands; then the session ends (Postfix: smtpd_hard_error_limit)."""
+    """Number of bad commands that ends the session (Postfix: smtpd_hard_error_limit)."""
     unknown_recipients: int = 100
-    """Maximum number of unknown recipients; then the session ends.  This limits guessing."""
+    """Number of unknown recipients that ends the session.  This limits guessing of addresses."""
     commands: int = 100
-    """Maximum number of commands other than RCPT without a delivered message (Postfix:
-    smtpd_junk_command_limit)."""
+    """Maximum number of commands other than RCPT without a delivered message; beyond it, the
+    session ends (Postfix: smtpd_junk_command_limit)."""
 
 
 class Session:
@@ -74,7 +73,7 @@ class Session:
         "_pending",
         "_recipient_commands",
         "_resolving",
-        "_unknown",
+        "_unknown_recipients",
         "_verbs",
         "hello",
         "is_extended",
@@ -101,7 +100,7 @@ class Session:
         self.is_secure = is_secure
         self.may_start_tls = may_start_tls and not is_secure
         self.hello = ""
-        """The client's name for itself."""
+        """The name that the client gave in EHLO, HELO or LHLO."""
         self.is_extended = False
         """Whether the client sent EHLO or LHLO."""
         self.is_utf8 = False
@@ -113,14 +112,16 @@ class Session:
         self._verbs = verbs
         self._lines = LineBuffer(MAX_LINE)
         self._pending: deque[Event] = deque()
-        self._resolving = ""
+        self._resolving = ""  # the recipient's address in the last Resolve
         self._incoming: Incoming | None = None
-        self._outcomes: list[Reply] = []  # replies for the recipients with a known result
-        self._awaiting = False
-        self._closing = ""
-        self._bad_commands = self._unknown = self._commands = self._recipient_commands = 0
+        self._outcomes: list[Reply] = []  # replies for the recipients whose delivery has finished
+        self._awaiting = False  # whether the result of the last event is awaited
+        self._closing = ""  # why the session ends after the pending replies
+        self._bad_commands = self._unknown_recipients = self._commands = (
+            self._recipient_commands
+        ) = 0
 
-    # Called by the driver.
+    # Called by the connection.
 
     def greeting(self) -> Reply:
         """Return the greeting."""
@@ -133,14 +134,14 @@ class Session:
 
     @property
     def unread(self) -> int:
-        """Octets received but not yet processed."""
+        """Number of octets that were received but not yet processed."""
         return self._lines.unread
 
     def next(self) -> Event | None:
-        """Take one command or a piece of the message.
+        """Process one command or a piece of the message.
 
         Returns:
-            The next event; None: feed more octets, or answer the last event first.
+            The next event; None if more octets or the result of the last event must come first.
         """
         if self._awaiting or self.state is State.CLOSED:
             return None
@@ -149,7 +150,7 @@ class Session:
         if self._closing:
             return self._close(self._closing)
         if self._incoming is not None:
-            return self._take_content(self._incoming)
+            return self._receive_content(self._incoming)
         try:
             line = self._lines.next_line()
             if line is None:
@@ -173,18 +174,18 @@ class Session:
         self._awaiting = False
         return self._refuse(error)
 
-    def cannot_keep(self) -> None:
-        """Report that content could not be stored; the message is read to its end, then refused."""
+    def storing_failed(self) -> None:
+        """Answers Content with a failure: the message is read to its end, then refused."""
         if self._incoming is not None and self._incoming.failure is None:
             self._incoming.failure = TemporaryFailure("no room for the message")
 
     def delivered(self, error: RestanteError | None = None) -> Reply | None:
-        """Answers Deliver for the next recipient; with an error if the message is not stored.
+        """Answers Deliver for the next recipient, with an error if the message was not stored.
 
         Returns:
-            LMTP: this recipient's reply (RFC 2033 §4.2).  SMTP: None until the last recipient, then
-            one reply for all, which reports any failure.  The client then tries again, so the
-            caller must remember which recipients already have the message.
+            In LMTP, the reply for this recipient (RFC 2033 §4.2).  In SMTP, None for all recipients
+            but the last, and then a single reply.  If it reports a failure, the client tries again
+            for all recipients, so the caller must record which of them have the message.
         """
         reply = Reply(250, "2.0.0", "stored") if error is None else failure(error)
         self._outcomes.append(reply)
@@ -197,7 +198,7 @@ class Session:
         return reply if self.policy.is_lmtp else None
 
     def secured(self) -> None:
-        """Answers StartTLS: everything received before TLS is discarded (RFC 3207 §4.2)."""
+        """Answers StartTLS: the session starts over, as RFC 3207 §4.2 requires."""
         self._awaiting = False
         self.is_secure, self.may_start_tls = True, False
         self.state, self.hello, self.is_extended = State.CONNECTED, "", False
@@ -216,9 +217,10 @@ class Session:
         return f"{'UTF8SMTP' if self.is_utf8 else 'ESMTP'}{tls}"
 
     def resolve(self, address: str) -> Resolve:
-        """
+        """Return the request to look up a recipient.
+
         Raises:
-            Refusal: too many recipients for one message.
+            Refusal: the message has too many recipients.
         """
         if len(self.recipients) >= self.policy.recipients:
             raise Refusal(452, "4.5.3", "too many recipients, send the others separately")
@@ -226,13 +228,14 @@ class Session:
         return Resolve(address)
 
     def begin_data(self) -> BeginData:
+        """Begin to receive a message."""
         self.state = State.DATA
-        limit, refuses_bare = self.policy.max_message, not self.policy.is_lmtp
-        self._incoming = Incoming(limit, refuses_bare=refuses_bare)
+        max_octets, refuses_bare = self.policy.max_message, not self.policy.is_lmtp
+        self._incoming = Incoming(max_octets, refuses_bare=refuses_bare)
         return BeginData(Reply(354, "", "end data with <CR><LF>.<CR><LF>"))
 
     def end_transaction(self) -> None:
-        """Forget reverse-path and recipients."""
+        """Discard the reverse-path and the recipients."""
         self.reverse_path, self.recipients, self.is_utf8 = "", [], False
         self._outcomes = []
         if self.state is not State.CONNECTED:
@@ -243,7 +246,7 @@ class Session:
         self._closing = "quit"
         return reply
 
-    # Inside.
+    # Internal methods.
 
     def _run(self, command: Command) -> Event:
         if self.state is State.CONNECTED and command.keyword in FOREIGN_PROTOCOLS:
@@ -260,39 +263,41 @@ class Session:
         return verb.run(self, command.argument)
 
     def _count(self, keyword: str) -> None:
-        """
+        """Count a command.
+
         Raises:
-            Refusal: the limit is exceeded; this is the last reply, and the session ends.
+            Refusal: the number exceeds a limit; the session ends after this reply.
         """
         if keyword == "RCPT":
             self._recipient_commands += 1
         else:
             self._commands += 1
         policy = self.policy
-        is_spent = self._commands > policy.commands
-        if is_spent or self._recipient_commands > policy.recipient_commands:
-            raise self._last("too many commands without a message")
+        has_too_many = self._commands > policy.commands
+        if has_too_many or self._recipient_commands > policy.recipient_commands:
+            raise self._final_refusal("too many commands without a message")
 
-    def _last(self, reason: str) -> Refusal:
+    def _final_refusal(self, reason: str) -> Refusal:
+        """Return a refusal after which the session ends."""
         self._closing = reason
-        return Refusal(_LAST_WORD, "4.7.0", f"{reason}, closing the connection")
+        return Refusal(_CLOSING, "4.7.0", f"{reason}, closing the connection")
 
     def _refuse(self, error: RestanteError) -> Reply:
-        """Return the reply to an error, and change no state; too many errors end the session."""
+        """Return the reply for an error, and count the error; too many errors end the session."""
         reply = failure(error)
         if isinstance(error, BareLineFeed | NulOctet):
             self._closing = str(error)
         elif isinstance(error, NoSuchUser):
-            self._unknown += 1
-            if self._unknown >= self.policy.unknown_recipients:
-                reply = self._last("too many unknown recipients").reply
+            self._unknown_recipients += 1
+            if self._unknown_recipients >= self.policy.unknown_recipients:
+                reply = self._final_refusal("too many unknown recipients").reply
         elif isinstance(error, BadCommand) and reply.code >= 500:
             self._bad_commands += 1
             if self._bad_commands >= self.policy.bad_commands:
-                reply = self._last("too many bad commands").reply
+                reply = self._final_refusal("too many bad commands").reply
         return reply
 
-    def _take_content(self, incoming: Incoming) -> Event | None:
+    def _receive_content(self, incoming: Incoming) -> Event | None:
         if incoming.is_finished:
             return self._end_data(incoming)
         octets = self._lines.take_all()
@@ -326,7 +331,9 @@ class Session:
         self.messages += 1
         self._commands = self._recipient_commands = self._bad_commands = 0
         if self.policy.is_lmtp:
-            self._unknown = 0  # an LMTP client is the site's own mail server, not a guesser
+            self._unknown_recipients = (
+                0  # the client is the site's own mail server and does not guess
+            )
 
     def _close(self, reason: str) -> Close:
         self.state = State.CLOSED
@@ -334,5 +341,8 @@ class Session:
 
 
 def _urgency(reply: Reply) -> int:
-    """Return the rank of an outcome; the lowest decides: try again, give up, done."""
+    """Return the rank of a recipient's reply; the lowest becomes the single reply of SMTP.
+
+    A temporary failure has the lowest rank, because the client must then try again.
+    """
     return {4: 0, 5: 1}.get(reply.code // 100, 2)

@@ -10,12 +10,16 @@ from .grammar import Reply
 
 
 class State(Enum):
+    """The state of a session."""
+
     CONNECTED = auto()
-    """The client has not sent EHLO, HELO or LHLO, or not again since TLS began."""
+    """EHLO, HELO or LHLO is required, at the beginning and after a TLS handshake."""
     READY = auto()
+    """A transaction can begin."""
     MAIL = auto()
-    """A transaction has begun: the reverse-path is known, recipients may follow."""
+    """A transaction has begun with MAIL; recipients can be added."""
     DATA = auto()
+    """The message is being received or delivered."""
     CLOSED = auto()
 
 
@@ -29,48 +33,48 @@ class Recipient(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Resolve:
-    """Look up the recipient's maildrop; answer ``resolved`` or ``refused``."""
+    """Look up the recipient's maildrop, then call ``resolved`` or ``refused``."""
 
     address: str
 
 
 @dataclass(frozen=True, slots=True)
 class BeginData:
-    """Send ``reply`` and prepare to store a message.  Needs no answer."""
+    """Send ``reply``, and prepare to store a message."""
 
     reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Store these octets of the message; if that fails, call ``cannot_keep``.  Needs no answer."""
+    """Store these octets of the message; call ``storing_failed`` only if this fails."""
 
     octets: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """The message is complete.  Deliver it to each recipient in this order, and answer
-    ``delivered`` once for each as soon as the result is known."""
+    """Deliver the message, which is complete, to the recipients in this order.  Call ``delivered``
+    after each delivery, whether or not it succeeded."""
 
     reverse_path: str
     recipients: tuple[Recipient, ...]
     hello: str
-    """The client's name for itself; a domain or an address literal."""
+    """The name that the client gave in EHLO, HELO or LHLO."""
     protocol: str
     """The protocol in the ``with`` clause of Received (RFC 3848, RFC 6531 §4.3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartTLS:
-    """Send ``reply``, then read nothing but a TLS handshake; answer ``secured``."""
+    """Send ``reply``, do the TLS handshake, then call ``secured``."""
 
     reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Send all pending replies and close.  Needs no answer."""
+    """Send all pending replies, and close the connection."""
 
     reason: str
 

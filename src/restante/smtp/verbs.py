@@ -1,4 +1,4 @@
-"""One row of the table of commands."""
+"""The type of the rows in the table of commands (``commands.VERBS``)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from .state import Event, State
 
 
 class Verb(NamedTuple):
-    """What a command does and where it is allowed."""
+    """A command: the function that runs it, and where it is allowed."""
 
     run: Callable[..., Event]
     """Takes the session and the argument."""
     states: tuple[State, ...]
+    """The states in which the command is allowed."""
     is_lmtp: bool | None = None
-    """Whether the command exists only in LMTP (True), only in SMTP (False) or in both (None)."""
+    """True if the command exists only in LMTP, False if only in SMTP, None if in both."""
