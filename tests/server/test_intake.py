@@ -171,7 +171,7 @@ def test_exception_during_data_aborts_the_connection(
     run: Run[None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After some of the replies, another one would be ambiguous."""
-    monkeypatch.setattr(Incoming, "_verdict", lambda _: 1 // 0)
+    monkeypatch.setattr(Incoming, "_check", lambda _: 1 // 0)
 
     async def main() -> None:
         async with taking(MemoryStore()) as (client, _):

@@ -117,9 +117,8 @@ class Session:
         self._outcomes: list[Reply] = []  # replies for the recipients whose delivery has finished
         self._awaiting = False  # whether the result of the last event is awaited
         self._closing = ""  # why the session ends after the pending replies
-        self._bad_commands = self._unknown_recipients = self._commands = (
-            self._recipient_commands
-        ) = 0
+        self._commands = self._recipient_commands = 0
+        self._bad_commands = self._unknown_recipients = 0
 
     # Called by the connection.
 
@@ -331,9 +330,7 @@ class Session:
         self.messages += 1
         self._commands = self._recipient_commands = self._bad_commands = 0
         if self.policy.is_lmtp:
-            self._unknown_recipients = (
-                0  # the client is the site's own mail server and does not guess
-            )
+            self._unknown_recipients = 0  # the client is the site's mail server and does not guess
 
     def _close(self, reason: str) -> Close:
         self.state = State.CLOSED
