@@ -16,13 +16,13 @@ from scramp import ScramMechanism
 from restante.errors import AuthenticationFailed
 from restante.maildrop import Store
 from restante.passdb import (
+    AnyCredentials,
     Credentials,
     Digest,
     Network,
     Proof,
     ScramKey,
     ScramSecrets,
-    Shown,
     Token,
     UserAccount,
 )
@@ -98,7 +98,7 @@ class OneUser:
             keys.append(ScramKey(label, stored, server))
         return ScramSecrets(salt, 4100, tuple(keys))  # not the minimum, which is a default
 
-    def open(self, shown: Shown) -> UserAccount:
+    def open(self, shown: AnyCredentials) -> UserAccount:
         match shown:
             case Credentials("PLAIN" | "LOGIN" | "USER", "mrose", password):
                 is_right = password == self.password

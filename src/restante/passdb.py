@@ -128,7 +128,7 @@ class Digest:
     """The client's IP address, empty for a local peer; filled in by the server."""
 
 
-Shown = Credentials | Proof | Token | Disproof | Digest
+AnyCredentials = Credentials | Proof | Token | Disproof | Digest
 """Everything that a client can present to log in."""
 
 
@@ -149,11 +149,13 @@ _attempt: ContextVar[Attempt | None] = ContextVar("_attempt", default=None)
 
 
 @contextmanager
-def attempting(shown: Shown, began: float) -> Iterator[None]:
+def attempting(credentials: AnyCredentials, began: float) -> Iterator[None]:
     """Attribute all queries that this task makes to back ends in the block to this login."""
-    asker = shown
+    asker = credentials
     if not isinstance(asker, Credentials):
-        asker = Credentials(shown.mechanism, shown.identity, "", address=shown.address)
+        asker = Credentials(
+            credentials.mechanism, credentials.identity, "", address=credentials.address
+        )
     token = _attempt.set(Attempt(asker, began))
     try:
         yield
@@ -288,7 +290,7 @@ class PromptScramKeys(Protocol):
 class Digests(Protocol):
     """Add-on for APOP (RFC 1939 §7): verifies digests, which requires clear-text passwords."""
 
-    async def digested(self, shown: Digest) -> UserAccount:
+    async def digested(self, digest: Digest) -> UserAccount:
         """Return the account of a digest, whether or not it may be opened now.
 
         The call takes the same time for an unknown user, for a user whose password is stored only

@@ -19,7 +19,7 @@ from restante.auth import cache as module
 from restante.auth.cache import Cache
 from restante.auth.users import NoSuchAppPassword, Users
 from restante.errors import AuthenticationFailed, TemporaryFailure
-from restante.passdb import Credentials, Digest, Proof, Shown, Token, UserAccount
+from restante.passdb import AnyCredentials, Credentials, Digest, Proof, Token, UserAccount
 from restante.server import login
 
 from ..support import OneUser
@@ -370,12 +370,12 @@ def test_cached_answer_equals_that_of_the_passdb(shown: list[Credentials]) -> No
         Proof("SCRAM-SHA-256", "mrose", "password", ""),
     ],
 )
-def test_one_time_proofs_are_never_cached(shown: Shown) -> None:
+def test_one_time_proofs_are_never_cached(shown: AnyCredentials) -> None:
     """CVE-2026-27855: a cached one-time password admitted its user again."""
     asked = []
 
     class Once(OneUser):
-        def open(self, shown: Shown) -> UserAccount:
+        def open(self, shown: AnyCredentials) -> UserAccount:
             asked.append(shown)
             return UserAccount("mrose", "mrose")
 

@@ -29,7 +29,7 @@ from restante.auth.passwd_file import PasswdFile
 from restante.auth.users import Users
 from restante.errors import AuthenticationFailed, NoSuchUser
 from restante.maildrop import View
-from restante.passdb import Credentials, Proof, Shown, Token, UserAccount
+from restante.passdb import AnyCredentials, Credentials, Proof, Token, UserAccount
 from restante.server import login
 
 INSIDE, OUTSIDE = "192.0.2.1", "198.51.100.1"
@@ -227,12 +227,12 @@ class Site:
                 return name, entry
         return "", None
 
-    async def expect(self, expected: bool, proof: Shown, way: Way) -> None:
+    async def expect(self, expected: bool, proof: AnyCredentials, way: Way) -> None:
         identity = f"ann+{way.folder}" if way.folder else "ann"
         shown = replace(proof, mechanism=way.mechanism, identity=identity, address=way.address)
         assert await self._opens(shown, way) == expected, (self.states, shown, way)
 
-    async def _opens(self, shown: Shown, way: Way) -> bool:
+    async def _opens(self, shown: AnyCredentials, way: Way) -> bool:
         """As a server finds out (``server.pop3``)."""
         try:
             if known := login.verify_now(self.chain, shown, "+", self.cache):

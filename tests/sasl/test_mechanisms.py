@@ -13,7 +13,15 @@ from scramp import ScramClient, ScramMechanism
 from restante import config
 from restante.auth import choices
 from restante.errors import AuthenticationFailed, BadCommand, ProtocolBroken, UnsafeArgument
-from restante.passdb import Credentials, Disproof, Proof, ScramKey, ScramSecrets, Shown, Token
+from restante.passdb import (
+    AnyCredentials,
+    Credentials,
+    Disproof,
+    Proof,
+    ScramKey,
+    ScramSecrets,
+    Token,
+)
 from restante.sasl import external, login, oauth, plain, scram
 from restante.sasl.exchange import Channel, ClientExchange, ClientLogin, Lookup
 from restante.sasl.mechanisms import MECHANISMS, Binding, client_exchange
@@ -32,7 +40,7 @@ def test_configuration_names_all_mechanisms_without_importing_them() -> None:
     assert tuple(name for name in usual if name not in bound) == config.MECHANISMS
 
 
-def serve(name: str, *responses: bytes, channel: Channel = BOUND) -> Shown:
+def serve(name: str, *responses: bytes, channel: Channel = BOUND) -> AnyCredentials:
     """What the server's half makes of these responses, given one after the other."""
     exchange = MECHANISMS[name].server(channel)
     next(exchange)
@@ -43,7 +51,7 @@ def serve(name: str, *responses: bytes, channel: Channel = BOUND) -> Shown:
                 step.secrets = KEYS(step.identity, step.digest)
                 exchange.send(b"")
     except StopIteration as end:
-        shown: Shown = end.value
+        shown: AnyCredentials = end.value
         return shown
     raise AssertionError("the exchange did not end")
 
@@ -54,7 +62,7 @@ def converse(
     channel: Channel = BOUND,
     between: Callable[[bytes], bytes] = lambda challenge: challenge,
     keys: Callable[[str, str], ScramSecrets] = KEYS,
-) -> Shown:
+) -> AnyCredentials:
     """Both halves with each other; ``between`` may change what the server says."""
     server = MECHANISMS[name].server(channel)
     next(server)
@@ -68,7 +76,7 @@ def converse(
                 assert isinstance(step, bytes)
             answer = client.send(between(step))
     except StopIteration as end:
-        shown: Shown = end.value
+        shown: AnyCredentials = end.value
         assert answer.may_be_last or isinstance(shown, Disproof)
         return shown
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from restante.errors import AuthenticationFailed, BackendUnavailable, TemporaryFailure
-from restante.passdb import Credentials, Disproof, ScramSecrets, Shown, UserAccount
+from restante.passdb import AnyCredentials, Credentials, Disproof, ScramSecrets, UserAccount
 from restante.pop3.session import Policy
 from restante.sasl import scram
 from restante.server.admission import Admission
@@ -44,17 +44,17 @@ class Guard:
     """Counts failures; the answer to a failure takes ``wait`` seconds."""
 
     wait: float = 0.0
-    failures: list[Shown] = field(default_factory=list)
-    successes: list[tuple[Shown, UserAccount]] = field(default_factory=list)
+    failures: list[AnyCredentials] = field(default_factory=list)
+    successes: list[tuple[AnyCredentials, UserAccount]] = field(default_factory=list)
     heard: asyncio.Event = field(default_factory=asyncio.Event)
 
     def record_success(
-        self, shown: Shown, account: UserAccount, *, is_cached: bool = False
+        self, shown: AnyCredentials, account: UserAccount, *, is_cached: bool = False
     ) -> None:
         self.successes.append((shown, account))
         self.heard.set()
 
-    def record_failure(self, shown: Shown) -> float:
+    def record_failure(self, shown: AnyCredentials) -> float:
         self.failures.append(shown)
         self.heard.set()
         return self.wait

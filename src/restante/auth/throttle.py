@@ -36,7 +36,7 @@ from ipaddress import IPv4Address, ip_address
 from math import inf
 from pathlib import Path
 
-from ..passdb import Credentials, Network, Shown, UserAccount
+from ..passdb import AnyCredentials, Credentials, Network, UserAccount
 from ..shared import SharedLock, Weights
 from . import names
 
@@ -166,7 +166,7 @@ class Throttle:
 
     # After a password was checked.
 
-    def record_failure(self, credentials: Shown) -> float:
+    def record_failure(self, credentials: AnyCredentials) -> float:
         """Count a failed login, and return the seconds from its arrival to its response."""
         with self._lock:
             is_sprayed = isinstance(credentials, Credentials) and self._count_user(credentials)
@@ -175,7 +175,7 @@ class Throttle:
         return self._delay(credentials.address, is_sprayed) + self._chance() * self.delay / 2
 
     def record_success(
-        self, credentials: Shown, account: UserAccount, *, is_cached: bool = False
+        self, credentials: AnyCredentials, account: UserAccount, *, is_cached: bool = False
     ) -> None:
         """Record a successful login.
 
@@ -237,7 +237,7 @@ class Throttle:
             self._guesses.add(_SPRAYS, 1.0)
         return is_sprayed
 
-    def _count_guess(self, credentials: Shown) -> None:
+    def _count_guess(self, credentials: AnyCredentials) -> None:
         narrow, wide = _networks(credentials.address)
         if isinstance(credentials, Credentials):
             guess = _password_key(credentials.identity, credentials.password) + narrow.encode()

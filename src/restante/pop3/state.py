@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from ..maildrop import Entry
-from ..passdb import Shown
+from ..passdb import AnyCredentials
 from ..sasl.exchange import Lookup
 from .grammar import Challenge, Repeated, Response
 
@@ -29,7 +29,7 @@ class Login:
     The driver must answer with ``opened`` or ``failed``.
     """
 
-    credentials: Shown
+    credentials: AnyCredentials
 
 
 class Retrieve(NamedTuple):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-from ..passdb import ScramSecrets, Shown
+from ..passdb import AnyCredentials, ScramSecrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Lookup:
     """The keys, after the look-up."""
 
 
-Exchange = Generator[bytes | Lookup, bytes, Shown]
+Exchange = Generator[bytes | Lookup, bytes, AnyCredentials]
 
 
 class Strength(IntEnum):

@@ -13,6 +13,7 @@ from ..addons import offers
 from ..errors import AuthenticationFailed
 from ..maildrop import View
 from ..passdb import (
+    AnyCredentials,
     Certificates,
     Credentials,
     Digest,
@@ -24,7 +25,6 @@ from ..passdb import (
     Proof,
     ScramKeys,
     ScramSecrets,
-    Shown,
     Token,
     Tokens,
     UserAccount,
@@ -47,14 +47,14 @@ class Guard(Protocol):
     """Records the results of logins, and slows down guessing."""
 
     def record_success(
-        self, shown: Shown, account: UserAccount, *, is_cached: bool = False
+        self, shown: AnyCredentials, account: UserAccount, *, is_cached: bool = False
     ) -> None:
         """Record a successful login.
 
         ``is_cached``: the password was not checked again, because a cache contains it.
         """
 
-    def record_failure(self, shown: Shown) -> float:
+    def record_failure(self, shown: AnyCredentials) -> float:
         """Record a failed login; return the seconds between the attempt and its response."""
 
 
@@ -77,7 +77,7 @@ def time_stamp(host: str) -> str:
 
 
 def verify_now(
-    passdb: Passdb, shown: Shown, separator: str, passwords: Passdb | None
+    passdb: Passdb, shown: AnyCredentials, separator: str, passwords: Passdb | None
 ) -> UserAccount | None:
     """Return the account for a cached password or for a proof, if this requires no waiting.
 
@@ -97,7 +97,9 @@ def verify_now(
     return None
 
 
-async def resolve(passdb: Passdb, shown: Shown, separator: str) -> tuple[Shown, View]:
+async def resolve(
+    passdb: Passdb, shown: AnyCredentials, separator: str
+) -> tuple[AnyCredentials, View]:
     """Split the login name into a user and a view of the maildrop.
 
     ``separator``: see ``views.interpretations``.  Returns the credentials with the name of the
@@ -115,7 +117,10 @@ async def resolve(passdb: Passdb, shown: Shown, separator: str) -> tuple[Shown, 
 
 
 async def verify(
-    passdb: Passdb, shown: Shown, view: View = _WHOLE_MAILDROP, passwords: Passdb | None = None
+    passdb: Passdb,
+    shown: AnyCredentials,
+    view: View = _WHOLE_MAILDROP,
+    passwords: Passdb | None = None,
 ) -> UserAccount:
     """Verify credentials, and return the user's account with the view to open.
 
@@ -134,7 +139,7 @@ async def verify(
     return account._replace(view=view._replace(folders=view.folders or permitted))
 
 
-async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> UserAccount:
+async def _verify(passdb: Passdb, shown: AnyCredentials, passwords: Passdb | None) -> UserAccount:
     match shown:
         case Credentials():
             return await (passwords or passdb).verify(shown)

@@ -43,11 +43,11 @@ from ..maildrop import (
 )
 from ..passdb import (
     Accounts,
+    AnyCredentials,
     Disproof,
     Generations,
     Network,
     Passdb,
-    Shown,
     UserAccount,
     attempting,
     is_within,
@@ -311,7 +311,7 @@ class Connection(BaseConnection[Event]):
         allow_plaintext = self._service.allows_plaintext(self._address)
         self._send(self._session.client_changed(reported.tls, allow_plaintext=allow_plaintext))
 
-    async def _log_in(self, shown: Shown) -> None:
+    async def _log_in(self, shown: AnyCredentials) -> None:
         fields = self._login_fields(shown)
         try:
             account = await self._authenticate(replace(shown, address=self._address))
@@ -348,7 +348,7 @@ class Connection(BaseConnection[Event]):
         if not offers(self._service.store, Prompt):
             await self._enter_task()
 
-    def _login_fields(self, shown: Shown) -> dict[str, Any]:
+    def _login_fields(self, shown: AnyCredentials) -> dict[str, Any]:
         """Return the log fields of a login, whether it succeeds or not."""
         fields: dict[str, Any] = {
             "ip": self._address,
@@ -386,7 +386,7 @@ class Connection(BaseConnection[Event]):
         if must_disconnect:
             self.close("crowded")
 
-    async def _authenticate(self, shown: Shown) -> UserAccount:
+    async def _authenticate(self, shown: AnyCredentials) -> UserAccount:
         """Verify credentials, and return the account of the user, who may log in now.
 
         A wrong guess counts even if the client disconnects.

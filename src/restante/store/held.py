@@ -103,7 +103,7 @@ def update(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
                 files.sync(".", parent=maildrop)  # held/ may be new
             return _remove_victims(maildrop, victims, removed_at)
     except OSError as error:
-        _log_error("update failed", reason=error.strerror)
+        _log_event("update failed", reason=error.strerror)
         return set(victims.values())
 
 
@@ -129,7 +129,7 @@ def _finish(maildrop: int, removed_at: int | None) -> None:
     victims = _victims(maildrop)
     if victims is not None:
         left = _remove_victims(maildrop, victims, removed_at)
-        _log_error("update finished", messages=len(victims), left=len(left))
+        _log_event("update finished", messages=len(victims), left=len(left))
         removed = [Entry(each, 0) for each in victims.values() if each not in left]
         now = time.time()
         journal.record(maildrop, SessionRecord(now, now, "", "", "", (), removed, "crash"))
@@ -154,7 +154,7 @@ def _remove_victims(maildrop: int, victims: Victims, removed_at: int | None) -> 
         # held/ is synced first, so that a message cannot be lost in a crash.
         files.sync(files.HELD, "cur", "new", parent=maildrop)
     except OSError as error:
-        _log_error("update failed", reason=error.strerror)
+        _log_event("update failed", reason=error.strerror)
         left = set(victims.values())
     _delete_list(maildrop, durably=bool(left))
     return left
@@ -184,7 +184,7 @@ def _remove_seen(
             except FileNotFoundError:
                 renamed.add(unique_id)
             except OSError as error:
-                _log_error("message not removed", reason=error.strerror, unique_id=unique_id)
+                _log_event("message not removed", reason=error.strerror, unique_id=unique_id)
                 left.add(unique_id)
     return left, renamed
 
@@ -239,7 +239,7 @@ def _delete_list(maildrop: int, *, durably: bool = True) -> None:
             files.sync(".", parent=maildrop)
 
 
-def _log_error(event: str, **fields: object) -> None:
+def _log_event(event: str, **fields: object) -> None:
     _log.error(event, extra={"fields": fields})
 
 
@@ -392,7 +392,7 @@ def _record_purged(maildrop: int, names: Iterable[str]) -> None:
                 PURGED, _PURGED_BEFORE, octets, maildrop, max_octets=_PURGED_MAX, durably=True
             )
         except OSError as error:
-            _log_error("purge not recorded", reason=error.strerror)
+            _log_event("purge not recorded", reason=error.strerror)
 
 
 def purged(maildrop: int) -> set[str]:

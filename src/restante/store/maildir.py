@@ -209,10 +209,10 @@ class MaildirStore:
 
     async def _end(self, key: str, session: _OpenMaildir) -> None:
         maildrop, index, sizes = session.maildrop, session.listing, session.close()
-        if session.learned_forms:
-            index = index.with_forms(session.learned_forms)
+        if session.known_forms:
+            index = index.with_forms(session.known_forms)
             self._cache_index(key, index)
-            if len(session.learned_forms) * _SAVE_RATIO >= len(index):
+            if len(session.known_forms) * _SAVE_RATIO >= len(index):
                 await in_thread(save, maildrop, index)
         if sizes:
             self._cache_index(key, await in_thread(correct_sizes, maildrop, index, sizes))
@@ -599,7 +599,7 @@ class _OpenMaildir:
         "_renamed",
         "_root",
         "_sizes",
-        "learned_forms",
+        "known_forms",
         "listing",
         "maildrop",
     )
@@ -612,7 +612,7 @@ class _OpenMaildir:
         self.maildrop = maildrop
         """Descriptor of the open directory."""
         self._root = root
-        self.learned_forms: dict[int, Form] = {}
+        self.known_forms: dict[int, Form] = {}
         """Forms determined in this session, by position in the listing."""
         # New files by position, for messages renamed since the index was built; None if removed.
         self._renamed: dict[int, File | None] = {}
@@ -642,7 +642,7 @@ class _OpenMaildir:
         requested = {(unique_part(name), 0): unique_id for name, unique_id in arrivals.items()}
         ids = set(requested.values())
         if len(ids) != len(arrivals):
-            raise PermanentFailure("two of these messages have the same unique-id or file name")
+            raise PermanentFailure("two messages have the same unique-id or file name")
         if not all(map(adopted.UNIQUE_ID.fullmatch, ids)):
             raise PermanentFailure("a unique-id must be 1 to 70 printable characters (RFC 1939 §7)")
         for position in range(len(self.listing)):
@@ -749,19 +749,19 @@ class _OpenMaildir:
             return None
         encoded = stuffed(text)
         if form is not Form.CRLF and len(octets) == size:
-            self.learned_forms[position] = Form.READY if len(encoded) == size else Form.CRLF
+            self.known_forms[position] = Form.READY if len(encoded) == size else Form.CRLF
         return encoded
 
     def _form(self, position: int, entry: Entry, size: int) -> Form:
         """Return the known form of a message whose file currently has ``size`` octets."""
         if size != entry.size:
             return Form.UNKNOWN
-        return self.learned_forms.get(position) or self.listing.form(position)
+        return self.known_forms.get(position) or self.listing.form(position)
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
         position = self.listing.find(entry)
         if position is not None:
-            self.learned_forms[position] = Form.READY if is_wire_ready else Form.CRLF
+            self.known_forms[position] = Form.READY if is_wire_ready else Form.CRLF
 
     def _directory(self, name: str) -> int:
         """Return a descriptor that stays open, to save one path look-up per message."""
