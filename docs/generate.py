@@ -37,7 +37,7 @@ SOURCE = Path(restante.__file__).parent
 NOTE = "<!-- Made by docs/generate.py from the code; change it there. -->\n"
 ORPHAN = "---\norphan: true\n---\n"
 """The beginning of a page that is in no table of contents."""
-WRAPPERS, CONNECTION = ("_log_event", "_log_error", "_warn"), "server/connection.py"
+WRAPPERS, CONNECTION = ("_log_event", "_warn"), "server/connection.py"
 """Names of functions that wrap a module's log; the function of ``Connection`` is inherited."""
 LEVELS = ("debug", "info", "warning", "error", "exception")
 
