@@ -172,16 +172,19 @@ def scan(maildir: int, directories: Sequence[str] = MAIL) -> Scan:
     return deque(passes(maildir, directories), maxlen=1)[0]
 
 
-def scan_for(maildir: int, wanted: Collection[Identity]) -> Scan:
+def scan_for(
+    maildir: int, wanted: Collection[Identity]
+) -> tuple[Scan, list[tuple[Identity, File]]]:
     """Scan a Maildir until all of these messages have been seen.
 
-    If the result is exact, messages that were not seen have been removed; otherwise they may still
-    exist.
+    Returns the scan and the files of these messages, as ``Scan.select`` does.  If the scan is
+    exact, messages that were not seen have been removed; otherwise they may still exist.
     """
     for result in passes(maildir):
-        if len(dict(result.select(wanted))) == len(wanted):
+        selected = result.select(wanted)
+        if len(dict(selected)) == len(wanted):
             break
-    return result
+    return result, selected
 
 
 def scan_exactly(maildir: int, directories: Sequence[str] = MAIL) -> list[File]:

@@ -131,8 +131,7 @@ def recent(maildrop: int, listing: Index, since: float) -> list[int]:
         for _ in range(_ATTEMPTS):
             if not renamed:
                 break
-            seen = scan_for(maildrop, renamed)
-            selected = seen.select(renamed)
+            seen, selected = scan_for(maildrop, renamed)
             remaining = {identity for identity, _ in selected} if seen.is_exact else set(renamed)
             for identity, file in selected:
                 with suppress(FileNotFoundError):

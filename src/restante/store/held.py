@@ -140,8 +140,8 @@ def _remove_victims(maildrop: int, victims: Victims, removed_at: int | None) -> 
     wanted, left = dict(victims), set[str]()
     try:
         for _ in range(_ATTEMPTS):
-            scan = scan_for(maildrop, wanted)
-            seen = [(file, wanted[identity]) for identity, file in scan.select(wanted)]
+            scan, selected = scan_for(maildrop, wanted)
+            seen = [(file, wanted[identity]) for identity, file in selected]
             failed, renamed = _remove_seen(maildrop, seen, removed_at)
             left |= failed
             done = {unique_id for _, unique_id in seen} - renamed
@@ -199,6 +199,8 @@ def _name_in_held(name: str, unique_id: str) -> str:
 
     If an adopted id makes this impossible, ``restante.ids`` contains the id for the old name.
     """
+    if unique_part(name) == unique_id and name.isascii() and len(name) <= _MAX_NAME:
+        return name  # the usual case
     names = _names_in_held(name, unique_id)
     return next(each for each in names if 0 < len(os.fsencode(each)) <= _MAX_NAME)
 

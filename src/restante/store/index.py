@@ -55,7 +55,7 @@ from ..maildrop import Entry, Rendered
 from ..scanning import NO_STAMP, Stamp
 from . import files
 from .adopted import ADOPTED
-from .names import File, delivered_at, unique_part
+from .names import File, Identity, delivered_at, unique_part
 
 INDEX = "restante.index"
 
@@ -321,13 +321,23 @@ class Index(Rendered):
 
     def matches(self, position: int, file: File) -> bool:
         """Return whether this message has the unique part and the inode number of ``file``."""
+        return self._identity(position, self._unique_id(position)) == file.identity
+
+    def victims(self, entries: Iterable[Entry]) -> dict[Identity, str]:
+        """Return the unique-ids of these messages by identity.
+
+        Messages that are not in the index are left out.
+        """
+        found = ((self.find(entry), entry.unique_id) for entry in entries)
+        return {self._identity(at, each): each for at, each in found if at is not None}
+
+    def _identity(self, position: int, unique_id: str) -> Identity:
+        """Return the identity of the message at this position, which has this unique-id."""
         begin = self._name_ends[position - 1] if position else 0
-        packed = self._names[begin + 1 : self._name_ends[position]]
-        if packed.startswith(b"="):
-            unique = self._unique_id(position)
-        else:
-            unique = unique_part(os.fsdecode(packed[1:]))
-        return self._inodes[position] == file.inode and unique == unique_part(file.name)
+        if self._names.startswith(b"=", begin + 1):
+            return unique_id, self._inodes[position]
+        name = os.fsdecode(self._names[begin + 2 : self._name_ends[position]])
+        return unique_part(name), self._inodes[position]
 
     def measured(self, position: int) -> tuple[int, Form]:
         return self._sizes[position], self.form(position)

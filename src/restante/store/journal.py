@@ -27,7 +27,8 @@ JOURNAL, OLD = "restante.journal", "restante.journal.1"
 _MAX_SIZE = 1_048_576  # octets; both files together have up to 2 MiB, thousands of sessions
 _DIGEST = 8  # octets; detects torn lines, not forgeries
 
-_JSON = json.JSONEncoder(separators=(",", ":"))  # ``json.dumps`` would create one for each line
+# ``json.dumps`` would create an encoder for each line.
+_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 _log = logging.getLogger(__name__)
 
 

@@ -16,6 +16,8 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
+    Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -820,7 +822,7 @@ class _OpenMaildir:
 
     def _rescan(self, missing: Identity) -> None:
         """Find the files again after another program has renamed or removed some."""
-        seen = scan_for(self.maildrop, {missing})
+        seen, _ = scan_for(self.maildrop, {missing})
         by_identity = {file.identity: file for file in seen.files()}
         for position in range(len(self.listing)):
             old = self.listing.row(position).file
@@ -849,11 +851,11 @@ class _OpenMaildir:
     def expire(self, is_expired: Callable[[float], bool], now: float) -> int:
         """Remove messages chosen by their time of arrival, and return their number.  Blocking."""
         messages = map(self.listing.row, range(len(self.listing)))
-        victims = {}
-        for unique_id, file in ((each.unique_id, each.file) for each in messages):
+        victims = []
+        for position, file in enumerate(each.file for each in messages):
             arrived_at = expiry.arrived(self.maildrop, file, now)
             if arrived_at is not None and is_expired(arrived_at):
-                victims[unique_id] = file
+                victims.append(self.listing[position])
         return len(victims) - len(self._remove(victims)) if victims else 0
 
     async def record(self, session: SessionRecord) -> None:
@@ -875,23 +877,27 @@ class _OpenMaildir:
         return await in_thread(self._remove_entries, entries)
 
     def _remove_entries(self, entries: Collection[Entry]) -> Collection[Entry]:
-        victims = {}
-        for entry in entries:
-            with suppress(MessageGone):
-                victims[entry.unique_id] = self._file(entry)[1]
-        if not victims or self._hold() == inf:
+        if not entries or self._hold() == inf:
             return ()
-        not_removed = self._remove(victims)
-        return [entry for entry in entries if entry.unique_id in not_removed]
+        not_removed = self._remove(entries)
+        return [each for each in entries if each.unique_id in not_removed] if not_removed else ()
 
-    def _remove(self, victims: Mapping[str, File]) -> set[str]:
-        """Remove files by unique-id.  Returns the ids of those not removed.  Blocking."""
-        sizes = quota.sizes(self._root, self.maildrop, victims)
-        by_file = {file.identity: unique_id for unique_id, file in victims.items()}
+    def _remove(self, entries: Collection[Entry]) -> set[str]:
+        """Remove messages.  Returns the unique-ids of those not removed.  Blocking."""
+        victims = self.listing.victims(entries)
+        if not victims:
+            return set()
+        sizes = quota.sizes(self._root, self.maildrop, self._files(entries))
         hold, removed_at = self._hold(), self._clock.stamp()
         with suppress(OSError):  # on failure, the next call of ``rules.note`` records the change
             rules.note(self._root, removed_at, hold=hold)
-        not_removed = update(self.maildrop, by_file, removed_at if hold else None)
+        not_removed = update(self.maildrop, victims, removed_at if hold else None)
         removed_sizes = [size for unique_id, size in sizes.items() if unique_id not in not_removed]
         quota.record_change(self._root, -sum(removed_sizes), -len(removed_sizes))
         return not_removed
+
+    def _files(self, entries: Iterable[Entry]) -> Iterator[tuple[str, File]]:
+        """Yield the unique-ids and files of messages that are not known to be removed."""
+        for entry in entries:
+            with suppress(MessageGone):
+                yield entry.unique_id, self._file(entry)[1]

@@ -117,9 +117,8 @@ def pack(ids: Mapping[Identity, str]) -> bytes:
 
     NUL is the separator, because file names never contain NUL.
     """
-    return b"".join(
-        os.fsencode(f"{inode} {unique_id} {unique}\0") for (unique, inode), unique_id in ids.items()
-    )
+    lines = [f"{inode} {unique_id} {unique}\0" for (unique, inode), unique_id in ids.items()]
+    return os.fsencode("".join(lines))
 
 
 def unpack(octets: bytes) -> dict[Identity, str]:

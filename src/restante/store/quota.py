@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
@@ -112,11 +112,14 @@ def record_change(maildrop: int, octets: int, messages: int) -> None:
             _append(maildrop, octets, messages, 0)
 
 
-def sizes(maildrop: int, folder: int, messages: Mapping[str, File]) -> dict[str, int]:
-    """Return the octets of the messages that are still in this folder, if a count is kept."""
+def sizes(maildrop: int, folder: int, messages: Iterable[tuple[str, File]]) -> dict[str, int]:
+    """Return the octets of the messages that are still in this folder, if a count is kept.
+
+    ``messages`` are pairs of a key for the result and a file; they are read only if required.
+    """
     octets = {}
     if is_counted(maildrop):
-        for key, file in messages.items():
+        for key, file in messages:
             with suppress(FileNotFoundError), files.directory(file.directory, folder) as descriptor:
                 # Fails if another program has moved the file.
                 files.status(file.name, descriptor)

@@ -390,8 +390,8 @@ def _measure(maildrop: int, rows: list[Row], positions: Sequence[int]) -> None:
 
 def _measure_moved(maildrop: int, rows: list[Row], missing: Mapping[Identity, int]) -> None:
     """Measure messages that another program has renamed or removed."""
-    seen = scan_for(maildrop, missing)
-    found_files = dict(seen.select(missing))
+    seen, selected = scan_for(maildrop, missing)
+    found_files = dict(selected)
     for identity, position in missing.items():
         with suppress(FileNotFoundError):  # renamed again: the next login measures the message
             if identity in found_files:
