@@ -1,4 +1,4 @@
-"""Values that the configuration accepts, in a module that imports no other code."""
+"""Names that the configuration accepts, in a module of their own that imports no other code."""
 
 from __future__ import annotations
 

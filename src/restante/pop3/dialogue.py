@@ -301,9 +301,9 @@ class Dialogue:
     def _log_in(self, login: ClientLogin, end_point: Callable[[], bytes]) -> Procedure[None]:
         offered = self.capabilities.sasl
         binding = end_point() if uses_binding((*offered, login.mechanism.upper())) else b""
-        takes_user = not offered or "USER" in self.capabilities.tags
+        accepts_user = not offered or "USER" in self.capabilities.tags
         advice = f"if it also accepts USER and PASS, set {describe('add:USER')}"
-        mechanism = choose(login, offered, bool(binding), takes_user=takes_user, advice=advice)
+        mechanism = choose(login, offered, bool(binding), accepts_user=accepts_user, advice=advice)
         if mechanism == "APOP":
             yield from self._apop(login)
         elif mechanism == USER_AND_PASS:
@@ -317,8 +317,8 @@ class Dialogue:
             UnsafeArgument: the user or the password is not ASCII, and the server does not announce
                 UTF-8 for USER (RFC 6856 §2.2).
         """
-        takes_utf8 = self.quirks.utf8_login or "USER" in self.capabilities.tags.get("UTF8", ())
-        if not takes_utf8 and not (login.user + login.password).isascii():
+        accepts_utf8 = self.quirks.utf8_login or "USER" in self.capabilities.tags.get("UTF8", ())
+        if not accepts_utf8 and not (login.user + login.password).isascii():
             raise UnsafeArgument(
                 "the user name or password is not ASCII, but the server does not announce UTF-8 "
                 f"for USER (RFC 6856 §2.2); if it accepts UTF-8, set {describe('utf8-login')}"

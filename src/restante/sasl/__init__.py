@@ -1,1 +1,1 @@
-"""SASL mechanisms, one small file each (RFC 4422, RFC 5034)."""
+"""SASL mechanisms (RFC 4422, RFC 5034), with one module for each mechanism."""

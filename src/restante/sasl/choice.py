@@ -1,7 +1,7 @@
-"""Choose the client's mechanism: the strongest that both sides support, without a fallback.
+"""Choose the strongest mechanism that both the client and the server support.
 
-Security: an attacker who can make one login fail must not be able to make the next one weaker
-(RFC 5802 §6), so no second mechanism is tried.
+Security: only one mechanism is tried.  If a weaker mechanism were tried after a failed login, an
+attacker who can make the first login fail could enforce the weaker one (RFC 5802 §6).
 """
 
 from __future__ import annotations
@@ -12,39 +12,39 @@ from ..errors import LoginFailed
 from .exchange import ClientLogin, Strength
 from .mechanisms import MECHANISMS, Binding, Needs
 
-_MAX_LISTED = 8  # mechanisms in an error; a server may announce any number
+_MAX_LISTED = 8  # mechanisms in an error message; a server may announce any number
 USER_AND_PASS = "USER"  # the commands USER and PASS, which are not a SASL mechanism (RFC 1939 §7)
 
 
 def choose(
     login: ClientLogin,
     offered: Collection[str],
-    can_bind: bool,
+    has_binding: bool,
     *,
-    takes_user: bool = True,
+    accepts_user: bool = True,
     advice: str = "",
 ) -> str:
-    """Return the name of the mechanism, or ``USER``.
+    """Return the name of the mechanism for a login, or ``USER`` for USER and PASS.
 
     Args:
         offered: the mechanisms that the server announces.
-        can_bind: whether the connection has a channel binding.
-        takes_user: whether the server may accept USER and PASS.  A server that announces SASL
-            without USER does not accept them (RFC 2449 §6.3), so the password is not sent that
-            way.
+        has_binding: whether channel binding is possible on this connection.
+        accepts_user: whether the server may accept USER and PASS.  A server that announces SASL
+            without USER does not accept them (RFC 2449 §6.3), so the password must not be sent in
+            this way.
         advice: advice for the user if the server accepts USER and PASS without announcing USER.
 
     Raises:
         LoginFailed: the server offers no suitable mechanism; no credential was sent.
     """
-    names = _candidates(login, offered, takes_user)
+    names = _candidates(login, offered, accepts_user)
     if not names:
-        raise _nothing_in_common(login, offered, advice)
+        raise _no_candidate(login, offered, advice)
     for name in names:
-        if (can_bind or not _requires_binding(name)) and _strength(name) >= login.strength:
+        if (has_binding or not _requires_binding(name)) and _strength(name) >= login.strength:
             return name
-    least = login.strength.name.lower()
-    raise LoginFailed("AUTH", f"no login of the required strength ({least}) is possible", None)
+    required = login.strength.name.lower()
+    raise LoginFailed("AUTH", f"no login of the required strength ({required}) is possible", None)
 
 
 def uses_binding(names: Collection[str]) -> bool:
@@ -52,16 +52,17 @@ def uses_binding(names: Collection[str]) -> bool:
     return any(MECHANISMS[name].binding is not Binding.NONE for name in names if name in MECHANISMS)
 
 
-def _candidates(login: ClientLogin, offered: Collection[str], takes_user: bool) -> list[str]:
+def _candidates(login: ClientLogin, offered: Collection[str], accepts_user: bool) -> list[str]:
+    """Return the mechanisms that suit the login and the server's offer, strongest first."""
     if login.mechanism:
         return [login.mechanism.upper()]
     needs = _credential(login)
     names = [
         name
-        for name, row in MECHANISMS.items()
-        if row.needs is needs and row.is_usual and name in offered
+        for name, mechanism in MECHANISMS.items()
+        if mechanism.needs is needs and mechanism.is_usual and name in offered
     ]
-    return [*names, USER_AND_PASS] if needs is Needs.PASSWORD and takes_user else names
+    return [*names, USER_AND_PASS] if needs is Needs.PASSWORD and accepts_user else names
 
 
 def _credential(login: ClientLogin) -> Needs:
@@ -70,12 +71,12 @@ def _credential(login: ClientLogin) -> Needs:
     return Needs.CERTIFICATE if login.has_certificate and not login.password else Needs.PASSWORD
 
 
-def _nothing_in_common(login: ClientLogin, offered: Collection[str], advice: str) -> LoginFailed:
+def _no_candidate(login: ClientLogin, offered: Collection[str], advice: str) -> LoginFailed:
     needs = _credential(login)
     if needs is not Needs.PASSWORD and not login.password:
         return LoginFailed("AUTH", f"the server does not accept {needs.value}", None)
     announced = ", ".join(sorted(offered)[:_MAX_LISTED])
-    text = f"no mechanism in common: the server announces only {announced}"
+    text = f"client and server have no mechanism in common: the server announces only {announced}"
     return LoginFailed("AUTH", text, None, advice)
 
 

@@ -1,10 +1,10 @@
-"""The parts of a SASL exchange (RFC 4422 §3).
+"""Types for SASL exchanges (RFC 4422 §3).
 
 The server's side is a generator that yields challenges, receives the client's responses, and
-returns the credentials.  If it needs a user's keys during the exchange, it yields a ``Lookup``,
-which contains the keys when the exchange continues.
+returns the credentials.  If it needs the keys of a user, it yields a ``Lookup``, and continues when
+the caller has set ``Lookup.secrets``.
 
-The client's side is a generator that receives challenges and yields ``ClientStep`` values.
+The client's side is a generator that yields responses as ``ClientStep`` and receives challenges.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Channel:
     """The properties of the connection that a mechanism may use."""
 
     end_point: bytes = b""
-    """Channel binding of the type tls-server-end-point (RFC 5929 §4); empty outside TLS."""
+    """The channel binding of the type tls-server-end-point (RFC 5929 §4); empty without TLS."""
     identities: tuple[str, ...] = ()
-    """Mail addresses in the client's certificate, which has been verified."""
+    """The mail addresses in the client's certificate, which has been verified."""
 
 
 @dataclass(slots=True)
@@ -35,22 +35,22 @@ class Lookup:
     digest: str
     """``sha256`` or ``sha1``."""
     secrets: ScramSecrets | None = None
-    """The keys, after the look-up."""
+    """The keys, set after the look-up."""
 
 
 Exchange = Generator[bytes | Lookup, bytes, AnyCredentials]
 
 
 class Strength(IntEnum):
-    """How well a login resists attacks; a client can require a minimum."""
+    """How well a login resists attacks; a client can require a minimum strength."""
 
     SECRET = 1
     """The client sends the password or the token to the server, inside TLS."""
     PROOF = 2
-    """Both sides prove that they know the password, which is never sent: SCRAM."""
+    """SCRAM: both sides prove that they know the password, which is never sent."""
     BOUND = 3
-    """The proof is bound to this TLS connection, which rules out a man in the middle: SCRAM with
-    channel binding, or a client certificate."""
+    """SCRAM with channel binding, or a client certificate: the proof is valid only for this TLS
+    connection, which prevents man-in-the-middle attacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,16 @@ class ClientLogin:
     user: str
     password: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
-    """An OAuth 2 bearer token instead of the password."""
+    """An OAuth 2 bearer token to use instead of a password."""
     has_certificate: bool = False
-    """TLS presents a client certificate."""
+    """Whether a client certificate is presented in the TLS handshake."""
     mechanism: str = ""
-    """A SASL mechanism, ``USER`` or ``APOP``, to be used whether or not the server announces it."""
+    """A SASL mechanism, ``USER`` or ``APOP``, to use even if the server does not announce it."""
     strength: Strength = Strength.SECRET
 
     @property
     def secret(self) -> str:
+        """The token, or else the password."""
         return self.token or self.password
 
 
@@ -77,8 +78,8 @@ class ClientStep(NamedTuple):
 
     response: bytes
     may_be_last: bool = True
-    """Whether the login may succeed after this response; False until the server has proved that it
-    knows the user."""
+    """Whether the server may accept the login after this response.  False if the server must first
+    prove that it knows the password."""
     is_initial: bool = True
     """Whether the response may be sent as the initial response of the AUTH command."""
 

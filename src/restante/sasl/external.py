@@ -12,15 +12,16 @@ from .exchange import Channel, ClientExchange, ClientStep
 def server(channel: Channel) -> Generator[bytes, bytes, Proof]:
     """Run the server's side.  The client's message is the authorization identity, or empty.
 
-    If the certificate contains several addresses, the message selects one of them.
+    If the certificate contains several addresses, the authorization identity selects one of them.
     """
-    wanted = (yield b"").decode("utf-8", "surrogateescape")
+    authorization = (yield b"").decode("utf-8", "surrogateescape")
     if not channel.identities:
         raise AuthenticationFailed("no-certificate")
-    named = [each for each in channel.identities if each.casefold() == wanted.casefold()]
-    identity = named[0] if named else channel.identities[0]
-    return Proof("EXTERNAL", identity, "certificate", wanted)
+    matches = [each for each in channel.identities if each.casefold() == authorization.casefold()]
+    identity = matches[0] if matches else channel.identities[0]
+    return Proof("EXTERNAL", identity, "certificate", authorization)
 
 
 def client(authorization: str = "") -> ClientExchange:
+    """Run the client's side."""
     yield ClientStep(authorization.encode())

@@ -1,6 +1,6 @@
-"""LOGIN: identity and password in two messages, for old clients; it never became a standard.
+"""LOGIN: identity and password in two messages, for old clients (never standardised).
 
-The server offers LOGIN only if the configuration lists it, and only inside TLS.
+The server offers LOGIN only if the configuration lists it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .prepare import prepared
 
 
 def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
-    """Run the server's side.  The server speaks first, so there is no initial response."""
+    """Run the server's side.  It begins with a challenge, so initial responses are refused."""
     identity = (yield b"Username:").decode("utf-8", "surrogateescape")
     password = (yield b"Password:").decode("utf-8", "surrogateescape")
     return Credentials("LOGIN", prepared(identity), prepared(password))
@@ -23,7 +23,7 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
 def client(identity: str, password: str) -> ClientExchange:
     """Run the client's side.
 
-    The prompts are answered in a fixed order, because their text differs between servers.
+    The text of the two prompts is ignored, because it differs between servers.
     """
     if not identity or not password or "\0" in identity + password:
         raise UnsafeArgument("LOGIN requires an identity and a password, without NUL")

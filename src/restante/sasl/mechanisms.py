@@ -1,6 +1,7 @@
 """The table of SASL mechanisms.
 
-A new mechanism needs a module in this package, a row, and its name in ``auth.choices``.
+To add a mechanism, add a module to this package, a row to ``MECHANISMS``, and the name to
+``auth.choices``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from ..errors import UnsafeArgument
 from . import external, login, oauth, plain, scram
 from .exchange import Channel, ClientExchange, ClientLogin, Exchange, Strength
 
-# Octets of Base64 in one response.  RFC 5034 §4 sets no limit, so these limits are our own.  PLAIN
-# transfers three texts of at most 1 KiB each, which is 4 KiB in Base64.  OAuth tokens of 40 kB
-# exist.
+# Maximum number of octets of Base64 in one response.  Our own limits, because RFC 5034 §4 has none.
+# PLAIN transfers three texts of at most 1 KiB each, which is 4 KiB in Base64.  Some OAuth tokens
+# have 40 kB.
 _MAX_LINE = 8192
 _MAX_TOKEN_LINE = 65_536
 
@@ -36,7 +37,8 @@ class Binding(Enum):
 
     NONE = "none"
     DETECT = "detect"
-    """The mechanism detects if channel binding was removed from the offer (RFC 5802 §6)."""
+    """The mechanism detects if an attacker has removed the mechanisms with channel binding from the
+    server's offer (RFC 5802 §6)."""
     REQUIRE = "require"
     """The mechanism works only with channel binding."""
 
@@ -45,19 +47,20 @@ class Mechanism(NamedTuple):
     """One row of ``MECHANISMS``."""
 
     server: Callable[[Channel], Exchange]
-    """Starts the server's side.  May raise BadCommand or AuthenticationFailed."""
+    """Starts the server's side.  The exchange may raise BadCommand or AuthenticationFailed."""
     client: _Client
-    """Starts the client's side.  The octets are the channel binding, or empty."""
+    """Starts the client's side.  The second argument is the channel binding, which may be empty."""
     strength: Strength = Strength.SECRET
     needs: Needs = Needs.PASSWORD
     binding: Binding = Binding.NONE
     is_usual: bool = True
-    """If False, servers offer the mechanism and clients choose it only if it is configured."""
+    """If False, the mechanism must be configured: servers do not offer it by default, and clients
+    do not choose it automatically."""
     refusal: bytes = b""
     """The challenge that reports a failed login before the -ERR response (RFC 7628 §3.2.2)."""
     needs_tls: bool = False
-    """Whether TLS is required even if passwords are allowed in clear text.  A bearer token gives
-    access to more than a maildrop."""
+    """Whether TLS is required even if passwords are allowed without TLS.  This applies to bearer
+    tokens, because they give access to more than a maildrop."""
     max_line: int = _MAX_LINE
     """Maximum number of octets of Base64 in one response."""
 
@@ -95,7 +98,8 @@ def _oauth(
     )
 
 
-# A client takes the first row that fits its login and the server's offer.
+# The strongest mechanisms come first: clients use the first one that suits the login and the
+# server's offer.
 MECHANISMS = {
     "EXTERNAL": Mechanism(
         external.server,
@@ -124,5 +128,6 @@ def client_exchange(name: str, login: ClientLogin, end_point: bytes = b"") -> Cl
         raise UnsafeArgument(f"unknown mechanism: {name}")
     mechanism = MECHANISMS[name]
     if login.mechanism and mechanism.binding is not Binding.REQUIRE:
-        end_point = b""  # the user's choice is not a downgrade by an attacker (RFC 5802 §6)
+        # A mechanism that the user has chosen is not a downgrade by an attacker (RFC 5802 §6).
+        end_point = b""
     return mechanism.client(login, end_point)

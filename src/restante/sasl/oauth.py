@@ -1,6 +1,6 @@
-"""OAUTHBEARER (RFC 7628) and XOAUTH2 (Google's mechanism, also used by Microsoft): bearer tokens.
+"""The mechanisms for bearer tokens: OAUTHBEARER (RFC 7628), and XOAUTH2 of Google and Microsoft.
 
-Security: anyone who has the token can open the maildrop, so a token is sent only inside TLS.
+Security: a client that has the token can open the maildrop, so a token is sent only inside TLS.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..passdb import Token
 from .exchange import Channel, ClientExchange, ClientStep
 
 REFUSAL = b'{"status":"invalid_token"}'
-"""The challenge before -ERR (RFC 7628 §3.2.2), without the optional scope."""
+"""The challenge that precedes -ERR (RFC 7628 §3.2.2), without the optional scope."""
 _GS2 = re.compile(r"n,(?:a=([^,]*))?,")
 _BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/-]+=*) *")
 _END = "\x01"
@@ -52,21 +52,21 @@ def xoauth2(_: Channel) -> Generator[bytes, bytes, Token]:
 def client(user: str, token: str, host: str = "", port: int = 0) -> ClientExchange:
     """Run the client's side of OAUTHBEARER.
 
-    After a failure, the server sends JSON and the client answers with a single ^A.  The server then
-    sends -ERR (RFC 7628 §3.2.3).
+    After a failure, the server sends a JSON object, the client responds with a single ^A, and the
+    server sends -ERR (RFC 7628 §3.2.3).
     """
     _check(user, token)
     name = user.replace("=", "=3D").replace(",", "=2C")
-    where = f"host={host}{_END}port={port}{_END}" if host else ""
-    message = f"n,a={name},{_END}{where}auth=Bearer {token}{_END}{_END}"
+    address = f"host={host}{_END}port={port}{_END}" if host else ""
+    message = f"n,a={name},{_END}{address}auth=Bearer {token}{_END}{_END}"
     yield ClientStep(message.encode())
     yield ClientStep(_END.encode(), may_be_last=False)
 
 
 def xoauth2_client(user: str, token: str) -> ClientExchange:
-    """Run the client's side of XOAUTH2 without an initial response.
+    """Run the client's side of XOAUTH2, without an initial response.
 
-    Microsoft does not accept an initial response, and other servers accept both forms.
+    Microsoft does not accept an initial response.  Other servers do not require it.
     """
     _check(user, token)
     message = f"user={user}{_END}auth=Bearer {token}{_END}{_END}"
@@ -76,7 +76,7 @@ def xoauth2_client(user: str, token: str) -> ClientExchange:
 
 def _check(user: str, token: str) -> None:
     if not user or not _BEARER.fullmatch(f"Bearer {token}"):
-        raise UnsafeArgument("a login by token requires a user and a token of RFC 6750 §2.1")
+        raise UnsafeArgument("OAuth 2 requires a user and a valid bearer token (RFC 6750 §2.1)")
 
 
 def _text(message: bytes) -> str:
@@ -84,7 +84,7 @@ def _text(message: bytes) -> str:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """Parse key=value pairs that each end with ^A, followed by another ^A.
+    """Parse key=value pairs.  Each pair ends with ^A, and the text ends with another ^A.
 
     Raises:
         BadCommand: the text is malformed.

@@ -1,4 +1,4 @@
-"""PLAIN (RFC 4616): identity and password in one message, used only inside TLS."""
+"""PLAIN (RFC 4616): identity and password in one message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
 
     Raises:
         BadCommand: the message is malformed.
-        AuthenticationFailed: SASLprep forbids a part of the message, or a part is empty after it.
+        AuthenticationFailed: SASLprep forbids a part of the message, or makes it empty.
     """
     message = yield b""
     parts = [part.decode("utf-8", "surrogateescape") for part in message.split(b"\0")]
@@ -30,7 +30,7 @@ def client(identity: str, password: str, authorization: str = "") -> ClientExcha
     """Run the client's side.
 
     Raises:
-        UnsafeArgument: a part contains NUL, or identity or password is empty.
+        UnsafeArgument: an argument contains NUL, or the identity or the password is empty.
     """
     parts = (authorization, identity, password)
     if any("\0" in part for part in parts) or not identity or not password:

@@ -1,6 +1,6 @@
-"""SASLprep (RFC 4013): a normal form for names and passwords that look alike.
+"""SASLprep (RFC 4013): converts names and passwords that look alike to the same text.
 
-Security: malformed and forbidden texts are refused like a wrong password.
+Security: malformed and forbidden texts are refused in the same way as a wrong password.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from unicodedata import ucd_3_2_0
 from ..errors import AuthenticationFailed
 from ..passdb import MAX_PASSWORD
 
-# Octets of UTF-8.  Normalisation takes quadratic time at worst: a few milliseconds at this length.
+# Octets of UTF-8.  In the worst case, normalisation takes quadratic time: a few milliseconds for
+# this length.
 MAX_TEXT = MAX_PASSWORD
 _FORBIDDEN = (
     stringprep.in_table_c12,
@@ -27,9 +28,9 @@ _FORBIDDEN = (
 
 
 def prepared(text: str) -> str:
-    """Prepare a text as a query string.
+    """Return the text, prepared as a query string.
 
-    The text may contain characters that are unassigned in Unicode 3.2 (RFC 4013 §2.5).
+    It may contain characters that are not assigned in Unicode 3.2 (RFC 4013 §2.5).
 
     Raises:
         AuthenticationFailed: the text is too long, forbidden or malformed, or the result is empty

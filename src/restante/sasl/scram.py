@@ -1,13 +1,14 @@
-"""SCRAM-SHA-256 and SCRAM-SHA-1, with channel binding and without (RFC 5802, RFC 7677).
+"""SCRAM-SHA-256 and SCRAM-SHA-1, with and without channel binding (RFC 5802, RFC 7677).
 
-The password is never sent, and the server proves that it knows the user.  The library ``scramp``
-does the computation; this module adds the rules that the library does not enforce.
+The password is never sent, and the server proves that it knows the password's keys.  The library
+``scramp`` computes the messages; this module adds the rules that the library does not enforce.
 
-Security: unknown users are treated like known users.  If a client supports channel binding but
-states that the server does not, the login is refused, because the server's offer was tampered with
-(RFC 5802 §6).
-Limits: channel binding is of the type tls-server-end-point (RFC 5929 §4), because Python's ``ssl``
-has no TLS exporter (RFC 9266).  The authorization identity must be empty or equal the identity.
+Security: an exchange with an unknown user proceeds like an exchange with an existing user.  If a
+client states that it supports channel binding but the server does not, the login is refused,
+because an attacker must have changed the server's offer (RFC 5802 §6).
+Limits: only channel binding of the type tls-server-end-point is supported (RFC 5929 §4), because
+Python's ``ssl`` has no TLS exporter (RFC 9266).  The authorization identity must be empty or equal
+to the identity.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from ..errors import AuthenticationFailed, BadCommand, ProtocolBroken, UnsafeArg
 from ..passdb import Disproof, Proof, ScramKey, ScramSecrets
 from .exchange import Channel, ClientExchange, ClientStep, Exchange, Lookup
 
-if TYPE_CHECKING:  # the import takes 20 ms, which logins by other mechanisms avoid
+if TYPE_CHECKING:  # the import takes 20 ms, so other mechanisms must not cause it
     from scramp import ScramException
     from scramp.core import Gs2Header, ScramServer
 
-# Maximum number of iterations that a server may require of our client: about 0.4 s of one core.
+# Maximum number of iterations that a server may require from the client: about 0.4 s of CPU time.
 # This is our own limit; RFC 7677 §4 recommends at least 4096.
 MAX_ITERATIONS = 1_000_000
 _TYPE = "tls-server-end-point"
-_OF_CREDENTIALS = ("invalid-proof", "invalid-username-encoding")
-_NOTHING = bytes(16), bytes(32), bytes(32), 4096  # salt, two keys and iterations that no user has
+_LOGIN_ERRORS = ("invalid-proof", "invalid-username-encoding")
+_DUMMY = bytes(16), bytes(32), bytes(32), 4096  # salt, two keys and number of iterations
 
 
 def server(name: str) -> Callable[[Channel], Exchange]:
-    """Return the server's side of the mechanism ``name``.
+    """Return the function that starts the server's side of the mechanism ``name``.
 
-    The exchange raises BadCommand if a message is malformed or the channel binding does not match,
-    and AuthenticationFailed if the user name is invalid.
+    The exchange raises BadCommand if a message is malformed or if the channel binding does not
+    match.  It raises AuthenticationFailed if the user name is invalid.
     """
 
     def exchange(channel: Channel) -> Exchange:
@@ -46,7 +47,7 @@ def server(name: str) -> Callable[[Channel], Exchange]:
         opening, authorization = _without_authorization((yield b""))
         nonce = secrets.token_urlsafe(24)
         try:
-            server, identity = _open(name, channel, opening, nonce)
+            server, identity = _begin(name, channel, opening, nonce)
             if authorization not in ("", identity):
                 raise BadCommand("SCRAM: other-error")  # acting for another user is not supported
             lookup = Lookup(identity, "sha256" if "SHA-256" in name else "sha1")
@@ -57,46 +58,46 @@ def server(name: str) -> Callable[[Channel], Exchange]:
                 server.gs2_header = _Authorized(server.gs2_header, authorization)
             server.salt, server.i = Salt(stored.salt), IterationCount(stored.iterations)
             closing = yield server.get_server_first().encode()
-            proved = _proved(server, stored, closing)
-            if proved is None:
+            key = _matching_key(server, stored, closing)
+            if key is None:
                 return Disproof(name, identity)
             rest = yield server.get_server_final().encode()
         except ScramException as error:
-            raise _meaning(error) from error
+            raise _converted(error) from error
         if rest:
             raise BadCommand("no data may follow the server's proof")
-        return Proof(name, identity, proved.credential)
+        return Proof(name, identity, key.credential)
 
     return exchange
 
 
-def _open(name: str, channel: Channel, opening: str, nonce: str) -> tuple[ScramServer, str]:
-    """Return the library's server after the first message, and the identity.
+def _begin(name: str, channel: Channel, opening: str, nonce: str) -> tuple[ScramServer, str]:
+    """Pass the client's first message to the library.
 
-    The library requests the keys immediately.  It gets dummy keys, which are replaced after the
-    look-up.
+    Returns the library's server and the identity.  The library requests the keys immediately, so it
+    gets dummy keys first, which are replaced after the look-up.
     """
     from scramp import ScramMechanism
 
-    heard: list[str] = []
+    identities: list[str] = []
 
     def look_up(identity: str) -> tuple[bytes, bytes, bytes, int]:
-        heard.append(identity)
-        return _NOTHING
+        identities.append(identity)
+        return _DUMMY
 
     binding = (_TYPE, channel.end_point) if channel.end_point else None
     server = ScramMechanism(name).make_server(look_up, channel_binding=binding, s_nonce=nonce)
     server.set_client_first(opening)
     if server.m.name != name:
-        raise BadCommand("SCRAM: channel binding is for the mechanisms that end with -PLUS")
-    return server, heard[0]
+        raise BadCommand("SCRAM: channel binding requires a mechanism that ends with -PLUS")
+    return server, identities[0]
 
 
-def _proved(server: ScramServer, stored: ScramSecrets, closing: bytes) -> ScramKey | None:
+def _matching_key(server: ScramServer, stored: ScramSecrets, closing: bytes) -> ScramKey | None:
     """Return the key that matches the client's proof, or None.
 
-    A user may have many keys, one for each app password.  All keys share salt and iterations, so
-    the client cannot see the number of keys.  Trying another key costs one HMAC.
+    A user may have many keys, one for each app password.  All keys share the salt and the number of
+    iterations, so the client cannot find out how many keys exist.  Each attempt takes one HMAC.
     """
     from scramp import ScramException
 
@@ -107,7 +108,7 @@ def _proved(server: ScramServer, stored: ScramSecrets, closing: bytes) -> ScramK
         try:
             server.set_client_final(text)
         except ScramException as error:
-            if _reason(error) not in _OF_CREDENTIALS:
+            if _reason(error) not in _LOGIN_ERRORS:
                 raise
         else:
             return key
@@ -115,11 +116,10 @@ def _proved(server: ScramServer, stored: ScramSecrets, closing: bytes) -> ScramK
 
 
 def _without_authorization(opening: bytes) -> tuple[str, str]:
-    """Remove the authorization identity from the first message, and return both.
+    """Return the first message without its authorization identity, and this identity.
 
-    The library does not accept an authorization identity.  The message begins with
-    ``gs2-cbind-flag "," [ authzid ] ","`` (RFC 5802 §7).  mutt sends the user name as the
-    authorization identity.
+    The library does not accept an authorization identity, but mutt sends the user name in it.  The
+    message begins with ``gs2-cbind-flag "," [ authzid ] ","`` (RFC 5802 §7).
     """
     text = _text(opening)
     flag, comma, rest = text.partition(",")
@@ -131,7 +131,10 @@ def _without_authorization(opening: bytes) -> tuple[str, str]:
 
 
 class _Authorized:
-    """The first message's header with the authorization identity, which the proof covers."""
+    """The header of the first message, with the authorization identity again.
+
+    The client's proof includes the original header.
+    """
 
     def __init__(self, header: Gs2Header, authorization: str) -> None:
         self._header = header
@@ -146,12 +149,13 @@ class _Authorized:
 def client(name: str, identity: str, password: str, end_point: bytes = b"") -> ClientExchange:
     """Run the client's side.
 
-    ``end_point`` is used for -PLUS, or to announce that the client supports channel binding.
+    ``end_point`` is the channel binding.  A mechanism without -PLUS only announces that the client
+    supports it.
 
     Raises:
         UnsafeArgument: RFC 4013 forbids the identity or the password.
-        ProtocolBroken: the server does not know the password, or requires too many or too few
-            iterations.
+        ProtocolBroken: the server does not know the password, or the number of iterations that it
+            requires is too high or too low.
     """
     from scramp import ScramClient, ScramException
 
@@ -161,7 +165,7 @@ def client(name: str, identity: str, password: str, end_point: bytes = b"") -> C
         opening = library.get_client_first().encode()
     except ScramException as error:
         raise UnsafeArgument(
-            "SCRAM requires an identity and a password that RFC 4013 allows"
+            "the user name or the password contains characters that SASLprep forbids (RFC 4013)"
         ) from error
     challenge = yield ClientStep(opening, may_be_last=False)
     try:
@@ -170,7 +174,7 @@ def client(name: str, identity: str, password: str, end_point: bytes = b"") -> C
             raise ProtocolBroken(f"the server requires more than {MAX_ITERATIONS} iterations")
         challenge = yield ClientStep(library.get_client_final().encode(), may_be_last=False)
         if challenge.startswith(b"e="):
-            yield ClientStep(b"", may_be_last=False)  # -ERR follows
+            yield ClientStep(b"", may_be_last=False)  # the server then sends -ERR
         library.set_server_final(_text(challenge))
     except (ScramException, BadCommand) as error:
         raise ProtocolBroken("the server could not prove that it knows the password") from error
@@ -181,7 +185,7 @@ def _text(message: bytes) -> str:
     try:
         return message.decode()
     except UnicodeDecodeError as error:
-        raise BadCommand("SCRAM: not UTF-8") from error
+        raise BadCommand("SCRAM: invalid UTF-8") from error
 
 
 def _reason(error: ScramException) -> str:
@@ -189,7 +193,7 @@ def _reason(error: ScramException) -> str:
     return error.server_error.value if error.server_error else "malformed"
 
 
-def _meaning(error: ScramException) -> Exception:
-    if _reason(error) in _OF_CREDENTIALS:
+def _converted(error: ScramException) -> Exception:
+    if _reason(error) in _LOGIN_ERRORS:
         return AuthenticationFailed("bad-name")
     return BadCommand(f"SCRAM: {_reason(error)}")
