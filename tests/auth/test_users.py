@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sqlite3
 import subprocess
@@ -516,6 +517,20 @@ def test_unusable_database_bounces_no_mail(
         asyncio.run(users.maildrop_of("mrose@example.org"))
 
 
+@pytest.mark.parametrize("trouble", [truncated, garbage, a_directory, foreign])
+def test_unusable_database_changes_no_quota_and_no_hold_time(
+    users: Users, database: Path, trouble: Callable[[Path], None]
+) -> None:
+    """Otherwise the configuration's hold time could destroy mail that the user's own one keeps."""
+    users.set_hold("mrose", math.inf)
+    users.set_quota("mrose", 7)
+    assert (users.hold("mrose"), users.quota("mrose"), users.hold("eve")) == (math.inf, 7, None)
+    trouble(database)
+    for setting in (users.hold, users.quota):
+        with pytest.raises(TemporaryFailure):
+            setting("mrose")
+
+
 @pytest.mark.parametrize("trouble", [newer, foreign])
 def test_foreign_database_is_not_changed(
     users: Users, database: Path, trouble: Callable[[Path], None]
@@ -541,6 +556,10 @@ def test_a_database_that_another_process_writes_is_waited_for(users: Users, data
         other.execute("BEGIN EXCLUSIVE")
         threading.Timer(0.05, other.rollback).start()
         assert verify(users, "mrose", "tan staaf").user == "mrose"
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("UPDATE users SET hold = 60")
+        threading.Timer(0.05, other.commit).start()
+        assert users.hold("mrose") == 60
     other.close()
 
 

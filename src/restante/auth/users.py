@@ -139,7 +139,7 @@ class Users:
         self._hashers = passwords.Hashers("hash")
         self._last_use = LastUse(path)
         self._reader = ReadOnlyDatabase(path)
-        self._quota_reader, self._quota_lock = ReadOnlyDatabase(path), Lock()
+        self._settings_reader, self._settings_lock = ReadOnlyDatabase(path), Lock()
 
     # Administration; all these methods block.
 
@@ -273,15 +273,8 @@ class Users:
         Raises:
             TemporaryFailure: the database cannot be read now.
         """
-        query = "SELECT quota FROM users WHERE name = ?"
-        try:
-            with self._quota_lock:  # several threads deliver mail
-                rows: Sequence[tuple[int | None]] = self._quota_reader.rows(query, _key(name))
-        except FileNotFoundError:
-            return None
-        except (sqlite3.Error, OSError):
-            rows = self._rows_in_thread(query, _key(name))
-        return rows[0][0] if rows else None
+        octets = self._setting("quota", name)
+        return None if octets is None else int(octets)
 
     def set_hold(self, name: str, seconds: float | None) -> None:
         """Set the number of seconds for which a user's deleted messages are held.
@@ -300,13 +293,19 @@ class Users:
         Raises:
             TemporaryFailure: the database cannot be read now.
         """
-        if not os.path.exists(self._path):
-            return None
-        with self._transaction_for_peer() as database:
-            rows = database.execute("SELECT hold FROM users WHERE name = ?", (_key(name),))
-            row: tuple[float | None] | None = rows.fetchone()
-        seconds = row[0] if row else None
+        seconds = self._setting("hold", name)
         return inf if seconds is not None and seconds < 0 else seconds
+
+    def _setting(self, column: str, name: str) -> float | None:
+        query = f"SELECT {column} FROM users WHERE name = ?"
+        try:
+            with self._settings_lock:  # used by several threads
+                rows: Sequence[tuple[float | None]] = self._settings_reader.rows(query, _key(name))
+        except FileNotFoundError:
+            return None
+        except (sqlite3.Error, OSError):
+            rows = self._rows_in_thread(query, _key(name))
+        return rows[0][0] if rows else None
 
     def set_enabled(self, name: str, is_enabled: bool) -> None:
         self._change("UPDATE users SET is_enabled = ? WHERE name = ?", (is_enabled,), name)
@@ -483,7 +482,7 @@ class Users:
         self._hashers.close()
         self._last_use.close()
         self._reader.close()
-        self._quota_reader.close()
+        self._settings_reader.close()
 
     async def account(self, identity: str) -> UserAccount | None:
         key = _key(identity)
