@@ -9,7 +9,7 @@ RestanteError
 │   ├── NoExchange             AUTH was refused or cancelled
 │   ├── OverlongLine
 │   ├── BareLineFeed           the connection is closed after a response
-│   ├── NulOctet               likewise
+│   ├── NulOctet               the connection is closed after a response
 │   └── NoSuchMessage
 ├── HostileInput               the connection is closed without a response
 ├── AuthenticationFailed       [AUTH]
@@ -29,17 +29,17 @@ RestanteError
 ├── NeedsUTF8                  [UTF8]
 ├── PermanentFailure           [SYS/PERM]
 │   ├── NoMaildrop             the user's name does not fit the path of maildrops
-│   └── CredentialsRefused     refused by a server to which mail is delivered
-├── NoSuchUser                 intake and administration
-├── MessageRefused             intake: this message will never be accepted
+│   └── CredentialsRefused     a server to which mail is delivered refused the login
+├── NoSuchUser
+├── MessageRefused             the message will never be accepted
 │   └── MessageTooLarge
 │       └── LargerThanQuota
 ├── ConfigurationError
 │   └── CannotListen
-├── UnsafeArgument             a caller's argument would break the protocol; a ValueError
-│   └── StaleMessage           a message of an earlier session
+├── UnsafeArgument             an argument would break the protocol; a ValueError
+│   └── StaleMessage           an argument is a message of an earlier session
 ├── BodySkipped                a body was read after another command was sent
-└── ClientError                a remote server, seen by our client
+└── ClientError                a remote server or the connection to it failed
     ├── CommandFailed          the response was -ERR; the session continues
     │   └── LoginFailed
     ├── LoginWithheld          the credentials were refused before; wait before the next try
@@ -61,8 +61,8 @@ from .words import counted
 class RestanteError(Exception):
     """Base class of every exception that restante raises on purpose.
 
-    Mistakes in a call raise other exceptions: ``TypeError`` for an argument of the wrong type,
-    ``RuntimeError`` for two tasks or threads in one session, ``FileExistsError`` from ``save``.
+    Programming mistakes raise other exceptions: ``TypeError`` for an argument of the wrong type,
+    ``RuntimeError`` if two tasks or threads use one session, ``FileExistsError`` from ``save``.
     """
 
     code: str | None = None
@@ -138,7 +138,7 @@ class TLSRequired(RestanteError):
 
 
 class MaildropInUse(RestanteError):
-    """Another session holds the maildrop's exclusive-access lock (RFC 2449 §8.1.2)."""
+    """Another session holds the exclusive-access lock of the maildrop (RFC 2449 §8.1.2)."""
 
     code = "IN-USE"
     retry = True
@@ -167,7 +167,7 @@ class ReadOnly(RestanteError):
 
 
 class TemporaryFailure(RestanteError):
-    """The server failed; nothing changed, and a later try may succeed (RFC 3206 §4)."""
+    """The server failed.  Nothing has changed, and the request may succeed later (RFC 3206 §4)."""
 
     code = "SYS/TEMP"
     retry = True
@@ -181,7 +181,7 @@ class MessageGone(TemporaryFailure):
 
 
 class NotRemoved(TemporaryFailure):
-    """UPDATE could not remove all marked messages; unmarked ones are untouched (RFC 1939 §6)."""
+    """UPDATE could not remove all marked messages; no other message was removed (RFC 1939 §6)."""
 
     def __init__(self, left: int) -> None:
         super().__init__(f"{counted(left, 'deleted message')} not removed")
@@ -199,7 +199,7 @@ class Braked(TemporaryFailure):
 
 
 class QuotaExceeded(TemporaryFailure):
-    """The maildrop has no room for this message until the user deletes mail."""
+    """The maildrop is full until the user deletes mail."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"maildrop is full: its quota is {limit} octets")
@@ -217,7 +217,7 @@ class Damaged(TemporaryFailure):
 class BackendUnavailable(TemporaryFailure):
     """An authentication back end is down, slow or broken, so the login cannot be checked.
 
-    It never counts as a guess.  ``reason`` goes to the log, never to the peer.
+    Such a login does not count as a guess.  ``reason`` goes to the log, never to the peer.
     """
 
     def __init__(self, reason: str) -> None:
@@ -235,7 +235,7 @@ class TooBusy(TemporaryFailure):
 
 
 class NeedsUTF8(RestanteError):
-    """The message has UTF-8 in its header, and the client did not send UTF8 (RFC 6856 §5)."""
+    """The header contains UTF-8, and the client did not send the UTF8 command (RFC 6856 §5)."""
 
     code = "UTF8"
 
@@ -252,8 +252,8 @@ class PermanentFailure(RestanteError):
 class NoMaildrop(PermanentFailure):
     """The user cannot have a maildrop, because the name does not match `store.path`.
 
-    The message is for the user who logs in; ``reason``, a clause without a subject, for the
-    administrator.
+    The message of the exception is for the user who logs in.  ``reason`` is for the administrator,
+    and has no subject, so that it can follow the user's name.
     """
 
     def __init__(self, text: str, reason: str) -> None:
@@ -274,14 +274,14 @@ class NoSuchUser(RestanteError):
 
 
 class MessageRefused(RestanteError):
-    """Intake will never accept this message; the reply to the sender says why."""
+    """The message will never be accepted, for the reason in the text of the exception."""
 
 
 class MessageTooLarge(MessageRefused):
     """A message is larger than the limit for one message.
 
-    ``limit`` is in octets.  If the client raises it, the session continues and the message stays
-    on the server.
+    ``limit`` is in octets.  If a client raises this exception, the session continues, and the
+    message stays on the server.
     """
 
     def __init__(self, limit: int) -> None:
@@ -298,11 +298,11 @@ class LargerThanQuota(MessageTooLarge):
 
 
 class ConfigurationError(RestanteError):
-    """The configuration is invalid; the message names the file, the line and the key."""
+    """The configuration is invalid; the text of the exception names the file, line and key."""
 
 
 class CannotListen(ConfigurationError):
-    """The server cannot listen on an address; the message says what to do."""
+    """The server cannot listen on an address; the text of the exception states what to do."""
 
 
 class UnsafeArgument(RestanteError, ValueError):
@@ -364,33 +364,34 @@ class LoginFailed(CommandFailed):
 
 
 class LoginWithheld(ClientError):
-    """The credentials were refused before, and are not tried again yet.
+    """The credentials were refused before, and it is too early to try them again.
 
-    Many failed logins may lock the account for its owner as well.
+    The wait is necessary because providers may lock an account after many failed logins.
     """
 
     def __init__(self, account: str, refusals: int, seconds: float) -> None:
-        often = "once" if refusals == 1 else f"{refusals} times"
+        times = "once" if refusals == 1 else f"{refusals} times"
         super().__init__(
-            f"the login was refused {often}; the next try is in {seconds:.0f} s; "
+            f"the login was refused {times}; the next try is in {seconds:.0f} s; "
             f"to try now, run: restante account test {account}"
         )
         self.seconds = seconds
 
 
 class ConsentNeeded(ClientError):
-    """The OAuth 2 provider issues no token until the user signs in; the message says how."""
+    """The OAuth 2 provider issues no token until the user signs in again."""
 
 
 class TLSUnavailable(ClientError):
-    """TLS is required, and could not be established.  No credential was sent."""
+    """TLS is required but could not be established.  No credential was sent."""
 
 
 class ConnectionLost(ClientError, ConnectionError):
     """The session ended without QUIT, so no message was removed (RFC 1939 §6).
 
-    ``lost_deletions`` is the number of messages that were marked as deleted and not removed.  If
-    the answer to QUIT was lost, ``is_known`` is False: the server may have removed them.
+    ``lost_deletions`` is the number of messages that were marked as deleted.  They were not
+    removed, unless ``is_known`` is False: then the response to QUIT was lost, and the server may
+    have removed them.
     """
 
     retry = True
@@ -398,23 +399,23 @@ class ConnectionLost(ClientError, ConnectionError):
 
     def __init__(self, text: str, lost_deletions: int = 0, *, is_known: bool = True) -> None:
         verb = "was" if lost_deletions == 1 else "were"
-        fate = f"{verb} not carried out" if is_known else "may or may not have been carried out"
+        result = f"{verb} not carried out" if is_known else "may or may not have been carried out"
         super().__init__(
-            f"{text}; {counted(lost_deletions, 'deletion')} {fate}" if lost_deletions else text
+            f"{text}; {counted(lost_deletions, 'deletion')} {result}" if lost_deletions else text
         )
         self.lost_deletions = lost_deletions  # messages
         self.is_known = is_known
 
 
 class CannotConnect(ConnectionLost):
-    """No connection to the server could be made: unknown host, refused, unreachable."""
+    """The connection failed: the host is unknown or unreachable, or it refused the connection."""
 
 
 class ProtocolBroken(ConnectionLost):
-    """The server broke the protocol; the connection cannot be used any more."""
+    """The server violated the protocol; the connection cannot be used any longer."""
 
     retry = False
 
 
 class DeadlineExceeded(ConnectionLost, TimeoutError):
-    """The server did not respond within ``timeout``, or ``deadline`` has passed."""
+    """The server did not respond within ``timeout``, or the ``deadline`` has passed."""

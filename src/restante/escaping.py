@@ -1,18 +1,21 @@
 """Escape untrusted text for the log and for terminals.
 
-Security: such text cannot forge lines, control a terminal or mislead a filter.
+Security: escaped text cannot forge lines, control a terminal or mislead a log filter.
 """
 
 from __future__ import annotations
 
 import re
 
-_LONGEST = 2048  # characters of one value, escaped: journald splits lines at 48 KiB
+_MAX_VALUE = 2048  # characters of an escaped value; journald splits lines at 48 KiB
 _PLAIN = re.compile(r"[A-Za-z0-9_.:;,@/+%()*!?^~<>\[\]{}|#$&-]+")
 
 
 def escape(value: object) -> str:
-    """Return one word of visible ASCII; other characters become ``\\x20`` or ``\\u202e``."""
+    """Return the text of a value as one word of visible ASCII.
+
+    Other characters are replaced with escapes such as ``\\x20`` and ``\\u202e``.
+    """
     text = bounded(str(value))
     if _PLAIN.fullmatch(text):
         return text
@@ -25,8 +28,8 @@ def escape(value: object) -> str:
 
 
 def bounded(text: str) -> str:
-    """Shorten a value, because peers choose the length of some."""
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    """Truncate a long value, because a peer may have chosen its length."""
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
 
 
 def _escaped(code: int) -> str:
@@ -36,7 +39,7 @@ def _escaped(code: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Return untrusted text for users; only characters that control a terminal are escaped."""
+    """Return untrusted text for users; only characters that are not printable are escaped."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else _escaped(ord(each)) for each in text)

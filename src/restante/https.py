@@ -1,8 +1,8 @@
-"""Request a JSON object from a provider by HTTPS.
+"""Request JSON objects over HTTPS.
 
-Security: certificates and host names are verified; redirects are not followed, so secrets go to the
-intended host only.  The caller checks which addresses may be requested.
-Limits: see ``JsonClient``.  Everything blocks.
+Security: certificates and host names are verified.  Redirects are not followed, so secrets are sent
+only to the intended host.  The caller must check which URLs may be requested.
+Limits: see ``JsonClient``.  All calls block.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ _TEMPORARY = (408, 421, 423, 425, 429)  # client errors that may be temporary
 
 
 class JsonClient:
-    """Requests JSON objects by HTTPS, within limits of time and size."""
+    """Requests JSON objects over HTTPS, with limits on time and size."""
 
     def __init__(
         self,
         context: ssl.SSLContext,
         *,
-        patience: float,
+        timeout: float,
         deadline: float = math.inf,
-        largest: int = 2**20,
-        by_proxy: bool = True,
+        max_octets: int = 2**20,
+        use_proxy: bool = True,
     ) -> None:
         """
         Args:
-            patience: maximum seconds without any octet from the server.
-            deadline: maximum seconds until the response is complete.
-            largest: maximum octets of the response.
-            by_proxy: whether to use the proxies that the environment names.
+            timeout: maximum number of seconds without any octet from the server.
+            deadline: maximum number of seconds until the response is complete.
+            max_octets: maximum number of octets of the response.
+            use_proxy: whether to use the proxies in the environment variables.
         """
-        from urllib.request import (  # importing it takes 50 ms, which most commands avoid
+        from urllib.request import (  # imported here because the import takes 50 ms
             HTTPDefaultErrorHandler,
             HTTPErrorProcessor,
             HTTPHandler,
@@ -49,10 +49,10 @@ class JsonClient:
             ProxyHandler,
         )
 
-        self._patience, self._deadline, self._largest = patience, deadline, largest
+        self._timeout, self._deadline, self._max_octets = timeout, deadline, max_octets
         self._opener = OpenerDirector()
         for handler in (
-            ProxyHandler(None if by_proxy else {}),
+            ProxyHandler(None if use_proxy else {}),
             HTTPHandler(),
             HTTPSHandler(context=context),
             HTTPDefaultErrorHandler(),
@@ -60,34 +60,34 @@ class JsonClient:
         ):
             self._opener.add_handler(handler)
 
-    def ask(
+    def request(
         self,
         url: str,
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[int, JsonObject | None]:
-        """Return the HTTP status and the JSON object; None if it is not one, or too long.
+        """Send GET, or POST if there is ``data``; return the HTTP status and the JSON object.
 
-        With ``data`` the request is a POST.
+        The object is None if the response is too long or is not a JSON object.
 
         Raises:
-            TemporaryFailure: no complete response in time.
+            TemporaryFailure: there was no complete response in time.
         """
         from http.client import HTTPException
         from urllib.error import HTTPError, URLError
         from urllib.request import Request
 
         end = time.monotonic() + self._deadline
-        request = Request(url, data, {"Accept": "application/json", **(headers or {})})
+        http_request = Request(url, data, {"Accept": "application/json", **(headers or {})})
         host = urlsplit(url).hostname
         try:
             try:
-                answer = self._opener.open(request, timeout=self._patience)
+                response = self._opener.open(http_request, timeout=self._timeout)
             except HTTPError as error:
-                answer = error
+                response = error
             octets = b""
-            with answer:
-                while len(octets) <= self._largest and (piece := answer.read1(65_536)):
+            with response:
+                while len(octets) <= self._max_octets and (piece := response.read1(65_536)):
                     octets += piece
                     if time.monotonic() > end:
                         raise TemporaryFailure(f"{host}: the response is too slow")
@@ -96,12 +96,12 @@ class JsonClient:
             cause = why if isinstance(why, OSError) else None  # other exceptions contain the URL
             raise TemporaryFailure(f"{host}: {why}") from cause
         try:
-            value = json.loads(octets) if len(octets) <= self._largest else None
+            value = json.loads(octets) if len(octets) <= self._max_octets else None
         except (ValueError, RecursionError):
             value = None
-        return answer.status, value if isinstance(value, dict) else None
+        return response.status, value if isinstance(value, dict) else None
 
 
 def is_lasting(status: int) -> bool:
-    """Return whether the same request always gets this status (RFC 9110 §15.4, §15.5)."""
+    """Return whether the same request would get this status again (RFC 9110 §15.4, §15.5)."""
     return 300 <= status < 500 and status not in _TEMPORARY

@@ -1,7 +1,9 @@
-"""Log lines: a stable event name and ``key=value``; part of the public interface.
+"""Write the log: each line has a stable event name and ``key=value`` fields.
+
+The names of events and fields are part of the public interface.
 
 Security: untrusted text is escaped, so that it cannot forge lines, control a terminal or mislead a
-filter.  The peer's address precedes all text from the peer.
+log filter.  The peer's address precedes all text from the peer.
 """
 
 from __future__ import annotations
@@ -20,30 +22,30 @@ _logger = logging.getLogger("restante")
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    found = getattr(record, "fields", None)
-    return found if isinstance(found, dict) else {}
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
 
 
 class Plain(logging.Formatter):
-    """``login refused: ip=192.0.2.7 user=ann reason=bad-password``"""
+    """Formats lines like ``login refused: ip=192.0.2.7 user=ann reason=bad-password``."""
 
     def __init__(self, *, with_time: bool) -> None:
         super().__init__()
         self._with_time = with_time
 
     def format(self, record: logging.LogRecord) -> str:
-        line, sign = printable(record.getMessage()), ":"
+        line, separator = printable(record.getMessage()), ":"
         for key, value in _fields(record).items():
-            line += f"{sign} {key}={escape(value)}"
-            sign = ""
-        if record.exc_info:  # its text may be untrusted as well
+            line += f"{separator} {key}={escape(value)}"
+            separator = ""
+        if record.exc_info:  # the text of an exception may be untrusted as well
             for each in self.formatException(record.exc_info).split("\n"):
                 line += f"\n  bug | {printable(each)}"
         return f"{_time(record)} {line}" if self._with_time else line
 
 
 class Json(logging.Formatter):
-    """One JSON object per line."""
+    """Formats each event as one line with a JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -51,12 +53,12 @@ class Json(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage().replace(" ", "."),
         }
-        found: dict[str, object] = dict(line)
+        output: dict[str, object] = dict(line)
         for key, value in _fields(record).items():
-            found[key] = bounded(value) if isinstance(value, str) else value
+            output[key] = bounded(value) if isinstance(value, str) else value
         if record.exc_info:
-            found["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(found, default=str)
+            output["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(output, default=str)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -65,10 +67,10 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Keeps the server running if the log cannot be written (full disk, closed pipe)."""
+    """A handler that ignores errors when the log cannot be written (full disk, closed pipe)."""
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Emit without a lock: each line is one write, so threads cannot mix their lines."""
+        """Emit without a lock: each line is one write, so lines of threads are not mixed."""
         self.emit(record)
         return True
 
@@ -84,7 +86,10 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class _Event(logging.LogRecord):
-    """What our formatters use of a record; the rest takes longer to make than the line."""
+    """A record with only those attributes that our formatters use.
+
+    Creating a complete record takes longer than formatting the line.
+    """
 
     def __init__(self, level: int, event: str, fields: dict[str, object]) -> None:
         self.levelno, self.levelname = level, logging.getLevelName(level)
@@ -93,10 +98,10 @@ class _Event(logging.LogRecord):
 
 
 def write(logger: logging.Logger, level: int, event: str, fields: dict[str, object]) -> None:
-    """Log an event, as ``logger.log`` does.
+    """Log an event, as ``logger.log`` does, but faster.
 
-    A session has two.  Those for the handler of ``set_up`` go there directly, because the way
-    through ``logging`` costs more than the line.
+    Each session logs two events.  Events for the handler of ``set_up`` are passed to it directly,
+    because ``logging`` would take longer than formatting and writing the line.
     """
     if not logger.isEnabledFor(level):
         return
@@ -107,28 +112,29 @@ def write(logger: logging.Logger, level: int, event: str, fields: dict[str, obje
             logger.log(level, event, extra={"fields": fields})
 
 
-def set_up(wanted: Log) -> None:
+def set_up(options: Log) -> None:
     """Send the log of this process to standard error."""
-    # Not logged, so not determined; that saves half of the time (Python's logging, Optimization).
+    # Do not determine values that are not logged.  This saves half of the time; see "Optimization"
+    # in the documentation of Python's ``logging``.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = _Handler(sys.stderr)
-    handler.setFormatter(_formatter(wanted.format))
+    handler.setFormatter(_formatter(options.format))
     for name in ("restante", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
-    _logger.setLevel(wanted.level.upper())
+    _logger.setLevel(options.level.upper())
     logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 def _formatter(name: str) -> logging.Formatter:
     if name == "auto":
-        name = "journal" if _goes_to_the_journal() else "human"
+        name = "journal" if _is_journal() else "human"
     return Json() if name == "json" else Plain(with_time=name == "human")
 
 
-def _goes_to_the_journal() -> bool:
+def _is_journal() -> bool:
     """Return whether standard error is the journal's socket (systemd.exec(5), JOURNAL_STREAM)."""
     try:
         status = os.fstat(sys.stderr.fileno())

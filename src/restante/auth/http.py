@@ -49,7 +49,7 @@ class ProviderClient:
         """``ca_file`` contains the authorities to trust; by default, the system's are trusted."""
         context = _context(ca_file)
         self._client = https.JsonClient(
-            context, patience=_TIMEOUT, deadline=_TIMEOUT, by_proxy=False
+            context, timeout=_TIMEOUT, deadline=_TIMEOUT, use_proxy=False
         )
 
     def ask(
@@ -64,7 +64,7 @@ class ProviderClient:
         """
         host = urlsplit(url).hostname
         try:
-            status, content = self._client.ask(url, data, headers)
+            status, content = self._client.request(url, data, headers)
         except TemporaryFailure as error:
             raise BackendUnavailable(str(error)) from error
         if https.is_lasting(status):

@@ -50,7 +50,7 @@ class Gmail(Spooled):
         self._base = base
         self._token = ""
         self._labels: list[str] = []  # IDs of the labels for each message; empty until known
-        self._client = JsonClient(client_context(), patience=_TIMEOUT, largest=_MAX_RESPONSE)
+        self._client = JsonClient(client_context(), timeout=_TIMEOUT, max_octets=_MAX_RESPONSE)
 
     def _deliver(self, message: IO[bytes]) -> None:
         """Import the message.
@@ -123,7 +123,7 @@ class Gmail(Spooled):
         if body is not None:
             headers["Content-Type"] = kind
         try:
-            status, response = self._client.ask(self._base + path, body, headers)
+            status, response = self._client.request(self._base + path, body, headers)
         except TemporaryFailure as error:
             raise TemporaryFailure(f"Gmail: {error}") from error
         return status, response or {}

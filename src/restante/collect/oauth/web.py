@@ -40,8 +40,8 @@ def post(url: str, form: Form, context: SSLContext | None = None) -> JsonObject:
     check(url)
     host = urlsplit(url).hostname
     try:
-        web = JsonClient(context or client_context(), patience=_TIMEOUT)
-        status, response = web.ask(url, urlencode(form).encode())
+        client = JsonClient(context or client_context(), timeout=_TIMEOUT)
+        status, response = client.request(url, urlencode(form).encode())
     except TemporaryFailure as error:
         raise ProviderUnavailable(str(error)) from error
     if status >= 500 or status == 429:
@@ -62,9 +62,9 @@ def endpoints(issuer: str, context: SSLContext | None = None) -> JsonObject:
             HTTP to another machine.
     """
     check(issuer)
-    web = JsonClient(context or client_context(), patience=_TIMEOUT)
+    client = JsonClient(context or client_context(), timeout=_TIMEOUT)
     try:
-        _, metadata = web.ask(issuer.rstrip("/") + "/.well-known/openid-configuration")
+        _, metadata = client.request(issuer.rstrip("/") + "/.well-known/openid-configuration")
     except TemporaryFailure as error:
         raise ProviderUnavailable(str(error)) from error
     if metadata is None or str(metadata.get("issuer", "")).rstrip("/") != issuer.rstrip("/"):
