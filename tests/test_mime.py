@@ -298,8 +298,8 @@ def test_levels_are_bounded(levels: int) -> None:
 @pytest.mark.parametrize("lines", [1000, 10_000_000])
 def test_fewer_levels_where_there_are_many_lines(lines: int) -> None:
     """Every level compares every line with its boundary."""
-    made = mime._Parts(b"\n" * lines)
-    assert made(policy=POLICY).levels == (MAX_DEPTH if lines == 1000 else mime._LEAST_DEPTH)
+    factory = mime._MessageFactory(b"\n" * lines)
+    assert factory(policy=POLICY).levels == (MAX_DEPTH if lines == 1000 else mime._MIN_DEPTH)
 
 
 @pytest.mark.parametrize("kind", ["multipart/mixed; boundary=x", "message/delivery-status"])

@@ -116,7 +116,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that the command line starts in a few ms."""
+    """Import a public name when it is first used, so that commands start within milliseconds."""
     if name not in _MODULES:
         raise AttributeError(f"module 'restante' has no attribute {name!r}")
     from importlib import import_module

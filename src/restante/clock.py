@@ -1,17 +1,17 @@
 """A clock for decisions that destroy mail, on machines whose system clock may jump.
 
-A clock may be wrong because its battery is empty, a virtual machine was paused, or a year was
-mistyped.  This must not cause mail that is held for 14 days to be destroyed within the hour.  So a
-file contains a high-water mark: the latest time that has certainly been reached.  The mark advances
-with the uptime of the machine, which does not change when the clock is set.  If clock and mark
-agree, the mark follows the clock.  If they differ, because the clock jumped or the machine was off,
-the mark follows the clock only after another day of uptime (``SETTLES``), so that the operator can
-notice and correct a wrong clock.
+The system clock may be wrong because its battery is empty, a virtual machine was paused, or an
+operator mistyped the year.  This must not cause mail that is held for 14 days to be destroyed
+within the hour.  Therefore a file contains a high-water mark: the latest time that has certainly
+been reached.  The mark advances with the uptime of the machine, which does not depend on the system
+clock.  If the clock and the mark agree, the mark is set to the clock.  If they differ, because the
+clock jumped or the machine was off, the mark is set to the clock only after a day of uptime
+(``SETTLES``), so that the operator can notice and correct a wrong clock.
 
-Limits: a step of less than an hour is accepted immediately.  A long time without power cannot be
-distinguished from a jump and is treated in the same way.  A lost mark is replaced by the time stamp
-of the newest file in the same directory.  On systems without Linux's ``boot_id``, only the uptime
-of the process counts.
+Limits: a jump of less than an hour is accepted immediately.  A long time without power cannot be
+distinguished from a jump and is treated in the same way.  A lost mark is replaced with the time
+stamp of the newest file in the same directory.  On systems without Linux's ``boot_id``, the uptime
+of the process is used instead of the uptime of the machine.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 SLACK = 3600.0
-"""Seconds by which clock and mark may differ: covers a reboot and a time zone wrong by an hour."""
+"""Seconds by which the clock and the mark may differ, for example after a reboot or because the
+time zone is wrong by an hour."""
 SETTLES = 86_400.0
-"""Seconds of uptime before a clock that jumped is trusted: a day to notice and correct the jump."""
+"""Seconds of uptime after which a clock that jumped is trusted: a day to correct a wrong clock."""
 PLAUSIBLE = 10**9
-"""Seconds since the epoch, in 2001.  Machines without a battery for their clock boot in 1970."""
+"""The earliest credible time (in 2001), in seconds since the epoch.  Machines without a battery for
+their clock boot in 1970."""
 RELEASED = 1_767_225_600.0
-"""2026-01-01T00:00Z.  A clock with an earlier time is wrong, because it precedes this program."""
+"""2026-01-01T00:00Z.  A clock with an earlier time is wrong, because this program is newer."""
 UNKNOWN = 99_999_000_000
-"""The stamp of events while the clock was wrong.  It is in the future, so it is never credible."""
+"""The time stamp of events while the clock was wrong.  It is in the future, so it is never
+credible."""
 
 _NEW_PROCESS = f"process {secrets.token_hex(8)}"
 _STARTED = time.monotonic()
@@ -42,10 +45,10 @@ _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
 
 
 class Reading(NamedTuple):
-    """The time by the system clock and by the mark, in seconds since the epoch."""
+    """The time of the system clock and the mark, in seconds since the epoch."""
 
     now: float
-    """The system clock."""
+    """The time of the system clock."""
     mark: float
     """The high-water mark; equal to ``now`` if the clock is trusted."""
 
@@ -56,40 +59,41 @@ class Reading(NamedTuple):
 
     @property
     def is_behind(self) -> bool:
-        """Whether the clock is behind the mark, so that it cannot show what is due."""
+        """Whether the clock is behind the mark, and therefore must be wrong."""
         return self.now < self.mark - SLACK
 
 
 def is_credible(stamp: float, now: float) -> bool:
-    """Return whether a time stamp can be right, which excludes the future and 1970."""
+    """Return whether a time stamp can be correct: it is not in the future, and not before 2001."""
     return PLAUSIBLE <= stamp <= now + SLACK
 
 
 def elapsed() -> float:
     """Return a monotonic time in seconds, independent of the system clock.
 
-    The time that the machine sleeps is included if the system supports this.
+    The time in which the machine sleeps is included if the system supports this.
     """
     return time.clock_gettime(_BOOTTIME) if _BOOTTIME is not None else time.monotonic()
 
 
 class _State(NamedTuple):
-    """The content of the file, with all times in seconds."""
+    """The content of the file.  All times are in seconds."""
 
     mark: float
+    """The high-water mark, since the epoch."""
     boot: str
     """Identifies the boot of the machine."""
     running: float
     """Uptime since this boot."""
     claim: float | None = None
-    """Time of the clock after a jump plus the uptime since the jump; None if the clock is
+    """Time of the clock after a jump, plus the uptime since the jump; None if the clock is
     trusted."""
     waited: float = 0.0
     """Uptime since the jump."""
 
 
 class Clock:
-    """The clock of one state directory.
+    """The clock whose mark is stored in one state directory.
 
     Each process creates its own object.  Several threads and processes may use the clock at the
     same time.
@@ -102,20 +106,20 @@ class Clock:
         wall: Callable[[], float] | None = None,
         running: Callable[[], tuple[str, float]] | None = None,
     ) -> None:
-        """``path``: the file of the mark.  Without a file, the mark is lost with this object.
+        """``path`` is the file that contains the mark.  If it is None, the mark is not stored.
 
-        ``wall`` returns seconds since the epoch, ``running`` the identity of the boot and the
-        uptime in seconds, including sleep.
+        ``wall`` returns seconds since the epoch.  ``running`` returns the identity of the boot and
+        the uptime in seconds, including sleep.
         """
         self._path = path
         self._wall = wall or _wall
         self._running = running or _running
-        self._state: _State | None = None  # without a file
+        self._state: _State | None = None  # used if there is no file
 
     def read(self) -> Reading:
-        """Read the clock and the mark.  Never raises; a mark that cannot be read counts as lost."""
+        """Read the clock and the mark.  Does not raise; a mark that cannot be read is lost."""
         now = self._wall()
-        return Reading(now, self._moved(now).mark)
+        return Reading(now, self._current_state(now).mark)
 
     def advance(self) -> Reading:
         """Read the clock and save the mark.  Must be called every few minutes.
@@ -123,78 +127,84 @@ class Clock:
         Raises:
             OSError: the mark cannot be saved; ``read`` returns the same reading.
         """
-        with self._exclusively():
+        with self._lock():
             now = self._wall()
-            return self._keep(now, self._moved(now))
+            return self._save(now, self._current_state(now))
 
     def accept(self) -> Reading:
-        """Set the mark to the clock, because the operator confirmed that the clock is right.
+        """Set the mark to the clock, because the operator confirmed that the clock is correct.
 
         Raises:
             OSError: the mark cannot be saved.
         """
-        with self._exclusively():
+        with self._lock():
             now = self._wall()
-            right = self._moved(now)._replace(mark=max(now, RELEASED), claim=None, waited=0.0)
-            return self._keep(now, right)
+            state = self._current_state(now)
+            state = state._replace(mark=max(now, RELEASED), claim=None, waited=0.0)
+            return self._save(now, state)
 
     def stamp(self) -> int:
         """Return the current time stamp, or ``UNKNOWN`` while the clock is behind the mark."""
         reading = self.read()
         return UNKNOWN if reading.is_behind else int(reading.now)
 
-    def _moved(self, now: float) -> _State:
+    def _current_state(self, now: float) -> _State:
         boot, running = self._running()
         before = self._load() if self._path else self._state
         if before is None:
-            before = _State(self._evidence(now), boot, running)
-        return _advanced(before, now, boot, running)
+            before = _State(self._newest_file_time(now), boot, running)
+        return _advance(before, now, boot, running)
 
-    def _evidence(self, now: float) -> float:
-        """Return when a file in the directory of the mark was last written; ``now`` without one."""
+    def _newest_file_time(self, now: float) -> float:
+        """Return the time stamp of the newest file in the same directory, at most ``now``.
+
+        If ``path`` is None, the result is ``now``.  It is never before ``RELEASED``.
+        """
         if self._path is None or now < RELEASED:
             return max(now, RELEASED)
-        found = [RELEASED]
+        times = [RELEASED]
         with suppress(OSError):
             for path in self._path.parent.iterdir():
                 with suppress(OSError):
-                    if not path.name.startswith(self._path.name):  # not our own new file
-                        found.append(path.stat().st_mtime)
-        return min(max(each for each in found if each <= now + SLACK), now)
+                    # The clock's own files may have been created just now.
+                    if not path.name.startswith(self._path.name):
+                        times.append(path.stat().st_mtime)
+        return min(max(each for each in times if each <= now + SLACK), now)
 
     def _load(self) -> _State | None:
         assert self._path is not None
         try:
-            kept = json.loads(self._path.read_bytes(), parse_constant=int)  # NaN is refused
+            # ``int`` raises ValueError for NaN and Infinity.
+            content = json.loads(self._path.read_bytes(), parse_constant=int)
             state = _State(
-                mark=float(kept["mark"]),
-                boot=str(kept["boot"]),
-                running=float(kept["running"]),
-                claim=None if kept["claim"] is None else float(kept["claim"]),
-                waited=float(kept["waited"]),
+                mark=float(content["mark"]),
+                boot=str(content["boot"]),
+                running=float(content["running"]),
+                claim=None if content["claim"] is None else float(content["claim"]),
+                waited=float(content["waited"]),
             )
         except (OSError, ValueError, TypeError, KeyError, OverflowError):
             return None
         return state if RELEASED <= state.mark < UNKNOWN else None
 
-    def _keep(self, now: float, state: _State) -> Reading:
+    def _save(self, now: float, state: _State) -> Reading:
         self._state = state
         if self._path is not None:
-            made = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             try:
-                with open(os.open(made, flags, 0o600), "wb") as file:
+                with open(os.open(temporary, flags, 0o600), "wb") as file:
                     file.write(json.dumps(state._asdict()).encode())
                     file.flush()
                     os.fsync(file.fileno())  # otherwise a power failure could leave an empty file
-                made.replace(self._path)
+                temporary.replace(self._path)
             finally:
-                made.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
         return Reading(now, state.mark)
 
     @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """Take a lock that excludes other processes."""
+    def _lock(self) -> Iterator[None]:
+        """Hold a lock that excludes other processes."""
         if self._path is None:
             yield
             return
@@ -207,12 +217,13 @@ class Clock:
             yield
 
 
-def _advanced(before: _State, now: float, boot: str, running: float) -> _State:
-    """Return the state at the time ``now`` of the clock, after the state ``before``.
+def _advance(before: _State, now: float, boot: str, running: float) -> _State:
+    """Return the state that follows the state ``before`` when the clock shows ``now``.
 
-    At least the uptime since ``before`` has passed.  While the clock is not trusted, ``claim`` is
-    the time of the clock.  The claim is accepted after ``SETTLES`` seconds of uptime.  It is
-    replaced if the clock is set back to before the claim, or to the other side of the mark.
+    The mark is increased by the uptime since ``before``.  While the clock is not trusted, ``claim``
+    is the time of the clock.  The claim becomes the mark after ``SETTLES`` seconds of uptime.  If
+    the clock is set to a time before the claim, or to the other side of the mark, a new claim
+    begins.
     """
     passed = max(0.0, running - before.running) if boot == before.boot else running
     mark = before.mark + passed
@@ -224,7 +235,7 @@ def _advanced(before: _State, now: float, boot: str, running: float) -> _State:
     if claim is None or now < claim - SLACK or (claim < mark) != (now < mark):
         claim, waited = now, 0.0
     if waited >= SETTLES and claim >= RELEASED:
-        return _advanced(_State(claim, boot, running), now, boot, running)
+        return _advance(_State(claim, boot, running), now, boot, running)
     return _State(mark, boot, running, claim, waited)
 
 

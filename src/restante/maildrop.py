@@ -1,8 +1,8 @@
-"""The storage contract: Entry, Maildrop, Store (RFC 1939 §1, §4, §6).
+"""The contract between the server and a store of mail (RFC 1939 §1, §4, §6).
 
-The contract does not mention files: a store may keep messages anywhere.  Further abilities of a
-store are add-on interfaces (``Holding``, ``Rendered``, ``RawReading``, ``Journal``,
-``Remembering``, ``Paced``, ``Expiring``, ``NamedDelivery``), never new methods of these classes.
+The core contract consists of ``Entry``, ``Maildrop`` and ``Store``.  It does not mention files,
+because a store may keep messages anywhere.  All other abilities of a store are separate add-ons,
+such as ``Holding`` or ``Journal``, and never new methods of the core classes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Entry:
     """One message of a listing."""
 
     unique_id: str
-    """1 to 70 characters 0x21-0x7E, unique in the maildrop for ever (RFC 1939 §7)."""
+    """1 to 70 characters 0x21-0x7E, never used again in the maildrop (RFC 1939 §7)."""
     size: int
-    """Octets on the wire: every line ends with CRLF, before byte-stuffing (RFC 1939 §11)."""
+    """Number of octets if every line ends with CRLF, before byte-stuffing (RFC 1939 §11)."""
     key: int = field(default=-1, compare=False, repr=False)
-    """Private to the store: the position at which it can find the message quickly."""
+    """Private to the store, which can use it to find the message quickly."""
 
 
 class Maildrop(Protocol):
@@ -38,7 +38,7 @@ class Maildrop(Protocol):
     def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
         """Yield the message in pieces of CRLF text, ``entry.size`` octets in total.
 
-        Every line, the last one included, ends with CRLF.  No piece is longer than 64 KiB.
+        Every line, including the last line, ends with CRLF.  No piece is longer than 64 KiB.
         A caller that stops early must close the generator.
 
         Raises:
@@ -68,9 +68,9 @@ class Store(Protocol):
         """
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
-        """Store a message atomically and durably.  After the return, a crash cannot lose it.
+        """Store a message atomically and durably, with its octets unchanged.
 
-        The octets are stored unchanged.
+        After the method has returned, a crash cannot lose the message.
 
         Raises:
             TemporaryFailure: the message was not stored, and no part of it is left.
@@ -81,34 +81,34 @@ class Presence(Enum):
     """The state of a message that was delivered under a name."""
 
     HERE = 1
-    """In the maildrop, or in a folder that an IMAP client has moved it to."""
+    """The message is in the maildrop, or in a folder to which an IMAP client has moved it."""
     HELD = 2
-    """Removed, and can still be restored."""
+    """The message was removed, and can still be restored."""
     GONE = 3
-    """Removed, and later destroyed by the store."""
+    """The message was removed, and later destroyed by the store."""
     UNKNOWN = 4
-    """No record: it was never delivered, or another program removed it."""
+    """The store has no record: the message was never delivered, or another program removed it."""
 
 
 class Deliveries(Protocol):
-    """Messages being delivered to one maildrop, each under a name chosen by the caller.
+    """Delivers messages to one maildrop, each under a name chosen by the caller.
 
     A name consists of 32 hexadecimal digits and is always the same for the same message, so that an
-    earlier delivery is found when the delivery is repeated after a crash.  All calls block.  They
-    must come from one thread, except for the function that ``group`` returns.
+    earlier delivery is found when the delivery is repeated after a crash.  All methods block.  They
+    must be called in one thread, except for the function that ``group`` returns.
 
     All methods raise TemporaryFailure if the storage fails, and leave no part of undelivered
     messages.
     """
 
     def presence(self, name: str) -> Presence:
-        """Return the state of the message with this name, as of the first call for this name."""
+        """Return the state of the message with this name at the first call for this name."""
 
     def digest(self, name: str) -> bytes | None:
         """Return the SHA-256 of the octets if the message is stored or held, otherwise None."""
 
     def begin(self, name: str) -> None:
-        """Start a message.  The caller must check that it has not been delivered yet."""
+        """Begin a message.  The caller must check that it has not been delivered yet."""
 
     def write(self, octets: bytes) -> None:
         """Append octets, in pieces of any size."""
@@ -124,12 +124,12 @@ class Deliveries(Protocol):
     def group(self) -> Callable[[], None]:
         """Close the current group, and return a function that delivers it.
 
-        The function makes all finished messages of the group visible and durable, or none.  It may
-        run in any thread, while the next group is being written.
+        The function makes either all messages of the group visible and durable, or none of them.
+        It may run in any thread while the next group is being written.
         """
 
     def abort(self) -> None:
-        """Discard the message that was started.  Has no effect after ``end``."""
+        """Discard the message that was begun.  Has no effect after ``end``."""
 
     def close(self) -> None:
         """Discard all messages that were not delivered."""
@@ -140,7 +140,7 @@ class NamedDelivery(Protocol):
     """Add-on of a store that can find delivered messages by the names given at delivery."""
 
     def deliveries(self, user: str) -> Deliveries:
-        """Start delivering messages to a user.
+        """Return an object that delivers messages to a user.
 
         Raises:
             PermanentFailure: this user cannot have a maildrop in the store.
@@ -152,8 +152,8 @@ class View(NamedTuple):
     """The part of a user's mail that a session shows as the maildrop."""
 
     folders: tuple[str, ...] = ()
-    """Folders to show, in this order.  Missing folders are skipped.  Empty for the default of the
-    store."""
+    """Folders to show, in this order.  Missing folders are skipped.  If empty, the store shows its
+    default folders."""
     recent: float = 0.0
     """Show only mail that arrived within this number of seconds; 0 for all mail."""
 
@@ -162,13 +162,13 @@ class View(NamedTuple):
 class Prompt(Protocol):
     """Add-on of a store that opens and closes most maildrops without waiting.
 
-    The server then needs no task to open a maildrop.  ``asyncio.timeout`` and ``TaskGroup`` fail
-    outside a task, so a store that uses them must not have this add-on.
+    With this add-on, the server opens maildrops without creating a task.  ``asyncio.timeout`` and
+    ``TaskGroup`` fail outside a task, so a store that uses them must not have this add-on.
     """
 
     @property
     def is_prompt(self) -> bool:
-        """True."""
+        """Always True; a store without this add-on does not have the property."""
 
 
 @runtime_checkable
@@ -178,11 +178,11 @@ class Viewing(Protocol):
     def open_view(self, user: str, view: View) -> AbstractAsyncContextManager[Maildrop]:
         """Open the shown part of a maildrop, like ``open``.  Hidden messages are never changed.
 
-        The locks of all folders are taken.  Unique-ids are the same as those of ``open``.
-        Unique-ids of messages in different folders differ from each other.
+        The locks of all folders are held until the context ends.  Each message has the same
+        unique-id as with ``open``, and messages in different folders have different unique-ids.
 
         Raises:
-            PermanentFailure: none of the folders exists.
+            PermanentFailure: no folder to show exists.
             MaildropInUse: another session holds the lock.
             TemporaryFailure: the maildrop cannot be opened now.
         """
@@ -211,9 +211,10 @@ class RawMessage(NamedTuple):
     """Octets in the file when it was opened."""
     is_wire_ready: bool
     """Whether the file can be sent unchanged: every line ends with CRLF, no line starts with a dot,
-    and ``size`` equals that of the entry.  Only the line of the termination octet must be added."""
+    and ``size`` equals the size of the entry.  Only the line with the termination octet must be
+    added."""
     has_crlf: bool
-    """Whether every line ends with CRLF and ``size`` equals that of the entry.  Lines may start
+    """Whether every line ends with CRLF and ``size`` equals the size of the entry.  Lines may start
     with a dot."""
 
 
@@ -222,52 +223,58 @@ class RawReading(Protocol):
     """Add-on of a maildrop whose messages are files."""
 
     def cached_texts(
-        self, entries: Sequence[Entry], most: int, lines: int | None = None
+        self, entries: Sequence[Entry], max_octets: int, lines: int | None = None
     ) -> list[bytes]:
         """Return the byte-stuffed text of the first messages, until a read would block.
 
-        Each message had ``entry.size`` octets before byte-stuffing.  Together they have about
-        ``most`` octets or fewer.  If ``lines`` is given, only the header and this number of lines
-        of the body are returned (TOP).  The first message that is not returned must be read with
+        Each message had ``entry.size`` octets before byte-stuffing.  The total size is at most
+        about ``max_octets``.  If ``lines`` is given, only the header and this number of lines of
+        the body are returned (TOP).  The first message that is not returned must be read with
         ``open_raw`` or ``read``.
         """
 
     def open_raw(self, entry: Entry) -> RawMessage | None:
         """Open the message's file, or return None if the caller must use ``read`` instead.
 
-        The call looks up one name and reads no octets; ``read`` raises the reason for a failure.
-        Another program may change the file later.  If it has become shorter, the connection must be
-        aborted.  Octets beyond ``size`` must not be sent.
+        The call looks up one file name and reads no octets.  It does not raise; ``read`` raises the
+        reason for a failure.  Another program may change the file later.  If the file becomes
+        shorter, the connection must be aborted.  Octets after ``size`` must not be sent.
         """
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
-        """Record that a file was read completely and ``has_crlf``, or even ``is_wire_ready``."""
+        """Record that the message's file was read completely, and that ``has_crlf`` is true of it.
+
+        ``is_wire_ready`` has the same meaning as in ``RawMessage``.
+        """
 
 
 BRAKED = "braked"
 
 
 class SessionRecord(NamedTuple):
-    """The record of a session for the journal, without passwords and the text of messages."""
+    """The record of a session for the journal.  It contains no passwords and no message text."""
 
     began_at: float
-    """Seconds since the epoch, like ``ended_at``."""
+    """Start of the session, in seconds since the epoch."""
     ended_at: float
+    """End of the session, in seconds since the epoch."""
     address: str
+    """The client's address."""
     tls: str
     """Version of TLS, or ``no``."""
     credential: str
     """Name of the user's credential."""
     retrieved: Sequence[Entry]
-    """Retrieved messages in the order of RETR; only the first if there are very many."""
+    """Retrieved messages in the order of RETR.  If there are very many, later messages are
+    omitted."""
     removed: Sequence[Entry]
     """Messages that UPDATE removed."""
     end: str
-    """How the session ended: ``quit``, ``dropped``, ``autologout`` and others.  ``braked``: the
-    deletion limit refused the removal.  ``crash``: a later session finished the UPDATE, and nothing
-    else is known about the session, not even the sizes of the messages."""
+    """How the session ended: ``quit``, ``dropped``, ``autologout`` and others.  ``braked`` means
+    that the deletion limit refused the removal.  ``crash`` means that a later session finished the
+    UPDATE; nothing else is known about the session, not even the sizes of the messages."""
     unnamed: int = 0
-    """Number of further retrieved messages that ``retrieved`` does not list."""
+    """Number of retrieved messages that ``retrieved`` omits."""
 
 
 @runtime_checkable
@@ -277,9 +284,9 @@ class Journal(Protocol):
     async def record(self, session: SessionRecord) -> None:
         """Record a session; called once at its end, after the removal, while the lock is held.
 
-        The record is durable on return if messages were removed.  A session that neither retrieved
+        If messages were removed, the record is durable on return.  A session that neither retrieved
         nor removed any message is not recorded, unless the deletion limit refused the removal.  The
-        method must not raise; if the journal cannot be written, the log must show it.
+        method must not raise; if the journal cannot be written, it must log the error.
         """
 
     async def past(self, credential: str) -> Sequence[SessionRecord]:
@@ -295,10 +302,10 @@ class Paced(Protocol):
     """Add-on of a maildrop that knows when its user last logged in (RFC 2449 §6.5)."""
 
     async def pace(self, delay: float) -> float:
-        """Return the seconds until a login is allowed, ``delay`` seconds after the last login.
+        """Return how long the user must wait until ``delay`` seconds after the last login.
 
-        0 means that the login is allowed; in that case it is recorded as the last login.  The delay
-        applies across all processes.
+        The result is in seconds.  If it is 0, the login is allowed, and is recorded as the last
+        login.  Logins in all processes are taken into account.
         """
 
 
@@ -316,7 +323,7 @@ class HeldMessage(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """The space that a user's mail takes: all folders, without held messages."""
+    """The size of a user's mail in all folders, without held messages."""
 
     octets: int
     """Number of stored octets."""
@@ -339,8 +346,8 @@ class Holding(Protocol):
     ) -> int:
         """Restore messages durably, and return their number.
 
-        By default the messages get new unique-ids, so that clients that remember the ids they have
-        seen download the messages again.
+        By default the messages get new unique-ids.  Otherwise clients that have downloaded the
+        messages before would not download them again.
         """
 
     async def purge(self, user: str, removed_before: float) -> int:
@@ -368,7 +375,7 @@ class Sweep(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Messages that will be removed earlier than before because a rule has changed."""
+    """Messages that will be removed earlier than expected, because a rule has changed."""
 
     held: int = 0
     """Held messages that will be destroyed."""
@@ -388,10 +395,10 @@ class Forecast:
 class Expiring(Protocol):
     """Add-on of a store that expires mail without a request from a client.
 
-    A shortened rule applies to older mail only a day after it was noted, which leaves time to
-    correct a mistake.  So ``note_rules`` must be called after a rule was changed.  All times are
-    seconds since the epoch.  ``now`` is the time of the clock, ``until`` the latest time that has
-    certainly been reached.
+    If a time limit is shortened, the new limit applies to existing mail only a day after
+    ``note_rules`` was called, so that a mistake can be corrected.  Therefore ``note_rules`` must be
+    called after each change of a rule.  All times are in seconds since the epoch.  ``now`` is the
+    time of the clock, and ``until`` is the latest time that has certainly been reached.
     """
 
     async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
@@ -408,10 +415,10 @@ class Expiring(Protocol):
         """Destroy the held messages whose hold time is over."""
 
     async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
-        """Record the rules in force, and return what will be removed because one has changed.
+        """Record the current rules, and return what will be removed because a rule has changed.
 
-        The forecast is empty if the rules have already been recorded.  Also stores the quota for
-        other programs.
+        The forecast is empty if the rules have already been recorded.  The method also stores the
+        quota, so that other programs can read it.
         """
 
     async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
@@ -422,7 +429,7 @@ class Expiring(Protocol):
 
 
 class ServableStore(Store, Holding, Remembering, Expiring, Protocol):
-    """A store that a server can run on: it also restores, remembers, expires and purges."""
+    """A store with all add-ons that the server program requires."""
 
     hold: Callable[[str], float]
     """Returns the number of seconds for which a user's removed mail is held.  May block."""

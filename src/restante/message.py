@@ -1,7 +1,7 @@
-"""Messages as octets: line ends, the head of a message, the envelope and its trace fields.
+"""Process messages as octets: line ends, sizes, the response to TOP, and trace fields.
 
 Standards: RFC 1939 §7 (TOP), §11 (sizes); RFC 5321 §4.4 (trace fields).
-Security: messages are not parsed here, except for the search for the blank line.
+Security: messages are not parsed, except for the search for the end of the header.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BARE = re.compile(rb"\n(?<!\r\n)")
 _FROM_LINE = re.compile(rb">?From [^\r\n]*\r?\n")
 _FIELD = re.compile(rb"[!-9;-~]{1,997}[ \t]*:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_NO_HEADER = re.compile(rb"\r?\n")
+_BLANK_LINE = re.compile(rb"\r?\n")
 
 
 class LineEnds:
@@ -34,10 +34,11 @@ class LineEnds:
     def __init__(self) -> None:
         self.size = 0
         """Number of octets returned so far; after ``finish``, the size on the wire."""
-        self._cr = b""  # a CR whose LF may come with the next piece
+        self._cr = b""  # a CR whose LF may be in the next piece
         self._at_line_start = True
 
     def feed(self, octets: bytes) -> bytes:
+        """Return the CRLF text of the next stored octets."""
         text = self._cr + octets
         self._cr = b"\r" if text.endswith(b"\r") else b""
         if self._cr:
@@ -71,7 +72,7 @@ def _with_crlf(text: bytes) -> bytes:
 
 
 class Survey:
-    """Determines the size and form of a message on the wire while its octets are stored."""
+    """Determines the size of a message on the wire, and the form of its lines, from its octets."""
 
     def __init__(self) -> None:
         self.stored = 0
@@ -102,39 +103,39 @@ class Survey:
 
 
 class Top:
-    """The header fields, the blank line and the first lines of the body (RFC 1939 §7 TOP)."""
+    """Extracts the response to TOP: the header, the blank line and the first lines of the body."""
 
     def __init__(self, lines: int) -> None:
         self.is_finished = False
         """Whether the response is complete."""
         self._lines = lines  # number of lines of the body that are still needed
         self._in_header = True
-        self._seen = CRLF  # the last octets fed, which may begin a line end
+        self._last = CRLF  # the end of the previous octets, which may be part of a line end
 
     def feed(self, octets: bytes) -> bytes:
         """Return the part of ``octets`` (CRLF text) that belongs to the response."""
         if self.is_finished:
             return b""
-        seen = len(self._seen)
-        text = self._seen + octets
-        taken = 0
+        repeated = len(self._last)
+        text = self._last + octets
+        end = 0
         if self._in_header:
-            blank = text.find(b"\r\n\r\n")
-            if blank < 0:
-                self._seen = text[-3:]
+            blank_line = text.find(b"\r\n\r\n")
+            if blank_line < 0:
+                self._last = text[-3:]
                 return octets
             self._in_header = False
-            taken = blank + 4
-        # One call splits all lines; a call for each line would take 13 ms for 64 KiB of empty
+            end = blank_line + 4
+        # All lines are split by one call; a call for each line would take 13 ms for 64 KiB of empty
         # lines.
-        *lines, rest = text[taken:].split(CRLF, min(self._lines, len(text)))
+        *lines, rest = text[end:].split(CRLF, min(self._lines, len(text)))
         self._lines -= len(lines)
         if self._lines:
-            self._seen = rest[-1:]
+            self._last = rest[-1:]
             return octets
-        taken = len(text) - len(rest)
+        end = len(text) - len(rest)
         self.is_finished = True
-        return octets[: max(taken - seen, 0)]
+        return octets[: max(end - repeated, 0)]
 
 
 class Envelope(NamedTuple):
@@ -149,10 +150,11 @@ class Envelope(NamedTuple):
     """Name (as sent by the host) and address of the sending host; empty for a local program."""
 
     def trace_fields(self, hostname: str, at: datetime) -> bytes:
-        """Return Return-Path, Delivered-To and Received, the first fields (RFC 5321 §4.4).
+        """Return the fields Return-Path, Delivered-To and Received (RFC 5321 §4.4).
 
         Raises:
-            UnsafeArgument: a part contains a control character, which could forge a header field.
+            UnsafeArgument: the envelope or ``hostname`` contains a control character, which could
+                forge a header field.
         """
         source = f"from {self.peer} " if self.peer else ""
         for part in (self.reverse_path, self.recipient, self.protocol, self.peer, hostname):
@@ -169,18 +171,22 @@ class Envelope(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _date(at: datetime) -> str:
-    """Format a date for a header field (RFC 5322 §3.3).  Cached, as it changes once a second."""
+    """Format a date for a header field (RFC 5322 §3.3).
+
+    The result is cached, because it changes only once per second.
+    """
     return format_datetime(at)
 
 
 def separate(message: bytes) -> tuple[int, bytes]:
-    """Determine how header fields are inserted before a message that begins with these octets.
+    """Determine how to insert header fields before a message that begins with these octets.
 
     Returns:
-        The number of octets to skip (an mbox "From " line is not a header field, RFC 5322 §2.2),
-        and the octets to insert after the fields: a blank line if the message has no header.
+        The number of octets to remove from the beginning of the message (an mbox "From " line is
+        not a header field, RFC 5322 §2.2), and the octets to insert after the new fields (a blank
+        line if the message has no header).
     """
     from_line = _FROM_LINE.match(message)
     skipped = from_line.end() if from_line is not None else 0
-    begins_well = _FIELD.match(message, skipped) or _NO_HEADER.match(message, skipped)
-    return skipped, b"" if begins_well else b"\r\n"
+    has_header = _FIELD.match(message, skipped) or _BLANK_LINE.match(message, skipped)
+    return skipped, b"" if has_header else b"\r\n"

@@ -1,13 +1,13 @@
 """Parse any mail into ``email.message.EmailMessage`` objects that do not raise exceptions.
 
-On malformed mail the parsers of the standard library raise exceptions of many types, recurse as
-deep as a message or a comment is nested, and take time quadratic in the length of a value.  The
-policy, the header classes and the message class here use them within limits, and turn everything
-beyond into text or octets with a defect.
+For malformed mail, the parsers of the standard library raise exceptions of many types, recurse as
+deeply as parts and comments are nested, and take time that is quadratic in the length of a value.
+The classes in this module and in ``headers`` use these parsers only within limits.  Everything that
+exceeds the limits becomes text or octets, with a defect.
 
 Standards: RFC 5322, RFC 2045 to 2047, RFC 2231.
-Promises: ``parse`` returns for any octets, and reading its result raises no exception.  The time is
-linear in the number of octets; nevertheless, call ``parse`` outside the event loop.
+Promises: ``parse`` does not raise, whatever the octets are, and reading the result does not raise
+either.  The time is linear in the number of octets, but can block an event loop for too long.
 Limits: a message is split into at most ``MAX_PARTS`` parts on at most ``MAX_DEPTH`` levels.
 """
 
@@ -26,15 +26,19 @@ from typing import Any
 
 from .headers import LINE_END, Headers, folded, is_bounded, text_of
 
-MAX_PARTS = 1000  # parts of a message; parsing the header of one may take 10 ms
-MAX_DEPTH = 50  # levels; Postfix accepts 100, but deepcopy takes 6 of Python's 1000 frames for each
-_LEAST_DEPTH = 10
-_LINE_CHECKS = 5_000_000  # comparisons of lines with the boundaries of all levels; take some 2 s
-_OPAQUE = "application/octet-stream"  # for types that are not understood (RFC 2046 §4.5.3)
+MAX_PARTS = 1000  # parts of a message; parsing the header of each part may take 10 ms
+# Nested levels of a message.  Postfix accepts 100, but ``deepcopy`` uses 6 stack frames for each
+# level, and Python's limit is 1000.
+MAX_DEPTH = 50
+_MIN_DEPTH = 10  # levels that are allowed even if a message has very many lines
+# The parser compares each line with the boundaries of all levels.  This number of comparisons takes
+# about 2 s.
+_MAX_COMPARISONS = 5_000_000
+_OPAQUE = "application/octet-stream"  # for unknown types (RFC 2046 §4.5.3)
 _TEXT = "text/plain"  # for types without a required parameter, such as a boundary (RFC 2045 §5.2)
 _NO_PARTS = (NoBoundaryInMultipartDefect, StartBoundaryNotFoundDefect)
-# Python's codecs that are slow, or not for text.
-_UNFIT = {"idna", "punycode", "raw_unicode_escape", "undefined", "unicode_escape"}
+# Codecs of Python that are slow, or that are not for text.
+_UNUSABLE_CODECS = {"idna", "punycode", "raw_unicode_escape", "undefined", "unicode_escape"}
 
 
 class MessageNotSplit(MessageDefect):
@@ -42,33 +46,34 @@ class MessageNotSplit(MessageDefect):
 
 
 def parse(octets: bytes, *, header_only: bool = False) -> EmailMessage:
-    """Parse a message as ``email.message_from_bytes`` with ``policy.default`` does.
+    """Parse a message, as ``email.message_from_bytes`` with ``policy.default`` does.
 
-    Malformed parts become text or octets, with a defect.  With ``header_only`` the content is
-    omitted.
+    Malformed parts become text or octets, with a defect.  With ``header_only``, the result has no
+    content.
     """
     try:
-        message = _parsed(octets, _Parts(octets), header_only)
-    except Exception:  # more than MAX_PARTS, or a fault of the standard library
-        message = _parsed(octets, _unsplit, header_only=True)
+        message = _parse(octets, _MessageFactory(octets), header_only)
+    except Exception:  # more than MAX_PARTS parts, or a fault in the standard library
+        message = _parse(octets, _create_unsplit, header_only=True)
     if header_only:
         message.set_payload("")
     return message
 
 
-def _parsed(octets: bytes, make_message: Callable[..., Any], header_only: bool) -> EmailMessage:
-    parser: BytesParser[Any] = BytesParser(make_message, policy=POLICY)
+def _parse(octets: bytes, factory: Callable[..., Any], header_only: bool) -> EmailMessage:
+    parser: BytesParser[Any] = BytesParser(factory, policy=POLICY)
     message: EmailMessage = parser.parsebytes(octets, header_only)
     return message
 
 
-class _Parts:
-    """Makes the messages of one ``parse``, and counts them."""
+class _MessageFactory:
+    """Creates the message objects for one call of ``parse``, and limits their number."""
 
     def __init__(self, octets: bytes) -> None:
         lines = octets.count(b"\n") + octets.count(b"\r") + 1
-        self._levels = min(MAX_DEPTH, max(_LEAST_DEPTH, _LINE_CHECKS // lines))
-        self._left = MAX_PARTS + 2  # the message itself, and one that the parser creates as a test
+        self._levels = min(MAX_DEPTH, max(_MIN_DEPTH, _MAX_COMPARISONS // lines))
+        # The parser also creates the message itself, and one object as a test.
+        self._left = MAX_PARTS + 2
 
     def __call__(self, *, policy: Policy[Any]) -> TolerantMessage:
         if not self._left:
@@ -79,17 +84,17 @@ class _Parts:
         return message
 
 
-def _unsplit(*, policy: Policy[Any]) -> TolerantMessage:
+def _create_unsplit(*, policy: Policy[Any]) -> TolerantMessage:
     message = TolerantMessage(policy)
     message.levels = 0
     return message
 
 
 class TolerantMessage(EmailMessage):
-    """A message, or a part of one, that can be read without exceptions.
+    """A message, or a part of a message, that can be read without exceptions.
 
-    Misuse still raises, as the library documents it: ``get_content`` of a multipart,
-    ``get_payload(7)`` of a message with fewer parts.
+    Incorrect calls still raise the documented exceptions: for example, ``get_content`` of a
+    multipart message, or ``get_payload(7)`` of a message with fewer parts.
     """
 
     levels = MAX_DEPTH
@@ -104,7 +109,7 @@ class TolerantMessage(EmailMessage):
         super().attach(payload)
 
     def get_content_type(self) -> str:
-        """Return the type, or the type of the content that was not split."""
+        """Return the type; for content that was not split, the type of text or octets."""
         kind = super().get_content_type()
         if not kind.startswith(("multipart/", "message/")):
             return kind
@@ -121,9 +126,9 @@ class TolerantMessage(EmailMessage):
     ) -> Any:
         if is_bounded(str(self.get(header, ""))):
             with suppress(Exception):
-                found = super().get_params(None, header, unquote)
-                if found is not None:
-                    return [(name, _with_known_charset(value)) for name, value in found]
+                params = super().get_params(None, header, unquote)
+                if params is not None:
+                    return [(name, _with_known_charset(value)) for name, value in params]
         return failobj
 
     def get_param(
@@ -139,14 +144,14 @@ class TolerantMessage(EmailMessage):
         return failobj
 
     def get_boundary(self, failobj: Any = None) -> Any:
-        """Return the boundary; ``failobj`` also if it is empty (RFC 2046 §5.1.1)."""
+        """Return the boundary, or ``failobj`` if it is missing or empty (RFC 2046 §5.1.1)."""
         return super().get_boundary(failobj) or failobj
 
     def get_payload(self, i: Any = None, decode: Any = False) -> Any:
         if i is None and not self.is_multipart():
             with suppress(Exception):
                 return super().get_payload(decode=decode)
-            payload: str = self._payload or ""  # type: ignore[attr-defined]  # as it came
+            payload: str = self._payload or ""  # type: ignore[attr-defined]  # not decoded
             octets = payload.encode("utf-8", "surrogateescape")
             return octets if decode else octets.decode("ascii", "replace")
         return super().get_payload(i, decode)
@@ -157,7 +162,7 @@ class TolerantMessage(EmailMessage):
         Unchanged header fields are written as received.
         """
         chosen = _tolerant(policy or self.policy)
-        with suppress(Exception):  # cte_type="7bit" asks for what a charset may not allow
+        with suppress(Exception):  # cte_type="7bit" may be impossible in the charset
             return super().as_bytes(unixfrom, chosen)
         return super().as_bytes(unixfrom, chosen.clone(cte_type="8bit"))
 
@@ -167,7 +172,7 @@ class TolerantMessage(EmailMessage):
         maxheaderlen: int | None = None,
         policy: Policy[Any] | None = None,
     ) -> str:
-        """Return the message as text; octets that are not text become U+FFFD."""
+        """Return the message as text; octets that cannot be decoded become U+FFFD."""
         chosen = _tolerant(policy or self.policy)
         with suppress(Exception):  # a text that does not fit its charset, or an unknown charset
             return super().as_string(unixfrom, maxheaderlen, chosen)
@@ -175,7 +180,10 @@ class TolerantMessage(EmailMessage):
 
 
 def _with_known_charset(value: Any) -> Any:
-    """Return a parameter; the charset of one by RFC 2231 becomes None if it is not for text."""
+    """Return the value of a parameter.
+
+    If the value contains a charset (RFC 2231) that cannot be decoded, the charset becomes None.
+    """
     if not isinstance(value, tuple):
         return value
     charset, language, text = value
@@ -185,16 +193,16 @@ def _with_known_charset(value: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def _codec(charset: str) -> str | None:
-    """Return a codec for text in this charset; None if Python has no safe one."""
+    """Return the codec for text in this charset; None if Python has no usable codec."""
     with suppress(LookupError, ValueError):
         b"a ".decode(charset, "replace")
         name = codecs.lookup(charset).name
-        return None if name.replace("-", "_") in _UNFIT else name
+        return None if name.replace("-", "_") in _UNUSABLE_CODECS else name
     return None
 
 
 class _Contents(ContentManager):
-    """Content manager: ``get_content`` returns the octets for unknown types."""
+    """A content manager whose ``get_content`` returns octets for types that are not text."""
 
     def get_content(self, msg: Any, *args: Any, **kw: Any) -> Any:
         if msg.is_multipart():
@@ -213,7 +221,7 @@ class _Contents(ContentManager):
 
 
 class TolerantPolicy(EmailPolicy):
-    """``email.policy.default`` with limits; unchanged fields remain as received."""
+    """``email.policy.default`` with limits; unchanged fields are written as received."""
 
     refold_source = "none"
     content_manager = _Contents()
@@ -241,12 +249,15 @@ class TolerantPolicy(EmailPolicy):
 
 
 def _refolded(value: str, line_end: str) -> str:
-    """Return a value as received; the parser ensures that each line after the first is folded."""
+    """Return a value as received, with other line ends.
+
+    The parser has checked that each line after the first begins with white space.
+    """
     return line_end.join(LINE_END.split(value))
 
 
 def _tolerant(policy: Policy[Any]) -> TolerantPolicy:
-    """Return this policy with the settings of another one, without its parsers."""
+    """Return a ``TolerantPolicy`` with the output settings of another policy."""
     if isinstance(policy, TolerantPolicy):
         return policy
     return POLICY.clone(

@@ -208,17 +208,17 @@ class ViewMaildrop:
         return self._parts[part_index].session.open_raw(own)
 
     def cached_texts(
-        self, entries: Sequence[Entry], most: int, lines: int | None = None
+        self, entries: Sequence[Entry], max_octets: int, lines: int | None = None
     ) -> list[bytes]:
         texts: list[bytes] = []
         with suppress(MessageGone):
             for entry in entries:
                 part_index, own = self._find(entry)
-                text = self._parts[part_index].session.cached_texts([own], most, lines)
+                text = self._parts[part_index].session.cached_texts([own], max_octets, lines)
                 if not text:
                     break
                 texts += text
-                most -= len(text[0])
+                max_octets -= len(text[0])
         return texts
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:

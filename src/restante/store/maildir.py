@@ -699,20 +699,20 @@ class _OpenMaildir:
         return RawMessage(descriptor, size, is_wire_ready=form is Form.READY, has_crlf=has_crlf)
 
     def cached_texts(
-        self, entries: Sequence[Entry], most: int, lines: int | None = None
+        self, entries: Sequence[Entry], max_octets: int, lines: int | None = None
     ) -> list[bytes]:
         texts: list[bytes] = []
         for entry in entries:
             text = None
             if lines is not None and entry.size >= _BEGINNING:
                 text = self._cached_top(entry, lines)
-            if text is None and entry.size <= most:
+            if text is None and entry.size <= max_octets:
                 text = self._cached_text(entry)
                 if text is not None and lines is not None:
                     text = Top(lines).feed(text)
             if text is None:
                 break
-            most -= len(text)
+            max_octets -= len(text)
             texts.append(text)
         return texts
 
@@ -725,14 +725,14 @@ class _OpenMaildir:
         text = top.feed(LineEnds().feed(octets))
         return stuffed(text) if top.is_finished else None
 
-    def _cached_octets(self, entry: Entry, most: int) -> tuple[bytes | None, int]:
+    def _cached_octets(self, entry: Entry, max_octets: int) -> tuple[bytes | None, int]:
         """Return the cached octets of a message's file, and its position in the index.
 
         Returns None and -1 if no octets are in the page cache, or if the message is encoded.
         """
         try:
             position, file = self._file(entry)
-            octets = files.read_cached(file.name, self._directory(file.directory), most)
+            octets = files.read_cached(file.name, self._directory(file.directory), max_octets)
         except (MessageGone, OSError):
             return None, -1
         if octets is None or encoding_of(octets):  # ``read`` reports an encoded message
