@@ -139,13 +139,18 @@ def configuration() -> Iterator[str]:
     """Every section and option."""
     yield """# Configuration
 
-The configuration is one TOML file: the file given by `-c`, otherwise the file named by
+The configuration is a TOML file: the file given with `-c`, otherwise the file named by
 `RESTANTE_CONFIG`, otherwise `~/.config/restante/restante.toml`, otherwise
-`/etc/restante/restante.toml`. Without a file, restante runs in private mode and serves this machine
-only. Environment variables such as `RESTANTE__SERVER__HOSTNAME` override the file, and the command
-line overrides both. Unknown options and invalid values are errors, and the error message names the
-file, the line and the option. `restante check` validates the file. `restante check --example`
-prints an example with every option, in which all lines are commented out.
+`/etc/restante/restante.toml`. Without a configuration file, restante runs in private mode: only
+programs on this machine can connect to the server.
+
+The files `conf.d/*.toml` in the same directory are read after the configuration file, sorted by
+name. Environment variables such as `RESTANTE__SERVER__HOSTNAME` override the files, and the command
+line overrides everything else.
+
+Unknown options and invalid values are errors; the error message names the file, the line and the
+option. `restante check` validates the configuration. `restante check --example` prints a sample
+file that lists every option; all options in it are commented out.
 
 Times are written as `90s`, `10min`, `2h`, `14d` or `1w`, sizes as `64KiB`, `50MiB` or `1GiB`. The
 value shown for an option is an example.
@@ -166,6 +171,8 @@ def _default(option: Any) -> str:
     if option.name == "hostname":
         return " Default: the name of this machine."
     default = option.default
+    if default is None:
+        return f" Default: `{config.toml(option.metadata['default'])}`."
     if not default and default != 0:
         return ""
     example = option.metadata["example"]

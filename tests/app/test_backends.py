@@ -262,13 +262,14 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
     [
         (
             'chain = ["user"]',
-            "auth.chain: must be some of users, passwd-file, ldap, pam, oauth; did you mean users?",
+            "auth.chain: possible back ends are users, passwd-file, ldap, pam, oauth; "
+            "did you mean users?",
         ),
         (
             'chain = ["users", "users"]',
-            "auth.chain: must name at least one back end, and each once",
+            "auth.chain: must list at least one back end, and none more than once",
         ),
-        ("chain = []", "auth.chain: must name at least one back end, and each once"),
+        ("chain = []", "auth.chain: must list at least one back end, and none more than once"),
         ('chain = ["passwd-file"]', "auth.passwd_file.path: is missing"),
         ('chain = ["passwd_file"]', "auth.passwd_file.path: is missing"),
         (

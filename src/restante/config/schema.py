@@ -1,6 +1,6 @@
-"""Every section and option of the configuration, as dataclasses.
+"""All sections and options of the configuration, with their descriptions.
 
-The sample file and the reference are generated from the options' descriptions (``manual``).
+The sample file and the reference are generated from the descriptions (see ``manual``).
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from .values import (
     at_most,
     backends,
     count,
-    directory,
     duration,
+    expiry,
     greeting,
-    holding,
+    hold_time,
     hostname,
     keep,
-    keeping,
-    many,
+    ldap_url,
+    list_of,
     network,
     number,
     octets,
     octets_or_auto,
     one_of,
-    place,
+    pam_service,
+    path_or_url,
+    path_or_web_address,
     quirks,
-    reference,
     scheme,
-    search,
+    search_filter,
     secret,
+    secret_reference,
     separator,
-    service,
-    source,
     text,
     web_address,
     workers,
 )
 
 ALL_MECHANISMS = (*choices.MECHANISMS, "APOP")
-# Without -PLUS: Python's ssl supports only tls-server-end-point as the channel binding.  Clients
-# with GSASL, such as mutt, use tls-unique or tls-exporter: they would choose -PLUS and fail.
-# Without LOGIN, which only very old clients need.
+# The default does not include -PLUS: Python's ssl supports only tls-server-end-point as the channel
+# binding.  Clients with GSASL, such as mutt, use tls-unique or tls-exporter, so they would choose
+# -PLUS and fail.  Nor does it include LOGIN, which only very old clients need.
 MECHANISMS = ("EXTERNAL", "SCRAM-SHA-256", "SCRAM-SHA-1", "OAUTHBEARER", "XOAUTH2", "PLAIN")
 
 
-def _own_name() -> str:
+def _default_hostname() -> str:
     try:
         return hostname(socket.gethostname())
     except BadValue:
@@ -76,43 +76,45 @@ class Server(Section):
     """The POP3 server."""
 
     hostname: str = option(
-        _own_name(),
-        "The host name that clients connect to; also used in certificates and Received fields.",
+        _default_hostname(),
+        "The host name that clients connect to. It is also used in self-signed certificates and in "
+        "Received fields.",
         hostname,
         example="mail.example.org",
     )
     listen: tuple[str, ...] = option(
         ["pop3s://127.0.0.1:1995", "pop3://127.0.0.1:1110"],
-        "Addresses at which POP3 is served: pop3s:// uses implicit TLS, pop3:// uses STLS.",
-        many(address("pop3s", "pop3")),
+        "Addresses to listen on for POP3: pop3s:// for implicit TLS, pop3:// for STLS.",
+        list_of(address("pop3s", "pop3")),
         example=["pop3s://[::]:995", "pop3://[::]:110"],
     )
     workers: int = option(
         "auto",
-        'Number of worker processes. "auto" starts one for each core; 1 serves in a single '
-        "process without a supervisor.",
+        'Number of worker processes. "auto" means one for each CPU core. With 1, the server runs '
+        "in a single process without a supervisor.",
         workers,
     )
     proxy_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
         "Networks of load balancers. Every POP3 connection from these networks must begin with a "
         "PROXY header (version 1 or 2), which reports the client's address.",
-        many(network),
+        list_of(network),
         example=["192.0.2.10/32"],
     )
     tls_at_proxy: tuple[str, ...] = option(
         [],
         "Addresses from `listen` to which a proxy in `proxy_from` connects after it has terminated "
-        "TLS. Such a connection counts as TLS, unless its PROXY header reports a client without "
-        "TLS. Clients that connect to these addresses directly still have to use STLS.",
-        many(address("pop3")),
+        "TLS. Such a connection is treated as secure, unless its PROXY header reports that the "
+        "client does not use TLS. Clients that connect to these addresses directly still have to "
+        "use STLS.",
+        list_of(address("pop3")),
         example=["pop3://[::]:110"],
     )
     xclient_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
         "Networks whose proxies may report the client's address with XCLIENT, as Dovecot's proxy "
         "does.",
-        many(network),
+        list_of(network),
         example=["192.0.2.11/32"],
     )
     language: str = option(
@@ -122,23 +124,23 @@ class Server(Section):
     )
     utf8_headers: str = option(
         "as-is",
-        "How clients that have not sent the UTF8 command receive headers in UTF-8: unchanged "
-        '("as-is"), or replaced by ASCII ("surrogate", RFC 6858). The stored message does not '
-        "change.",
+        "How headers in UTF-8 are sent to clients that have not sent the UTF8 command: unchanged "
+        '("as-is"), or converted to ASCII ("surrogate", RFC 6858). The stored message is not '
+        "changed.",
         one_of("as-is", "surrogate"),
     )
     banner: str = option(
-        "ready", "The text of the greeting; it should not reveal a version.", greeting
+        "ready", "The text of the greeting. It should not reveal the software's version.", greeting
     )
 
 
 class TLS(Section):
-    """Certificates."""
+    """Certificates and TLS versions."""
 
     mode: str = option(
         "self",
-        '"self" creates a self-signed certificate at the first start; "files" uses the files in '
-        "`cert` and `key`.",
+        'Where the certificate comes from: "self" creates a self-signed certificate when the '
+        'server first starts; "files" uses the files in `cert` and `key`.',
         one_of("self", "files"),
         example="files",
     )
@@ -150,8 +152,9 @@ class TLS(Section):
     key: str = option("", "A file with the private key (PEM).", example="/etc/restante/privkey.pem")
     client_ca: str = option(
         "",
-        "A file with the CA whose client certificates are trusted (PEM). A client with such a "
-        "certificate may log in with EXTERNAL as the e-mail address in the certificate.",
+        "A file with the certificate of the CA that issues client certificates (PEM). A client "
+        "with such a certificate can log in with EXTERNAL; the user name is the e-mail address in "
+        "the certificate.",
         example="/etc/restante/clients.pem",
     )
     min_version: str = option(
@@ -160,7 +163,7 @@ class TLS(Section):
 
 
 class Store(Section):
-    """Where mail is stored."""
+    """Where mail is stored, and for how long."""
 
     kind: str = option(
         "maildir",
@@ -176,17 +179,17 @@ class Store(Section):
     )
     hold: float = option(
         "14d",
-        "How long deleted mail is held, so that it can be restored. 0 destroys it at QUIT. `keep` "
-        "removes nothing at QUIT, so that deleted messages are listed again in the next session. "
-        "`restante user hold` sets a different time for one user. If the time is shortened, mail "
-        "that is already held is not destroyed within the first 24 hours.",
-        holding,
+        'How long deleted mail is held, so that it can be restored. With "0", deleted mail is '
+        'destroyed at QUIT. With "keep", QUIT removes nothing, and deleted messages are listed '
+        "again in the next session. `restante user hold` sets a different time for one user. If "
+        "you shorten the time, this destroys no mail during the first 24 hours.",
+        hold_time,
     )
     maildrop: tuple[str, ...] = option(
         ["INBOX"],
         "The folders whose messages are listed as one maildrop, in this order. INBOX is the "
-        "Maildir itself. Folders that a user does not have are ignored.",
-        many(text),
+        "Maildir itself. Folders that do not exist are ignored.",
+        list_of(text),
         example=["INBOX", "Junk"],
     )
     quota: int = option(
@@ -199,13 +202,13 @@ class Store(Section):
 
 
 class PasswdFile(Section):
-    """Users in a passwd-file, as for Dovecot. Crypt schemes require `restante[passwords]`."""
+    """Users in a passwd-file in Dovecot's format. Crypt schemes require `restante[passwords]`."""
 
     REQUIRED: ClassVar = ("path",)
 
     path: str = option(
         "",
-        "The path of the passwd-file. Changes to the file take effect at once.",
+        "The path of the passwd-file. Changes to the file take effect immediately.",
         example="/etc/restante/passwd",
     )
     scheme: str = option(
@@ -222,14 +225,14 @@ class LDAP(Section):
         "",
         "The URL of the directory server: ldaps://, ldap:// (which uses StartTLS, except on this "
         "machine) or ldapi://.",
-        directory,
+        ldap_url,
         example="ldaps://ldap.example.org",
     )
     base: str = option("", "The base DN to search under.", example="ou=people,dc=example,dc=org")
     filter: str = option(
         "(uid=%u)",
         "The search filter, in which %u is replaced by the name that the client sent.",
-        search,
+        search_filter,
         example="(&(objectClass=inetOrgPerson)(uid=%u))",
     )
     name: str = option(
@@ -255,7 +258,9 @@ class LDAP(Section):
 class PAM(Section):
     """Users of this operating system. Requires `restante[pam]`."""
 
-    service: str = option("restante", "The name of the PAM service, a file in /etc/pam.d.", service)
+    service: str = option(
+        "restante", "The name of the PAM service, a file in /etc/pam.d.", pam_service
+    )
     first_uid: int = option(
         1000,
         "The lowest user ID that may log in; lower IDs belong to system users.",
@@ -267,18 +272,18 @@ class Provider(Section):
     """OAuth 2 bearer tokens of one provider. Signed tokens require `restante[jwt]`."""
 
     issuer: str = option(
-        "", "The issuer, exactly as the tokens name it.", example="https://id.example.org"
+        "", "The issuer, exactly as it appears in tokens.", example="https://id.example.org"
     )
     audience: tuple[str, ...] = option(
         [],
         "The names by which the provider knows this server; tokens must be issued for one of them.",
-        many(text),
+        list_of(text),
         example=["restante"],
     )
     jwks: str = option(
         "",
         "An https URL or a file with the provider's public keys, to check signed tokens.",
-        source,
+        path_or_web_address,
         example="https://id.example.org/jwks",
     )
     introspection: str = option(
@@ -302,29 +307,29 @@ class Provider(Section):
     )
     scope: str = option("", "A scope that tokens must have.", example="mail")
     algorithms: tuple[str, ...] = option(
-        choices.ALGORITHMS, "Accepted signature algorithms.", many(one_of(*choices.ALGORITHMS))
+        choices.ALGORITHMS, "Accepted signature algorithms.", list_of(one_of(*choices.ALGORITHMS))
     )
     users: str = option(
         "known",
-        'Which users of the provider may log in: only those that another back end has ("known"), '
-        'or all of them ("any"), each with a maildrop on this server.',
+        "Which users of the provider may log in: only users who also exist in another back end "
+        '("known"), or all users ("any"). Each user has a maildrop on this server.',
         one_of("known", "any"),
     )
     ca_file: str = option("", "A file with CA certificates (PEM) to trust instead of the system's.")
 
 
-# Each back end has a section of this name in ``Auth`` and an entry in ``app.backends``, with two
-# exceptions: ``users`` has a path in place of the section, and ``oauth`` has no entry.
+# Each back end has a section of the same name in ``Auth`` and an entry in ``app.backends.KINDS``,
+# with two exceptions: ``users`` has a path instead of a section, and ``oauth`` has no entry.
 BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
 
 
 class Auth(Section):
-    """Users and their logins."""
+    """Users, and how they log in."""
 
     chain: tuple[str, ...] = option(
         ["users"],
-        "Back ends in which users are looked up, in this order. The first back end that has the "
-        + "user decides whether the login is accepted. Possible values: "
+        "Back ends in which users are looked up, in this order. The first back end in which the "
+        + "user exists decides whether the login is accepted. Possible values: "
         + ", ".join(BACKENDS)
         + ".",
         backends(*BACKENDS),
@@ -344,20 +349,21 @@ class Auth(Section):
     mechanisms: tuple[str, ...] = option(
         MECHANISMS,
         f"SASL mechanisms for the AUTH command. Possible values: {', '.join(choices.MECHANISMS)}. "
-        "A mechanism is offered only if the back ends can check it. APOP enables the APOP command "
-        "if passwd-file is the only back end, for users whose password is stored as PLAIN.",
-        many(one_of(*ALL_MECHANISMS)),
+        "A mechanism is offered only if the back ends support it. The value APOP enables the APOP "
+        "command, which requires that passwd-file is the only back end; users can log in with it "
+        "if their passwords are stored as PLAIN.",
+        list_of(one_of(*ALL_MECHANISMS)),
     )
     folder_separator: str = option(
         "+",
-        'The separator between user and folder in a login name: "ann+Junk" opens the folder Junk '
-        "of ann. If it is empty, folders cannot be opened.",
+        'The separator between user and folder in a login name: "ann+Junk" opens ann\'s folder '
+        "Junk. If it is empty, folders cannot be opened in this way.",
         separator,
     )
     allow_plaintext_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
         "Networks from which logins without TLS are accepted, for legacy devices.",
-        many(network),
+        list_of(network),
         example=["192.168.1.40/32"],
     )
     failure_delay: float = option(
@@ -370,7 +376,7 @@ class Auth(Section):
         [],
         "Networks from which failed logins do not increase delays. List a webmail server here, "
         "because many users share its address.",
-        many(network),
+        list_of(network),
         example=["192.168.1.25/32"],
     )
     passwd_file: PasswdFile = field(default_factory=PasswdFile)
@@ -386,19 +392,19 @@ class LMTP(Section):
         [],
         "Addresses to listen on, such as unix:/path or 127.0.0.1:port. Only the mail server should "
         "be able to connect to them.",
-        many(address("")),
+        list_of(address("")),
         example=["unix:/run/restante/lmtp.sock"],
     )
 
 
 class SMTP(Section):
-    """Receive mail over SMTP without a mail server, for local recipients only."""
+    """Receive mail over SMTP for local recipients, without another mail server."""
 
     listen: tuple[str, ...] = option(
-        [], "Addresses to listen on. If the list is empty, SMTP is disabled.", many(address(""))
+        [], "Addresses to listen on. If the list is empty, SMTP is disabled.", list_of(address(""))
     )
     domains: tuple[str, ...] = option(
-        ["localhost"], "The domains for which mail is accepted.", many(text)
+        ["localhost"], "The domains for which mail is accepted.", list_of(text)
     )
 
 
@@ -418,7 +424,7 @@ class Intake(Section):
 class Limits(Section):
     """Limits on connections, messages and deletions."""
 
-    sessions: int = option(4096, "Maximum number of connections.", count)
+    sessions: int = option(4096, "Maximum number of connections to the server.", count)
     per_address: int = option(
         50,
         "Maximum number of connections from one IPv4 address or one IPv6 /64 network. At the "
@@ -435,21 +441,22 @@ class Limits(Section):
     expire: int | None = option(
         "never",
         "Time after which mail is removed automatically, announced by EXPIRE. Removed mail is held "
-        "like deleted mail. `restante user permit` sets a different time for one user. If the time "
-        "is shortened, the new time does not remove mail within the first 24 hours.",
-        keeping,
+        "like deleted mail. `restante user permit` sets a different time for one user. If you "
+        "shorten the time, this removes no mail during the first 24 hours.",
+        expiry,
     )
     deletions_by_new: int = option(
         "0",
-        "Maximum number of messages that a login with a new password may delete on its first day, "
-        "so that a wrongly configured device or a stolen password cannot empty a maildrop; 0 means "
-        "no limit.",
+        "Maximum number of messages that can be deleted with a new password during its first day "
+        "of use, so that a wrongly configured device or a stolen password cannot empty a maildrop. "
+        "0 means no limit.",
         number,
         example=100,
     )
     idle: float = option(
         "10min",
-        "Time without a command after which a session ends; no messages are deleted then.",
+        "Time without a command after which a session ends. Messages that were marked as deleted "
+        "are not removed.",
         at_least(600, duration, "RFC 1939 §3"),
     )
     login: float = option(
@@ -460,7 +467,7 @@ class Limits(Section):
 
 
 class OAuth(Section):
-    """Log in with OAuth 2 instead of a password; sign in with `restante account auth NAME`."""
+    """Log in with OAuth 2 instead of a password. To sign in, run `restante account auth NAME`."""
 
     provider: str = option(
         "",
@@ -478,7 +485,8 @@ class OAuth(Section):
         example={"credential": "oauth.secret"},
     )
     tenant: str = option(
-        "common", "For Microsoft only: the organisation's tenant, or common or consumers."
+        "common",
+        'For Microsoft only: the tenant of your organisation, or "common" or "consumers".',
     )
     flow: str = option(
         "auto",
@@ -491,12 +499,12 @@ class OAuth(Section):
     token_url: str = option("", 'The token endpoint, for the provider "other".')
     device_url: str = option("", 'The device authorization endpoint, for the provider "other".')
     scopes: tuple[str, ...] = option(
-        [], "Scopes to request instead of the provider's default ones.", many(text)
+        [], "Scopes to request instead of the default scopes for the provider.", list_of(text)
     )
 
 
 class Alert(Section):
-    """Send mail when an account fails, and before you must sign in again."""
+    """Send mail when an account fails, or when its OAuth 2 sign-in expires soon."""
 
     after: int = option(
         0,
@@ -525,15 +533,16 @@ class Account(Section):
         "",
         "The server's URL: pop3s://host for implicit TLS, or pop3://host for STLS on port 110. "
         "Optional if `user` is an address at a well-known provider.",
-        place,
+        path_or_url,
         example="pop3s://pop.example.net",
     )
     user: str = option("", "The user name on the POP3 server.", example="ann")
     password: Secret = option(
         "",
-        "The password, as a reference: to an environment variable (env), a file, a systemd "
-        "credential, a keyring entry, or a command that prints the password. Text is the password "
-        "itself; other users must then not be able to read the configuration file.",
+        "Where to get the password: from an environment variable (env), a file, a systemd "
+        "credential, a keyring entry, or the output of a command. If the value is text, it is the "
+        "password itself; in that case, other users must not be able to read the configuration "
+        "file.",
         secret,
         example={"command": ["pass", "show", "isp"]},
     )
@@ -551,12 +560,12 @@ class Account(Section):
         "Where to deliver the mail: maildrop:USER (the name or address of a user of this server), "
         "maildir:PATH, mbox:PATH, a directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT, "
         "imaps://USER@HOST/FOLDER (imap: for STARTTLS), gmail:LABEL or command:PROGRAM ARGUMENTS.",
-        place,
+        path_or_url,
         example="maildrop:ann",
     )
     to_password: Secret = option(
         "",
-        "The password for an IMAP destination: text, or a reference as for the option `password`.",
+        "The password for an IMAP destination: text or a reference, as for the option `password`.",
         secret,
         example={"file": "/etc/restante/imap.password"},
     )
@@ -575,7 +584,7 @@ class Account(Section):
         'How long to leave collected messages on the server: for ever ("all"), not at all '
         '("none"), for a time such as "14d" after collection, until a later run has verified the '
         'local copy ("until-verified"), or until the local copy has been deleted and is no longer '
-        'held ("until-deleted", for maildrop: only).',
+        'held ("until-deleted", only for maildrop:).',
         keep,
         example="14d",
     )
@@ -591,7 +600,7 @@ class Account(Section):
     label: str = option(
         "",
         "The name under which the account's messages are stored, if it differs from the account's "
-        "name. `restante account rename` sets this option, so that no message is stored twice even "
+        "name. `restante account rename` sets this option; thus no message is stored twice, even "
         "if the ledger is lost.",
     )
     largest: int = option(
@@ -609,7 +618,9 @@ class Account(Section):
         one_of("skip", "stub"),
         example="stub",
     )
-    limit: int = option(0, "Maximum number of messages per session; 0 means no limit.", number)
+    limit: int = option(
+        0, "Maximum number of messages to collect per session; 0 means no limit.", number
+    )
     messages_per_day: int = option(
         0,
         "Maximum number of messages per day, for providers with such a limit; 0 means no limit.",
@@ -630,7 +641,7 @@ class Account(Section):
     deadline: float = option(
         "2h",
         "Maximum duration of a session, so that a server that sends very slowly cannot block the "
-        "account. The next session continues where this one ended.",
+        "account. The next session continues where the interrupted session ended.",
         at_least(1, duration, "a login takes time"),
     )
     every: float = option(
@@ -648,8 +659,9 @@ class Account(Section):
     alert: Alert = field(default_factory=Alert)
     poll_on_login: float = option(
         "0",
-        "For the destination maildrop:USER: `restante serve` collects when that user logs in, and "
-        "the login waits at most this long for new mail. 0 disables this.",
+        "Maximum time that a login of USER waits for new mail from this account, if `to` is "
+        "maildrop:USER. With this option, `restante serve` collects mail from the account whenever "
+        "USER logs in. 0 disables this.",
         duration,
         example="20s",
     )
@@ -660,9 +672,9 @@ class Collect(Section):
 
     key: Secret = option(
         "",
-        "A reference to the key that encrypts OAuth 2 tokens: 32 octets in base64. By default the "
-        "key is created in the state directory, in a file that only its owner can read.",
-        reference,
+        "A reference to the key that encrypts OAuth 2 tokens, which is 32 octets in base64. By "
+        "default, a key is created in the state directory, in a file that only its owner can read.",
+        secret_reference,
         example={"credential": "restante.key"},
     )
     metrics: str = option(
@@ -678,19 +690,19 @@ class Log(Section):
 
     format: str = option(
         "auto",
-        'The format of log lines: "human" has time stamps, "journal" has none, and "json" writes '
-        'one object per line. "auto" uses journal under systemd and human otherwise.',
+        'The format of log lines: "human" with time stamps, "journal" without time stamps, or '
+        '"json" with one object per line. "auto" means "journal" under systemd, otherwise "human".',
         one_of("auto", "human", "journal", "json"),
     )
     level: str = option(
         "info",
-        "The lowest level of events that are logged.",
+        "The lowest level of the events to log.",
         one_of("debug", "info", "warning", "error"),
     )
 
 
 class Configuration(Section):
-    """The whole configuration, with every default."""
+    """The whole configuration."""
 
     server: Server = field(default_factory=Server)
     tls: TLS = field(default_factory=TLS)
@@ -702,7 +714,7 @@ class Configuration(Section):
     collect: Collect = field(default_factory=Collect)
     account: Mapping[str, Account] = field(default_factory=dict, metadata={"named": Account})
     source: Path | None = None
-    """The configuration file; None in private mode."""
+    """The configuration file; None if the server runs without one."""
     folder: Path = Path()
     """The directory ``conf.d``, whose files are read after ``source``, sorted by name."""
     state: Path = Path()
@@ -713,4 +725,5 @@ _NOT_IN_THE_FILE = ("source", "folder", "state")
 
 
 def options(kind: type[Any]) -> Iterator[Field[Any]]:
+    """Return the options and the sections that a section contains."""
     return (each for each in fields(kind) if each.name not in _NOT_IN_THE_FILE)

@@ -1,7 +1,7 @@
 """Check and convert the values of options, with a function for each kind of value.
 
-The functions raise ``BadValue``, whose text says what is valid.  Modules that only some values
-need are imported within the functions, because every command loads the configuration.
+The functions raise ``BadValue``, whose text says which values are valid.  The functions import
+modules that only some values need, because every command loads the configuration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 class BadValue(Exception):
-    """A value is invalid; the text says what is valid."""
+    """A value is invalid; the text says which values are valid."""
 
 
 def text(value: Any) -> str:
@@ -39,8 +39,8 @@ def separator(value: Any) -> str:
     return result
 
 
-def place(value: Any) -> str:
-    """Return a path or URL; it must not contain a password, since it is printed and logged."""
+def path_or_url(value: Any) -> str:
+    """Return a path or URL, which must not contain a password, because it is printed and logged."""
     if re.match(r"\w+://[^/@]*:.*@", result := text(value)):
         raise BadValue("must not contain a password; there is a separate option for it")
     return result
@@ -61,8 +61,8 @@ def duration(value: Any) -> float:
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
-def holding(value: Any) -> float:
-    """Return seconds; ``keep`` gives infinity."""
+def hold_time(value: Any) -> float:
+    """Return seconds; infinity for "keep"."""
     return math.inf if value == "keep" else duration(value)
 
 
@@ -85,7 +85,7 @@ def count(value: Any) -> int:
     return int(value)
 
 
-def keeping(value: Any) -> int | None:
+def expiry(value: Any) -> int | None:
     """Return whole days; None for "never"."""
     if value == "never":
         return None
@@ -101,7 +101,7 @@ def keeping(value: Any) -> int | None:
 def workers(value: Any) -> int:
     """Return the number of workers; 0 for "auto", which means one for each core.
 
-    The maximum of 255 is an estimate: more workers would not have more cores to run on.
+    The maximum of 255 is an estimate: machines rarely have more cores.
     """
     return 0 if value == "auto" else at_most(255, count)(value)
 
@@ -115,12 +115,12 @@ def web_address(value: Any) -> str:
     return result
 
 
-def source(value: Any) -> str:
-    """Return a web address or a path."""
+def path_or_web_address(value: Any) -> str:
+    """Return a path or a web address."""
     return web_address(value) if "://" in text(value) else text(value)
 
 
-def directory(value: Any) -> str:
+def ldap_url(value: Any) -> str:
     if result := text(value):
         from ..auth.ldap import is_safe
 
@@ -129,13 +129,13 @@ def directory(value: Any) -> str:
     return result
 
 
-def search(value: Any) -> str:
+def search_filter(value: Any) -> str:
     if "%u" not in text(value):
         raise BadValue('must be a filter with %u, such as "(uid=%u)"')
     return text(value)
 
 
-def service(value: Any) -> str:
+def pam_service(value: Any) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text(value)):
         raise BadValue('must be the name of a file in /etc/pam.d, such as "restante"')
     return text(value)
@@ -146,17 +146,21 @@ def scheme(value: Any) -> str:
     return result
 
 
-def at_most(most: int, convert: Convert) -> Convert:
-    def checked(value: Any) -> Any:
+def at_most(maximum: int, convert: Convert) -> Convert:
+    """Return a converter that refuses values above a maximum."""
+
+    def convert_and_check(value: Any) -> Any:
         result = convert(value)
-        if result > most:
-            raise BadValue(f"must be at most {most}")
+        if result > maximum:
+            raise BadValue(f"must be at most {maximum}")
         return result
 
-    return checked
+    return convert_and_check
 
 
 def one_of(*words: str) -> Convert:
+    """Return a converter that accepts only the given words."""
+
     def convert(value: Any) -> str:
         if value not in words:
             raise BadValue("must be one of " + ", ".join(words))
@@ -165,27 +169,27 @@ def one_of(*words: str) -> Convert:
     return convert
 
 
-def backends(*known: str) -> Convert:
-    """Return a converter for names of identity back ends: at least one, and each once."""
+def backends(*allowed: str) -> Convert:
+    """Return a converter for lists of back ends, which must not be empty or have duplicates."""
 
     def convert(value: Any) -> tuple[str, ...]:
-        names = tuple(name.replace("_", "-") for name in many(text)(value))
+        names = tuple(name.replace("_", "-") for name in list_of(text)(value))
         for name in names:
-            if name not in known:
+            if name not in allowed:
                 from difflib import get_close_matches
 
-                near = get_close_matches(name, known, 1)
+                near = get_close_matches(name, allowed, 1)
                 hint = "".join(f"; did you mean {n}?" for n in near)
-                raise BadValue("must be some of " + ", ".join(known) + hint)
+                raise BadValue("possible back ends are " + ", ".join(allowed) + hint)
         if not names or len(set(names)) < len(names):
-            raise BadValue("must name at least one back end, and each once")
+            raise BadValue("must list at least one back end, and none more than once")
         return names
 
     return convert
 
 
-def many(convert: Convert) -> Convert:
-    """Return a converter for lists; text is split at white space."""
+def list_of(convert: Convert) -> Convert:
+    """Return a converter for lists, which may also be given as text with spaces between values."""
 
     def convert_all(value: Any) -> tuple[Any, ...]:
         if isinstance(value, str):
@@ -205,6 +209,8 @@ def network(value: Any) -> IPv4Network | IPv6Network:
 
 
 def address(*schemes: str) -> Convert:
+    """Return a converter for addresses to listen on; with the scheme "", also Unix sockets."""
+
     def convert(value: Any) -> str:
         try:
             parsed = Address.parse(text(value))
@@ -219,11 +225,12 @@ def address(*schemes: str) -> Convert:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A reference to a secret, which is read only when it is needed."""
+    """A secret, or a reference to a secret that is fetched only when it is needed."""
 
     kind: str
     """``text``, ``env``, ``file``, ``command``, ``credential`` or ``keyring``."""
     value: str | tuple[str, ...] = field(repr=False)
+    """The secret itself if ``kind`` is ``text``; otherwise a name, a path or a command."""
 
     def __bool__(self) -> bool:
         return bool(self.value)
@@ -235,15 +242,15 @@ def secret(value: Any) -> Secret:
         return value
     if isinstance(value, str):
         return Secret("text", text(value))
-    kind, given = next(iter(value.items()), ("", "")) if isinstance(value, dict) else ("", "")
-    if kind == "command" and isinstance(given, list) and given and all(map(_is_text, given)):
-        return Secret(kind, tuple(given))
-    if kind not in ("env", "file", "credential", "keyring") or not _is_text(given):
+    kind, target = next(iter(value.items()), ("", "")) if isinstance(value, dict) else ("", "")
+    if kind == "command" and isinstance(target, list) and target and all(map(_is_text, target)):
+        return Secret(kind, tuple(target))
+    if kind not in ("env", "file", "credential", "keyring") or not _is_text(target):
         raise BadValue('must be { command = ["pass", "show", "isp"] }, or env, file, credential …')
-    return Secret(kind, given)
+    return Secret(kind, target)
 
 
-def reference(value: Any) -> Secret:
+def secret_reference(value: Any) -> Secret:
     """Return a reference as ``secret`` does, but refuse text."""
     result = secret(value)
     if result and result.kind == "text":
@@ -268,8 +275,8 @@ def keep(value: Any) -> str:
 
 
 def quirks(value: Any) -> tuple[str, ...]:
-    """Return the words of a list that ``pop3.quirks.parse`` accepts."""
-    result: tuple[str, ...] = many(text)(value)
+    """Return a list of quirks that ``pop3.quirks.parse`` accepts."""
+    result: tuple[str, ...] = list_of(text)(value)
     if result == ("auto",):  # the default
         return result
     from ..pop3.quirks import parse
@@ -287,14 +294,16 @@ def number(value: Any) -> int:
     return int(value)
 
 
-def at_least(least: float, convert: Convert, why: str) -> Convert:
-    def checked(value: Any) -> Any:
+def at_least(minimum: float, convert: Convert, reason: str) -> Convert:
+    """Return a converter that refuses times below a minimum; the error contains the reason."""
+
+    def convert_and_check(value: Any) -> Any:
         result = convert(value)
-        if result < least:
-            raise BadValue(f"must be at least {least:g} s ({why})")
+        if result < minimum:
+            raise BadValue(f"must be at least {minimum:g} s ({reason})")
         return result
 
-    return checked
+    return convert_and_check
 
 
 def greeting(value: Any) -> str:
