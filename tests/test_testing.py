@@ -824,9 +824,9 @@ def test_the_fixtures(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines_random(
         [
             "*marker pop3: name the option, such as users={'ann': 'secret'}",
-            "*marker pop3: no option 'user'; the options are users, sasl, clear",
+            "*marker pop3: unknown option 'user'; known options: users, sasl, clear",
             "*marker pop3: sasl must be a list of mechanisms",
-            "*pop3_server: no option 'cleer'; the options are users, sasl, clear",
+            "*pop3_server: unknown option 'cleer'; known options: users, sasl, clear",
             "*pop3_server: an indirect parameter must be a dict, not ?True?",
             "(fault.drop('RETR') never occurred)",
             "*UnusedFault: fault.drop('RETR') never occurred",

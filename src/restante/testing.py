@@ -1,4 +1,4 @@
-"""A POP3 server for tests of other programs: real, on loopback, started in a few milliseconds.
+"""A POP3 server for tests of other programs; it runs on loopback and starts in milliseconds.
 
 ``Pop3Server`` runs the server of this package in its own thread, with TLS and STLS.  A test can
 deliver mail, check what a client left or deleted, and cause faults.  For pytest, use the fixture
@@ -60,8 +60,8 @@ _TIMEOUT = 30.0  # seconds that a test waits for the server's thread
 _POLL_INTERVAL = 0.005  # seconds between two checks of a client that holds a maildrop
 # A client that has had the maildrop open for this many seconds is still connected, because the
 # server processes the end of a connection in less time.
-_HELD = 0.1
-_ENDING = 10.0  # seconds to wait for the end of a session
+_STILL_CONNECTED = 0.1
+_SESSION_END_TIMEOUT = 10.0  # seconds
 _VERBS = tuple(VERBS)
 
 
@@ -86,7 +86,7 @@ class TranscriptLine:
 
 
 class UnusedFault(UserWarning):
-    """A fault was set up but never occurred, so the test has not tested it."""
+    """A fault was set up but never occurred, so the test shows nothing about it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +114,7 @@ class _Rule:
     """Whether the connection ends with RST."""
     rewrite: Callable[[bytes], bytes] | None = None
     drip: int = 0
-    """Octets sent at a time, ``delay`` seconds apart; 0: all at once."""
+    """Number of octets in each part of the response, sent ``delay`` seconds apart; 0: no parts."""
 
     def __post_init__(self) -> None:
         self.verb = self.verb.upper()
@@ -139,9 +139,9 @@ class Fault:
         """The calls that set up a fault which has not occurred so far, such as ``drop('RETR')``."""
         return [each.call for each in self._calls if not each.has_occurred]
 
-    def _add(self, call: str, *verbs: str, **what: Any) -> None:
+    def _add(self, call: str, *verbs: str, **effects: Any) -> None:
         source = _FaultCall(call)
-        rules = [_Rule(source, verb, **what) for verb in verbs]
+        rules = [_Rule(source, verb, **effects) for verb in verbs]
         self._calls.append(source)
         self._rules += rules
 
@@ -153,7 +153,7 @@ class Fault:
         reset: bool = False,
         times: int | None = 1,
     ) -> None:
-        """End the connection after ``after_bytes`` octets; ``reset`` ends it with RST, not FIN."""
+        """End the connection after ``after_bytes`` octets, with FIN or, if ``reset``, with RST."""
         self._add(f"drop({verb!r})", verb, times=times, drop_after=after_bytes, reset=reset)
 
     def delay(self, verb: str, *, seconds: float, times: int | None = None) -> None:
@@ -187,11 +187,11 @@ class Fault:
         self._add(f"garbage({verb!r})", verb, times=times, answer=octets)
 
     def dup_uidl(self, *, times: int | None = None) -> None:
-        """List all messages with the first one's unique-id."""
+        """List all messages with the unique-id of the first message."""
         self._add("dup_uidl()", "UIDL", times=times, rewrite=_same_unique_ids)
 
     def short_list(self, messages: int = 0, *, times: int | None = None) -> None:
-        """List only the first ``messages`` messages, as a server with an internal error may do."""
+        """List only the first ``messages`` messages, like a server with an internal error."""
 
         def cut(response: bytes) -> bytes:
             first, *lines, end, rest = response.split(b"\r\n")
@@ -202,10 +202,10 @@ class Fault:
     def lie_about_size(self, octets: int = 1000, *, times: int | None = None) -> None:
         """Announce each message in LIST and STAT with a size that is wrong by ``octets``."""
 
-        def lie(response: bytes) -> bytes:
-            return _SIZE.sub(lambda at: b"%d" % max(int(at[0]) + octets, 0), response)
+        def change_sizes(response: bytes) -> bytes:
+            return _SIZE.sub(lambda size: b"%d" % max(int(size[0]) + octets, 0), response)
 
-        self._add("lie_about_size()", "LIST", "STAT", times=times, rewrite=lie)
+        self._add("lie_about_size()", "LIST", "STAT", times=times, rewrite=change_sizes)
 
     def lose_quit(self, *, times: int | None = 1) -> None:
         """Remove the deleted messages, and end the connection without a response."""
@@ -224,7 +224,7 @@ class Fault:
         self._rules.clear()
         self._calls.clear()
 
-    def _take(self, verb: str) -> _Rule | None:
+    def _next_rule(self, verb: str) -> _Rule | None:
         rule = next((each for each in reversed(self._rules) if each.verb == verb), None)
         if rule is not None and rule.times is not None:
             rule.times -= 1
@@ -233,7 +233,7 @@ class Fault:
         return rule
 
 
-# The size in "1 120", a line of a listing, and in "+OK 1 120".
+# Matches the size in a line of a listing ("1 120") and in a response ("+OK 1 120").
 _SIZE = re.compile(rb"(?m)(?<=\d )\d+(?=\r$)")
 
 
@@ -241,13 +241,13 @@ def _same_unique_ids(response: bytes) -> bytes:
     lines = response.split(b"\r\n")
     first = next((line.partition(b" ")[2] for line in lines[1:] if b" " in line), b"")
     return b"\r\n".join(
-        line.partition(b" ")[0] + b" " + first if at and b" " in line else line
-        for at, line in enumerate(lines)
+        line.partition(b" ")[0] + b" " + first if index and b" " in line else line
+        for index, line in enumerate(lines)
     )
 
 
-class _Tapped(Connection):
-    """One client, whose commands are processed one by one, so that faults apply to each."""
+class _FaultyConnection(Connection):
+    """A connection that processes commands one by one, so that faults can apply to each command."""
 
     def __init__(self, server: Pop3Server, service: Service, address: str, slot: Slot) -> None:
         super().__init__(service, address, slot)
@@ -255,7 +255,7 @@ class _Tapped(Connection):
         self.name = server._register(self)
         self._unprocessed = b""
         self._is_idle = True
-        self._is_challenged = False
+        self._is_challenged = False  # whether the next line answers a SASL challenge
         self._rule: _Rule | None = None
         self._is_short = False  # whether the response has only one line
         self._response = bytearray()  # octets of the response to the current command
@@ -269,7 +269,7 @@ class _Tapped(Connection):
         return self._opening is not None and maildrop == user
 
     @property
-    def is_held(self) -> bool:
+    def is_still_connected(self) -> bool:
         """Whether the client is connected and all its input has been processed."""
         real = self._real.get_extra_info("socket")
         if real is None or self._is_closing:
@@ -286,7 +286,8 @@ class _Tapped(Connection):
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
         super()._adopt(transport)
         self._real = self._transport
-        self._transport = _Tap(self)  # type: ignore[assignment]  # has all that the session uses
+        # This has all methods that the session uses.
+        self._transport = _InterceptedTransport(self)  # type: ignore[assignment]
         self._output.adopt(self._transport)
 
     # Input from the client.
@@ -305,14 +306,14 @@ class _Tapped(Connection):
         is_secret = self._is_challenged or verb in ("PASS", "AUTH", "APOP")
         shown = "***" if self._is_challenged else f"{verb} ***" if is_secret else text
         self._server._add_line(self.name, "C", shown)
-        rule = None if self._is_challenged else self._server.fault._take(verb)
+        rule = None if self._is_challenged else self._server.fault._next_rule(verb)
         self._rule, self._is_challenged = rule, False
         self._is_short = verb == "STAT" or (verb in ("LIST", "UIDL") and " " in text)
         if rule is not None and rule.answer is not None:
             self._record_fault(rule)
             self._response += rule.answer
             self._send_to_client(rule.answer)
-            self._next()
+            self._finish_response()
         elif rule is not None and rule.delay and not rule.drip:
             self._record_fault(rule)
             self._loop.call_later(rule.delay, super().data_received, line + end)
@@ -322,11 +323,11 @@ class _Tapped(Connection):
     def _run_commands(self) -> Event | None:
         event = super()._run_commands()
         if event is None:
-            self._next()
+            self._finish_response()
         elif isinstance(event, StartTLS):
             # The TLS handshake follows, which is not recorded.
             self._response += event.response.head()
-            self._end_of_answer()
+            self._record_response()
             unprocessed, self._unprocessed = self._unprocessed, b""
             if unprocessed:
                 self._session.receive(unprocessed)
@@ -334,13 +335,13 @@ class _Tapped(Connection):
             self._output.adopt(self._real)
         return event
 
-    def _next(self) -> None:
+    def _finish_response(self) -> None:
         """Continue after the response to a command."""
-        self._end_of_answer()
+        self._record_response()
         self._is_idle = True
         self._loop.call_soon(self._process_command)
 
-    def _end_of_answer(self) -> None:
+    def _record_response(self) -> None:
         if self._response:
             first = self._response.partition(b"\r\n")[0]
             self._is_challenged = first.startswith(b"+ ") or first == b"+"
@@ -349,7 +350,7 @@ class _Tapped(Connection):
 
     @property
     def response_so_far(self) -> str:
-        """The response to the last command so far; empty if it is recorded already."""
+        """The part of the current response that is not in the transcript yet."""
         first, _, rest = bytes(self._response).partition(b"\r\n")
         text = first.decode("ascii", "backslashreplace")
         return text + (f" … {len(rest)} octets more" if rest else "")
@@ -363,12 +364,12 @@ class _Tapped(Connection):
         self._response += octets
         rule = self._rule
         if rule is not None and rule.drop_after is not None:
-            left = rule.drop_after - (len(self._response) - len(octets))
-            self._send_to_client(octets[: max(left, 0)])
-            if left <= len(octets):
+            remaining = rule.drop_after - (len(self._response) - len(octets))
+            self._send_to_client(octets[: max(remaining, 0)])
+            if remaining <= len(octets):
                 del self._response[rule.drop_after :]
                 self._record_fault(rule)
-                self._break_off(rule.reset)
+                self._end_connection(rule.reset)
         elif rule is None or rule.rewrite is None:
             self._send_to_client(octets)
         elif self._response.startswith(b"-ERR"):
@@ -383,8 +384,8 @@ class _Tapped(Connection):
     def _record_fault(self, rule: _Rule) -> None:
         rule.source.has_occurred = True
 
-    def _break_off(self, reset: bool) -> None:
-        self._end_of_answer()
+    def _end_connection(self, reset: bool) -> None:
+        self._record_response()
         self._server._add_line(self.name, "S", "(the connection ends)")
         self._is_closing = self._is_ended = True
         if reset:
@@ -396,7 +397,7 @@ class _Tapped(Connection):
             self._real.close()
 
     def _send_to_client(self, octets: bytes) -> None:
-        """Send octets to the client, after the octets that are sent slowly."""
+        """Send octets to the client, after all octets that are still being sent slowly."""
         rule = self._rule
         if self._dripping is None and rule is not None and rule.drip and octets:
             self._record_fault(rule)
@@ -417,10 +418,10 @@ class _Tapped(Connection):
         if self._is_closing:
             self.close_real()
 
-    # The end.
+    # The end of the connection.
 
     def close_real(self) -> None:
-        """Close the real transport, after the octets that are sent slowly."""
+        """Close the real transport, or do so when all octets have been sent slowly."""
         if self._dripping is None and not self._is_ended:
             self._is_ended = True
             self._real.close()
@@ -432,16 +433,16 @@ class _Tapped(Connection):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_ended = True
-        self._end_of_answer()
+        self._record_response()
         if self._dripping is not None:
             self._dripping.cancel()
         super().connection_lost(error)
 
 
-class _Tap:
-    """The transport that the session uses."""
+class _InterceptedTransport:
+    """The transport that the session uses; it passes all output to the connection."""
 
-    def __init__(self, connection: _Tapped) -> None:
+    def __init__(self, connection: _FaultyConnection) -> None:
         self._connection = connection
 
     def write(self, octets: bytes) -> None:
@@ -459,7 +460,7 @@ class _Tap:
 
 @dataclass(slots=True)
 class _TestUsers:
-    """A passdb for tests with all add-ons except certificates.  A user's token is the password."""
+    """A passdb for tests, with all add-ons except certificates.  A user's token is the password."""
 
     passwords: dict[str, str]
 
@@ -475,14 +476,14 @@ class _TestUsers:
         return UserAccount(user, user)
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
-        from .auth import scram  # few tests need scramp
+        from .auth import scram  # imported late, because few tests need scramp
 
         salt = sha256(identity.encode("utf-8", "surrogateescape")).digest()[: scram.SALT]
-        made = scram.make_keys(self.passwords.get(identity, ""), salt, _ITERATIONS)
-        both = made.sha1 if digest == "sha1" else made.sha256
-        if identity not in self.passwords or both is None:
+        keys = scram.make_keys(self.passwords.get(identity, ""), salt, _ITERATIONS)
+        digest_keys = keys.sha1 if digest == "sha1" else keys.sha256
+        if identity not in self.passwords or digest_keys is None:
             return scram.decoy_secrets(b"restante.testing", identity, digest)
-        return ScramSecrets(salt, _ITERATIONS, (scram.split_keys("password", both),))
+        return ScramSecrets(salt, _ITERATIONS, (scram.split_keys("password", digest_keys),))
 
     async def proved(self, proof: Proof) -> UserAccount:
         if proof.authorization not in ("", proof.identity):
@@ -494,8 +495,8 @@ class Pop3Server:
     """A POP3 server as a context manager; its methods may be called from any thread.
 
     ``users`` maps names to passwords; other users that get mail have the password ``pw``.  ``sasl``
-    lists the mechanisms to offer in addition to USER and PASS, any of ``SASL_MECHANISMS``.  The
-    token of a user is the password.  ``clear`` lets clients log in at ``stls_port`` without STLS.
+    lists the mechanisms to offer in addition to USER and PASS, any of ``SASL_MECHANISMS``.  A
+    user's OAuth 2 token is the password.  ``clear`` allows logins on ``stls_port`` without STLS.
     """
 
     host = "localhost"
@@ -512,30 +513,30 @@ class Pop3Server:
             TypeError, ValueError: an option is invalid.
         """
         sasl = tuple(sasl) if isinstance(sasl, Iterable) and not isinstance(sasl, str) else sasl
-        _check(users, sasl, clear)
+        _check_options(users, sasl, clear)
         self.fault = Fault()
         self._policy = Policy(mechanisms=tuple(sasl))
         self._clear_from = (ip_network("127.0.0.0/8"),) if clear else ()
         self.port = 0
         """Port with implicit TLS (POP3S)."""
         self.stls_port = 0
-        """Port where STLS is required before the login."""
+        """Port on which STLS is required before the login."""
         self._users = _TestUsers(dict(users or {}))
         self._store = MemoryStore()
         self._transcript: list[TranscriptLine] = []
-        self._names = 0
-        self._connections: WeakSet[_Tapped] = WeakSet()
+        self._connection_count = 0
+        self._connections: WeakSet[_FaultyConnection] = WeakSet()
         self._bugs: list[BaseException] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = AsyncExitStack()
 
-    # The server.
+    # Starting and stopping the server.
 
     def __enter__(self) -> Pop3Server:
         context = tls.server_context(*certificate())
-        # The default loop on Windows cannot watch a listening socket; uvloop is not used either.
+        # Neither uvloop nor the default loop on Windows can watch a listening socket.
         loop = self._loop = asyncio.SelectorEventLoop()
-        loop.set_exception_handler(self._note_bug_in_loop)
+        loop.set_exception_handler(self._record_bug)
         self._thread = threading.Thread(target=loop.run_forever, name="pop3-server", daemon=True)
         self._thread.start()
         self._handler = _BugHandler(self)
@@ -543,7 +544,7 @@ class Pop3Server:
         try:
             self._run(self._start(context))
         except BaseException:
-            self._stop()
+            self._stop_thread()
             raise
         return self
 
@@ -558,9 +559,9 @@ class Pop3Server:
             RuntimeError: the server has a bug.
         """
         try:
-            self._run(self._end())
+            self._run(self._shut_down())
         finally:
-            self._stop()
+            self._stop_thread()
         if self._bugs:
             raise RuntimeError("a bug in the server of restante.testing") from self._bugs[0]
         if error is None:
@@ -570,14 +571,14 @@ class Pop3Server:
         for call in self.fault.unused:
             warnings.warn(f"fault.{call} never occurred", UnusedFault, stacklevel=stacklevel)
 
-    async def _end(self) -> None:
+    async def _shut_down(self) -> None:
         await self._open.aclose()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    def _stop(self) -> None:
+    def _stop_thread(self) -> None:
         loop, self._loop = self._loop, None
         assert loop is not None
         loop.call_soon_threadsafe(loop.stop)
@@ -588,14 +589,14 @@ class Pop3Server:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """
         Raises:
-            RuntimeError: the block has not begun or has ended.
+            RuntimeError: the server is not running.
         """
         if self._loop is None:
             work.close()
-            raise RuntimeError("the server runs inside its with block")
+            raise RuntimeError("the server runs only inside its with block")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_TIMEOUT)
 
-    def _note_bug_in_loop(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _record_bug(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if not isinstance(error, OSError | None):  # a disconnected client is not a bug
             self._bugs.append(error)
@@ -610,18 +611,20 @@ class Pop3Server:
         )
         self._open.push_async_callback(service.drain, 0)
         admission = Admission(1000, 1000)
-        for name, implicit in (("pop3s", context), ("pop3", None)):
+        for name, implicit_tls in (("pop3s", context), ("pop3", None)):
             listening = bind(Address(name, "127.0.0.1", 0))
             listener = Listener(
                 listening,
-                lambda address, slot, _: _Tapped(self, service, address, slot),
+                lambda address, slot, _: _FaultyConnection(self, service, address, slot),
                 admission,
                 name=name,
-                tls=implicit,
+                tls=implicit_tls,
             )
             self._open.callback(listener.close)
             port = listening.getsockname()[1]
-            self.port, self.stls_port = (port, self.stls_port) if implicit else (self.port, port)
+            self.port, self.stls_port = (
+                (port, self.stls_port) if implicit_tls else (self.port, port)
+            )
 
     # Settings for a client.
 
@@ -634,7 +637,7 @@ class Pop3Server:
         return self._users.passwords.setdefault(user, "pw")
 
     def url(self, user: str, *, stls: bool = False) -> str:
-        """``pop3s://user:password@localhost:port``, or ``pop3://…`` where STLS is used."""
+        """Return ``pop3s://user:password@localhost:port``, or ``pop3://…`` if ``stls`` is true."""
         login = f"{quote(user, safe='')}:{quote(self.password(user), safe='')}"
         if stls:
             return f"pop3://{login}@{self.host}:{self.stls_port}"
@@ -645,8 +648,8 @@ class Pop3Server:
     def deliver(self, user: str, message: bytes | EmailMessage | Path | str) -> str:
         """Put a message into the user's maildrop and return its unique-id.
 
-        A ``str`` with a line end is the message itself; without one it is the path of a file.  Line
-        ends are sent as CRLF, as POP3 requires.
+        A ``str`` that contains a line end is the message itself; any other ``str`` is the path of a
+        file.  Line ends are sent as CRLF, as POP3 requires.
         """
         if isinstance(message, EmailMessage):
             octets = message.as_bytes(policy=message.policy.clone(linesep="\r\n"))
@@ -672,35 +675,37 @@ class Pop3Server:
         Raises:
             MaildropInUse: a client is logged in.
         """
-        return [_parsed(pieces) for pieces in self._run(self._messages(user))]
+        return [_parse(pieces) for pieces in self._run(self._messages(user))]
 
     async def _messages(self, user: str) -> list[list[bytes]]:
         async with AsyncExitStack() as stack:
-            maildrop = await self._when_clients_have_gone(user, stack)
+            maildrop = await self._open_when_idle(user, stack)
             return [[piece async for piece in maildrop.read(entry)] for entry in maildrop.listing]
 
-    async def _when_clients_have_gone(self, user: str, stack: AsyncExitStack) -> Maildrop:
+    async def _open_when_idle(self, user: str, stack: AsyncExitStack) -> Maildrop:
         """
         Raises:
             MaildropInUse: a connected client has the maildrop open.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        held_since, until = now, now + _ENDING
+        held_since, deadline = now, now + _SESSION_END_TIMEOUT
         while True:
             try:
                 return await stack.enter_async_context(self._store.open(user))
             except MaildropInUse:
                 now = loop.time()
-                if not all(each.is_held for each in self._connections if each.holds(user)):
+                if not all(
+                    each.is_still_connected for each in self._connections if each.holds(user)
+                ):
                     held_since = now
-                if now - held_since >= _HELD or now >= until:
+                if now - held_since >= _STILL_CONNECTED or now >= deadline:
                     raise
             await asyncio.sleep(_POLL_INTERVAL)
 
     def held(self, user: str) -> list[EmailMessage]:
         """Return the messages that clients have deleted, in the order of deletion."""
-        return [_parsed(pieces) for pieces in self._run(self._held(user))]
+        return [_parse(pieces) for pieces in self._run(self._held(user))]
 
     async def _held(self, user: str) -> list[list[bytes]]:
         return [
@@ -742,14 +747,14 @@ class Pop3Server:
         await self._service.drain(0)
         self._store.clear()
         self._transcript.clear()
-        self._names = 0
+        self._connection_count = 0
         self.fault._forget()
 
     # The transcript.
 
     @property
     def transcript(self) -> str:
-        """The dialogue so far, without passwords; the first client's lines begin with ``1 C:``."""
+        """The dialogue so far, without passwords; commands of client 1 begin with ``1 C:``."""
         return "\n".join(map(str, self.transcript_lines))
 
     @property
@@ -758,8 +763,8 @@ class Pop3Server:
         return list(self._transcript) if self._loop is None else self._run(self._lines())
 
     async def _lines(self) -> list[TranscriptLine]:
-        """Run in the server's thread, so that all sent responses are recorded."""
-        waiting = sorted(
+        """Return all lines; must run in the server's thread, after all responses are recorded."""
+        incomplete = sorted(
             (
                 TranscriptLine(int(each.name), "S", f"{each.response_so_far} (so far)")
                 for each in self._connections
@@ -767,20 +772,20 @@ class Pop3Server:
             ),
             key=attrgetter("client"),
         )
-        return [*self._transcript, *waiting]
+        return [*self._transcript, *incomplete]
 
-    def _add_line(self, name: str, side: str, text: str) -> None:
-        self._transcript.append(TranscriptLine(int(name), side, text))
+    def _add_line(self, name: str, sender: str, text: str) -> None:
+        self._transcript.append(TranscriptLine(int(name), sender, text))
 
-    def _register(self, connection: _Tapped) -> str:
+    def _register(self, connection: _FaultyConnection) -> str:
         """Register a new connection and return its name."""
         self._connections.add(connection)
-        self._names += 1
-        return str(self._names)
+        self._connection_count += 1
+        return str(self._connection_count)
 
 
 class _BugHandler(logging.Handler):
-    """Keeps the server's log off stderr, and records bugs for the end of the block."""
+    """Keeps the server's log away from stderr, and records bugs, which ``__exit__`` raises."""
 
     def __init__(self, server: Pop3Server) -> None:
         super().__init__(logging.ERROR)
@@ -793,14 +798,14 @@ class _BugHandler(logging.Handler):
                 self._server._bugs.append(error)
 
 
-def _check(users: Any, sasl: Any, clear: Any) -> None:
+def _check_options(users: Any, sasl: Any, clear: Any) -> None:
     """
     Raises:
         TypeError, ValueError: see ``Pop3Server``.
     """
-    given = {} if users is None else users
-    texts = [*given, *given.values()] if isinstance(given, Mapping) else [given]
-    if not all(isinstance(each, str) for each in texts) or isinstance(given, str):
+    passwords = {} if users is None else users
+    texts = [*passwords, *passwords.values()] if isinstance(passwords, Mapping) else [passwords]
+    if not all(isinstance(each, str) for each in texts) or isinstance(passwords, str):
         raise TypeError("users must be a dictionary of names and passwords")
     if isinstance(sasl, str) or not isinstance(sasl, Iterable):
         raise TypeError("sasl must be a list of mechanisms")
@@ -811,8 +816,8 @@ def _check(users: Any, sasl: Any, clear: Any) -> None:
         raise TypeError("clear must be True or False")
 
 
-def _parsed(pieces: list[bytes]) -> EmailMessage:
-    text = b"".join(pieces).replace(b"\r\n", b"\n")  # CRLF and LF compare as equal
+def _parse(pieces: list[bytes]) -> EmailMessage:
+    text = b"".join(pieces).replace(b"\r\n", b"\n")  # tests compare text with LF
     return mime.parse(text)
 
 

@@ -21,15 +21,15 @@ from .testing import SASL_MECHANISMS, Pop3Server
 def main(arguments: Sequence[str] | None = None) -> None:
     """
     Raises:
-        SystemExit: invalid arguments, or a file of mail cannot be read.
+        SystemExit: the arguments are invalid, or a file with a message cannot be read.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    users = dict(_pair(parser, "--user", each) for each in options.user)
-    mail = [_pair(parser, "--mail", each) for each in options.mail]
-    ends = threading.Event()
+    users = dict(_parse_pair(parser, "--user", each) for each in options.user)
+    mail = [_parse_pair(parser, "--mail", each) for each in options.mail]
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ends.set())
+        signal.signal(number, lambda *_: stop.set())
     sasl = options.sasl or ["PLAIN"]
     with Pop3Server(users=users, sasl=sasl, clear=options.clear) as server:
         for user, path in mail:
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except OSError as error:
                 parser.error(f"--mail: {path}: {error.strerror}")
         _announce(server, [*users, *(user for user, _ in mail)], as_json=options.json)
-        threading.Thread(target=_wait_for_end_of_input, args=[ends], daemon=True).start()
-        ends.wait()
+        threading.Thread(target=_wait_for_end_of_input, args=[stop], daemon=True).start()
+        stop.wait()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,15 +49,19 @@ def _parser() -> argparse.ArgumentParser:
         "its standard input ends, or at SIGTERM or SIGINT.",
     )
     parser.add_argument(
-        "--user", action="append", default=[], metavar="NAME:PASSWORD", help="may be repeated"
+        "--user",
+        action="append",
+        default=[],
+        metavar="NAME:PASSWORD",
+        help="create this user; may be repeated",
     )
     parser.add_argument(
         "--mail",
         action="append",
         default=[],
         metavar="NAME:FILE",
-        help="put the message in this file into the maildrop; may be repeated; the password of a "
-        "user without --user is pw",
+        help="deliver the message in FILE to the user NAME; may be repeated; a user without --user "
+        "has the password pw",
     )
     parser.add_argument(
         "--sasl",
@@ -68,13 +72,13 @@ def _parser() -> argparse.ArgumentParser:
         f"{', '.join(SASL_MECHANISMS)} (default: PLAIN)",
     )
     parser.add_argument(
-        "--clear", action="store_true", help="allow logins on the port for STLS without STLS"
+        "--clear", action="store_true", help="allow logins without STLS on the STLS port"
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     return parser
 
 
-def _pair(parser: argparse.ArgumentParser, option: str, text: str) -> tuple[str, str]:
+def _parse_pair(parser: argparse.ArgumentParser, option: str, text: str) -> tuple[str, str]:
     name, colon, rest = text.partition(":")
     if not (name and colon):
         parser.error(f"{option}: the value must contain a name and a colon, not only {name!r}")
@@ -82,16 +86,16 @@ def _pair(parser: argparse.ArgumentParser, option: str, text: str) -> tuple[str,
 
 
 def _announce(server: Pop3Server, users: Sequence[str], *, as_json: bool) -> None:
-    """Print the addresses without buffering.  Clients may connect after that."""
+    """Print the addresses immediately, because clients wait for them."""
     if as_json:
-        found = {
+        addresses = {
             "host": server.host,
             "pop3s": server.port,
             "pop3": server.stls_port,
             "ca": str(server.ca_file),
             "users": {user: server.password(user) for user in users},
         }
-        print(json.dumps(found), flush=True)
+        print(json.dumps(addresses), flush=True)
         return
     lines = [f"trust {server.ca_file}"]
     for user in dict.fromkeys(users):
@@ -104,15 +108,15 @@ def _announce(server: Pop3Server, users: Sequence[str], *, as_json: bool) -> Non
     print("\n".join(lines), flush=True)
 
 
-def _wait_for_end_of_input(ends: threading.Event) -> None:
+def _wait_for_end_of_input(stop: threading.Event) -> None:
     """Wait for the end of standard input, then set ``ends``.
 
-    This does not use ``sys.stdin``: no thread may hold its lock when the interpreter exits.
+    ``sys.stdin`` is not used, because no thread may hold its lock when the interpreter exits.
     """
     try:
         while os.read(0, 65_536):
             pass
     except OSError:
-        pass  # no standard input
+        pass  # standard input is closed
     finally:
-        ends.set()
+        stop.set()

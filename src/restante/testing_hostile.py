@@ -3,9 +3,9 @@
 Each ``Attack`` is one way in which a server, or an attacker in its place, breaks the protocol.
 ``try_client`` runs a client against it and returns the client's faults:
 
-- it accepted as a message octets that are not a message, or only a part of one;
+- it accepted octets that are not a message, or only a part of a message, as a message;
 - it removed a message that it had not retrieved;
-- it revealed the password where no login was safe, or continued after a login that had failed;
+- it revealed the password although no login was safe, or continued after a failed login;
 - it did not end in time.
 
 A client may report an attack as an error or continue unharmed; both are correct.
@@ -40,7 +40,7 @@ Fetch = Callable[[str, Path, Keep], None]
 """A client: it logs in at a URL, trusts the CA file at a path, passes each message to ``keep``, and
 deletes it from the server.  ``pop3s://`` means implicit TLS, ``pop3://`` STLS before the login."""
 Say = bytes | Callable[[bytes], bytes] | None
-"""Octets to send, or a function that returns them for the client's line; None: no response."""
+"""Octets to send, or a function that returns octets for the client's line; None: no response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +56,14 @@ class Attack:
     is_stls: bool = False
     """Whether the client must begin with STLS."""
     no_login: bool = False
-    """Whether the client must not log in, nor send anything that reveals the password."""
+    """Whether the client must neither log in nor send anything that reveals the password."""
     ends_at: str = ""
-    """The command whose response is the last one; then the connection ends."""
+    """The command after whose response the connection ends."""
     forged: tuple[bytes, ...] = ()
     """Messages that are not in the maildrop but that a client may accept, since a server can invent
     any message.  The client must not remove another message because of them."""
     cut: int | None = None
-    """Number of octets after which the connection ends; None: all are sent."""
+    """Number of octets after which the connection ends; None: it does not end early."""
     reset: bool = False
     """Whether the connection ends with RST instead of FIN."""
 
@@ -92,10 +92,10 @@ def _scram(nonce: bytes, iterations: bytes, last: bytes = b"-ERR no\r\n") -> dic
         words = line.split(b" ")
         if len(words) == 2:
             return b"+ \r\n"  # AUTH without an initial response
-        opening = b64decode(words[-1] + b"==")
-        if opening.startswith(b"c="):
+        decoded = b64decode(words[-1] + b"==")
+        if decoded.startswith(b"c="):
             return last
-        client_nonce = opening.rpartition(b"r=")[2]
+        client_nonce = decoded.rpartition(b"r=")[2]
         message = b"r=" + client_nonce * (nonce != b"-") + nonce + b",s=c2FsdA==,i=" + iterations
         return b"+ " + b64encode(message) + b"\r\n"
 
@@ -103,19 +103,20 @@ def _scram(nonce: bytes, iterations: bytes, last: bytes = b"-ERR no\r\n") -> dic
 
 
 def _stls(what: str, **says: Say) -> Attack:
-    given = {"CAPA": _STLS, **says}
-    return Attack(what=what, says=given, is_stls=True, no_login=True)
+    return Attack(what=what, says={"CAPA": _STLS, **says}, is_stls=True, no_login=True)
 
 
 ATTACKS: Mapping[str, Attack] = {
-    "polite": Attack(what="keeps to the protocol; every client must work with it"),
+    "polite": Attack(what="follows the protocol; every client must work with it"),
     # The greeting and the status line.
     "greeting-err": Attack(what="refuses the connection", says={"greeting": b"-ERR no\r\n"}),
     "greeting-empty": Attack(what="greets with an empty line", says={"greeting": b"\r\n"}),
     "greeting-binary": Attack(
-        what="greets in binary", says={"greeting": b"\x16\x03\0\xff" * 50_000}
+        what="sends a binary greeting", says={"greeting": b"\x16\x03\0\xff" * 50_000}
     ),
-    "greeting-endless": Attack(what="greets without end", says={"greeting": b"x" * 10_000_000}),
+    "greeting-endless": Attack(
+        what="sends an endless greeting", says={"greeting": b"x" * 10_000_000}
+    ),
     "status-plus": Attack(
         what="answers with a single plus", says={"STAT": b"+\r\n", "LIST": b"+\r\n"}
     ),
@@ -125,7 +126,9 @@ ATTACKS: Mapping[str, Attack] = {
     ),
     # Listings.
     "list-negative": Attack(what="lists a negative number", says={"LIST": _listing(b"-1 100")}),
-    "list-zero": Attack(what="lists a message 0", says={"LIST": _listing(b"0 100", b"1 100")}),
+    "list-zero": Attack(
+        what="lists a message with the number 0", says={"LIST": _listing(b"0 100", b"1 100")}
+    ),
     "list-huge": Attack(what="lists a number above 2^64", says={"LIST": _listing(b"%d 1" % 2**70)}),
     "list-words": Attack(
         what="lists words instead of numbers", says={"LIST": _listing(b"one hundred")}
@@ -133,7 +136,7 @@ ATTACKS: Mapping[str, Attack] = {
     "list-twice": Attack(what="lists a number twice", says={"LIST": _listing(b"1 9", b"1 9")}),
     "list-more": Attack(
         what="lists messages that do not exist",
-        says={"LIST": _listing(*(b"%d 9" % at for at in range(1, 10)))},
+        says={"LIST": _listing(*(b"%d 9" % number for number in range(1, 10)))},
     ),
     "list-cut": Attack(
         what="ends in the middle of a listing", says={"LIST": b"+OK\r\n1 9\r\n2"}, ends_at="LIST"
@@ -155,23 +158,25 @@ ATTACKS: Mapping[str, Attack] = {
         says={"UIDL": _listing(b"1 \x1b[2J", b"2 \xff\0")},
     ),
     "uidl-err": Attack(what="refuses UIDL", says={"UIDL": b"-ERR [SYS/TEMP] later\r\n"}),
-    "capa-err": Attack(what="has no CAPA", says={"CAPA": b"-ERR\r\n"}),
+    "capa-err": Attack(what="does not support CAPA", says={"CAPA": b"-ERR\r\n"}),
     "capa-huge": Attack(
-        what="answers CAPA without end", says={"CAPA": b"+OK\r\n" + b"X\r\n" * 3_000_000}
+        what="sends an endless response to CAPA", says={"CAPA": b"+OK\r\n" + b"X\r\n" * 3_000_000}
     ),
     # Messages.
     "size-lie": Attack(
         what="lies about sizes", says={"LIST": _listing(b"1 1", b"2 99999999", b"3 0")}
     ),
     "dot-lf": Attack(
-        what="passes on bare LF: a message contains its own end and a response",
+        what="sends bare LF: the message seems to contain its end and a second response",
         messages=(_SMUGGLED, *MESSAGES[1:]),
     ),
     "dot-cr": Attack(
-        what="passes on bare CR in the same way", messages=(_SMUGGLED_CR, *MESSAGES[1:])
+        what="sends bare CR: the message seems to contain its end and a second response",
+        messages=(_SMUGGLED_CR, *MESSAGES[1:]),
     ),
     "dot-half": Attack(
-        what="passes on LF before and CRLF after the dot", messages=(_SMUGGLED_HALF, *MESSAGES[1:])
+        what="sends LF before a dot and CRLF after it, inside a message",
+        messages=(_SMUGGLED_HALF, *MESSAGES[1:]),
     ),
     "retr-cut": Attack(
         what="ends in the middle of a message",
@@ -189,7 +194,8 @@ ATTACKS: Mapping[str, Attack] = {
         forged=(_FORGED,),
     ),
     "retr-twice": Attack(
-        what="answers twice", says={"RETR 1": _message(MESSAGES[0]) + _message(MESSAGES[0])}
+        what="sends a response twice",
+        says={"RETR 1": _message(MESSAGES[0]) + _message(MESSAGES[0])},
     ),
     "retr-err-and-body": Attack(
         what="refuses a message and then sends one", says={"RETR 1": b"-ERR no\r\nforged\r\n.\r\n"}
@@ -249,15 +255,19 @@ def cuts(step: int = 1) -> Iterator[tuple[str, Attack]]:
 
     ``step`` is the number of octets between two attacks.
     """
-    for at in range(0, _session_length(), step):
+    for offset in range(0, _session_length(), step):
         for reset in (False, True):
-            name = f"{'rst' if reset else 'fin'}-{at}"
-            yield name, Attack(what=f"ends after {at} octets", cut=at, reset=reset)
+            name = f"{'rst' if reset else 'fin'}-{offset}"
+            yield name, Attack(what=f"ends after {offset} octets", cut=offset, reset=reset)
 
 
 def _session_length() -> int:
-    honest = HostileServer(Attack(what=""))
-    return sum(map(len, honest._honest.values())) + sum(len(_message(m)) for m in MESSAGES) + 200
+    server = HostileServer(Attack(what=""))
+    return (
+        sum(map(len, server._correct_responses.values()))
+        + sum(len(_message(m)) for m in MESSAGES)
+        + 200
+    )
 
 
 class HostileServer:
@@ -273,12 +283,12 @@ class HostileServer:
         """Message-numbers that were marked as deleted at QUIT."""
         self.port = 0
         sizes = [len(message) for message in attack.messages]
-        self._honest = {
+        self._correct_responses = {
             "greeting": b"+OK ready\r\n",
             "CAPA": _listing(b"USER", b"UIDL", b"TOP", b"PIPELINING"),
             "STAT": b"+OK %d %d\r\n" % (len(sizes), sum(sizes)),
             "LIST": _listing(*(b"%d %d" % each for each in enumerate(sizes, 1))),
-            "UIDL": _listing(*(b"%d id%d" % (at + 1, at) for at in range(len(sizes)))),
+            "UIDL": _listing(*(b"%d id%d" % (index + 1, index) for index in range(len(sizes)))),
         }
         self._connections: list[socket.socket] = []
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -321,9 +331,9 @@ class HostileServer:
                 if self.attack.is_stls:
                     self._serve(connection)
                 else:
-                    with self._context.wrap_socket(connection, server_side=True) as inside:
-                        self._connections.append(inside)
-                        self._serve(inside)
+                    with self._context.wrap_socket(connection, server_side=True) as secured:
+                        self._connections.append(secured)
+                        self._serve(secured)
 
     def _serve(self, connection: socket.socket) -> None:
         responses = _Responses(connection, self.attack)
@@ -358,9 +368,9 @@ class HostileServer:
         exists = 0 < number <= len(self.attack.messages) and number not in marked
         match key:
             case "greeting" | "CAPA" | "STAT":
-                return self._honest[key]
+                return self._correct_responses[key]
             case "LIST" | "UIDL" if not argument:
-                return self._honest[key]
+                return self._correct_responses[key]
             case "LIST" | "UIDL" if exists:
                 return self._line(key, number)
             case "RETR" | "TOP" if exists:
@@ -376,8 +386,8 @@ class HostileServer:
         return b"-ERR\r\n"
 
     def _line(self, verb: str, number: int) -> bytes:
-        """Return one line of a listing, forged if the attack forges it."""
-        listing = self.attack.says.get(verb, self._honest[verb])
+        """Return one line of the listing, or of the forged listing of the attack."""
+        listing = self.attack.says.get(verb, self._correct_responses[verb])
         lines = listing.split(b"\r\n") if isinstance(listing, bytes) else []
         line = next((each for each in lines if each.split(b" ")[0] == b"%d" % number), None)
         return b"-ERR\r\n" if line is None else b"+OK " + line + b"\r\n"
@@ -408,7 +418,7 @@ class _Responses:
 
     def __init__(self, connection: socket.socket, attack: Attack) -> None:
         self._connection = connection
-        self._left = attack.cut
+        self._remaining = attack.cut
         self._reset = attack.reset
 
     def send(self, octets: bytes | None) -> None:
@@ -419,10 +429,10 @@ class _Responses:
         """
         if octets is None:
             return
-        if self._left is not None:
-            octets, self._left = octets[: self._left], self._left - len(octets)
+        if self._remaining is not None:
+            octets, self._remaining = octets[: self._remaining], self._remaining - len(octets)
         self._connection.sendall(octets)
-        if self._left is not None and self._left <= 0:
+        if self._remaining is not None and self._remaining <= 0:
             if self._reset:
                 linger = struct.pack("ii", 1, 0)
                 self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -448,23 +458,23 @@ def try_client(fetch: Fetch, attack: Attack, *, patience: float = 30.0) -> list[
     client.join(patience)
     faults = [] if has_ended else [f"did not end within {patience:g} s"]
     stored = [_normal(message) for message in attack.messages]
-    have = [_normal(message) for message in kept]
-    given = [*stored, *map(_normal, attack.forged)]
-    faults += [f"accepted as a message: {each[:60]!r}" for each in have if each not in given]
+    accepted = [_normal(message) for message in kept]
+    allowed = [*stored, *map(_normal, attack.forged)]
+    faults += [f"accepted as a message: {each[:60]!r}" for each in accepted if each not in allowed]
     faults += [
         f"removed message {number}, which it did not retrieve"
         for number in sorted(server.removed)
-        if stored[number - 1] not in have
+        if stored[number - 1] not in accepted
     ]
     if attack.no_login and any(_shows_password(line) for line in server.heard):
         faults.append("revealed the password")
     if attack.no_login and any(line[:4] in (b"STAT", b"LIST", b"RETR") for line in server.heard):
-        faults.append("continued after a login that had failed")
+        faults.append("continued after a failed login")
     return faults
 
 
 def _normal(message: bytes) -> bytes:
-    """Return a message with LF line ends and without a line end at its end."""
+    """Return a message with LF line ends, and without line ends at the end of the message."""
     return message.replace(b"\r\n", b"\n").rstrip(b"\n")
 
 

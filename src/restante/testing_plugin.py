@@ -1,4 +1,4 @@
-"""pytest fixtures around ``restante.testing``.
+"""pytest fixtures for ``restante.testing``.
 
 The plugin is loaded in every pytest run where restante is installed, so it imports only pytest
 until a fixture is used.
@@ -23,39 +23,39 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "pop3(users={name: password}, sasl=[mechanism, …], clear=bool): "
-        "options of the server of ``pop3_server``; markers of module, class and function are "
+        "options for the server of ``pop3_server``; markers of module, class and function are "
         "combined, and the innermost one has precedence",
     )
 
 
 def _options(node: pytest.Item, parameter: object = None) -> dict[str, Any]:
-    """Return the options of markers, and of an indirect parameter, which has precedence.
+    """Return the options from markers and from an indirect parameter, which has precedence.
 
-    ``users`` of several markers are merged.
+    If several markers have ``users``, these are merged.
 
     Raises:
-        Failed: an option does not exist, or was passed without its name.
+        Failed: an option is unknown, or was passed without its name.
     """
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for marker in reversed([*node.iter_markers("pop3")]):
         if marker.args:
             pytest.fail(f"marker pop3: name the option, such as users={marker.args[0]!r}", False)
         for name, value in marker.kwargs.items():
             if name not in _OPTIONS:
                 known = ", ".join(_OPTIONS)
-                pytest.fail(f"marker pop3: no option {name!r}; the options are {known}", False)
-            found[name] = _joined(found.get(name), value)
+                pytest.fail(f"marker pop3: unknown option {name!r}; known options: {known}", False)
+            options[name] = _merge(options.get(name), value)
     if not isinstance(parameter, Mapping | None):
         pytest.fail(f"pop3_server: an indirect parameter must be a dict, not {parameter!r}", False)
     for name, value in (parameter or {}).items():
         if name not in _OPTIONS:
             known = ", ".join(_OPTIONS)
-            pytest.fail(f"pop3_server: no option {name!r}; the options are {known}", False)
-        found[name] = _joined(found.get(name), value)
-    return found
+            pytest.fail(f"pop3_server: unknown option {name!r}; known options: {known}", False)
+        options[name] = _merge(options.get(name), value)
+    return options
 
 
-def _joined(before: object, value: object) -> object:
+def _merge(before: object, value: object) -> object:
     if isinstance(before, dict) and isinstance(value, dict):
         return {**before, **value}
     return value
@@ -88,13 +88,13 @@ def pop3_server_factory(request: pytest.FixtureRequest) -> Iterator[Callable[...
     """
     from .testing import Pop3Server
 
-    made: list[Pop3Server] = []
-    setattr(request.session, _SERVERS, made)
+    servers: list[Pop3Server] = []
+    setattr(request.session, _SERVERS, servers)
     with ExitStack() as stack:
 
         def make(**options: Any) -> Pop3Server:
-            made.append(stack.enter_context(Pop3Server(**options)))
-            return made[-1]
+            servers.append(stack.enter_context(Pop3Server(**options)))
+            return servers[-1]
 
         yield make
 
