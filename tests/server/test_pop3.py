@@ -1143,3 +1143,20 @@ def test_cancelled_login_is_in_the_log(run: Run[None], caplog: pytest.LogCapture
     run(main())
     (line,) = [each for each in caplog.records if each.message == "login cancelled"]
     assert line.fields["mech"] == "PLAIN"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_stop_ends_a_connection_that_is_being_accepted(turns: int, run: Run[None]) -> None:
+    async def main() -> None:
+        async with serving(MemoryStore()) as server:
+            with socket.create_connection(("127.0.0.1", server.port)):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                server.listener.close()
+                async with asyncio.timeout(5):
+                    await server.service.drain(0.1)
+                for _ in range(6):
+                    await asyncio.sleep(0)
+                assert not server.service.connections
+
+    run(main())

@@ -193,12 +193,19 @@ class Listener:
         self, client_socket: socket.socket, address: str, slot: Slot, origin: Origin
     ) -> None:
         """Do the handshake of implicit TLS, if any, and let a protocol serve the connection."""
-        await self._loop.connect_accepted_socket(
-            lambda: self._build(address, slot, origin),
-            client_socket,
-            ssl=self.tls,
-            ssl_handshake_timeout=self._handshake if self.tls else None,
-        )
+        protocol = self._build(address, slot, origin)
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: protocol,
+                client_socket,
+                ssl=self.tls,
+                ssl_handshake_timeout=self._handshake if self.tls else None,
+            )
+        except BaseException:
+            # uvloop does not call it after a cancellation, and the service would wait for the end
+            # of this connection for ever.
+            protocol.connection_lost(None)
+            raise
 
 
 async def read_header(client_socket: socket.socket) -> Origin:
