@@ -115,6 +115,10 @@ MEANINGS = {
     "limit.",
     "session end": "A session with a login is over.",
     "size differs": "A message does not have the announced size. The connection was dropped.",
+    "control refused": "A process of another user connected to a control socket. `uid` is its "
+    "user. It was disconnected without an answer.",
+    "control unavailable": "A control socket could not be opened. The server runs without it, but "
+    "commands such as `restante status` do not work.",
     "connections limited": "The limit on open files (`ulimit -Hn`, `LimitNOFILE=`) is too low for "
     "the `wanted` connections of `limits.sessions`. It allows `most` connections in all workers.",
     "socket not configured": "systemd passed a socket that is not in the configuration.",
@@ -223,6 +227,9 @@ ENVIRONMENT = """
 
 `STATE_DIRECTORY`
 : The state directory, as set by systemd.
+
+`RUNTIME_DIRECTORY`
+: The directory for the control sockets, as set by systemd.
 
 `XDG_STATE_HOME`
 : The directory that contains the state directory; `~/.local/state` by default.
@@ -644,6 +651,7 @@ FILES = (
     ("intake.sqlite3", "the record of deliveries that a sender may repeat", "serve"),
     ("tls", "the certificate that was created at the first start", "serve"),
     ("first-password", "the password of the first user", "serve"),
+    ("control", "the control sockets, if there is no runtime directory", "serve status"),
 )  # fmt: skip
 _FILES_OF = {
     "demo": "This command uses only temporary files, which it removes at the end.\n",
@@ -654,7 +662,7 @@ _SEE_ALSO = {
     "maildrop": ("deliver", "user"), "deliver": ("maildrop", "serve"),
     "import": ("maildrop", "account"), "account": ("collect", "fetch"),
     "collect": ("account", "fetch"), "fetch": ("collect",), "check": ("serve",),
-    "auth": ("user", "serve"), "demo": ("serve",),
+    "auth": ("user", "serve"), "demo": ("serve",), "status": ("serve", "check"),
 }  # fmt: skip
 
 

@@ -42,6 +42,7 @@ IO = {"asyncio", "socket", "ssl", "os", "time", "logging", "threading", "selecto
 LIBRARIES = {
     "tls": {"cryptography"},
     "client": {"dns"},
+    "server": {"h11"},
     "auth": {"cryptography", "scramp"},
 }
 LIBRARIES["auth"] |= {"bcrypt", "jwt", "ldap", "pamela", "passlib"}  # extras

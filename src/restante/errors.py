@@ -36,6 +36,8 @@ RestanteError
 │       └── LargerThanQuota
 ├── ConfigurationError
 │   └── CannotListen
+├── NotRunning                 no server answers on the control sockets
+├── NotPermitted               the server does not permit its operator's commands to this user
 ├── UnsafeArgument             an argument would break the protocol; a ValueError
 │   └── StaleMessage           an argument is a message of an earlier session
 ├── BodySkipped                a body was read after another command was sent
@@ -303,6 +305,14 @@ class ConfigurationError(RestanteError):
 
 class CannotListen(ConfigurationError):
     """The server cannot listen on an address; the text of the exception states what to do."""
+
+
+class NotRunning(RestanteError):
+    """No server is running that a command could control."""
+
+
+class NotPermitted(RestanteError):
+    """The server accepts this command only from other users of the machine."""
 
 
 class UnsafeArgument(RestanteError, ValueError):

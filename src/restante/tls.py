@@ -45,6 +45,7 @@ class ServerContext(ssl.SSLContext):
     """Whether to compute ``end_point``: parsing the certificate needs a large library."""
     end_point: bytes = b""
     """Channel binding to the certificate, for SCRAM (RFC 5929 §4)."""
+    _certificate = ""  # in PEM format
 
     def load(self, certificate: Path, key: Path) -> None:
         """Use this certificate from the next handshake on.
@@ -53,8 +54,17 @@ class ServerContext(ssl.SSLContext):
             ConfigurationError: a file is unsuitable; the context has not changed.
         """
         load_own(self, certificate, key)
+        self._certificate = _first_block(certificate)
         if self.can_bind:
-            self.end_point = end_point(ssl.PEM_cert_to_DER_cert(_first_block(certificate)))
+            self.end_point = end_point(ssl.PEM_cert_to_DER_cert(self._certificate))
+
+    @property
+    def ends_at(self) -> float:
+        """When the certificate in use expires, in seconds since the epoch."""
+        from cryptography import x509  # a large library, which servers rarely need
+
+        loaded = x509.load_pem_x509_certificate(self._certificate.encode())
+        return loaded.not_valid_after_utc.timestamp()
 
 
 class ForeignProtocol(ssl.SSLError):

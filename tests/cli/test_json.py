@@ -67,6 +67,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "demo": None,
     "account auth": [],  # tests/collect/test_oauth.py
     "serve": [],  # tests/cli/test_serve.py
+    "status": [],  # tests/app/test_control.py
 }
 
 

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import ssl
 import time
 from collections.abc import (
     AsyncIterator,
@@ -47,7 +46,9 @@ from ..server.proxy import Origin
 from ..shared import Tally
 from ..store.partial import PartialDeliveries
 from ..store.paths import Template
-from . import backends, gateway, local, stores, systemd, throttling
+from . import backends, control_socket, gateway, local, stores, systemd, throttling
+from .live import Live, Site
+from .reloads import Reloads
 from .sockets import BoundSocket, addresses_of, listening
 from .upkeep import Upkeep, format_time
 
@@ -160,7 +161,7 @@ class SharedResources:
 
     sockets: Sequence[BoundSocket]
     """Open sockets to listen on."""
-    context: ssl.SSLContext
+    context: tls.ServerContext
     tally: Tally
     throttle: Throttle
     does_upkeep: bool
@@ -168,6 +169,10 @@ class SharedResources:
     workers: int = 1
     backends: Mapping[str, Backend] = field(default_factory=dict)
     """Back ends that were built before the workers were forked, by name."""
+    number: int = 0
+    """This worker's number."""
+    site: Site = field(default_factory=lambda: Site(1, Reloads(1)))
+    """What the control sockets show of the whole server."""
 
 
 @dataclass
@@ -214,7 +219,10 @@ async def running(
         if shared is None:
             shared = exit_stack.enter_context(_own_resources(config))
         parts = _ServerParts(Running(config, certificate), users, store, shared, exit_stack)
+        # Closed last, so that the operator sees the server drain.
+        await exit_stack.enter_async_context(control_socket.opened(parts.live))
         parts.start()
+        exit_stack.callback(parts.live.stop)
         yield parts.running
 
 
@@ -254,6 +262,14 @@ class _ServerParts:
         self._users, self._store, self._shared, self._exit_stack = users, store, shared, exit_stack
         self._clock = stores.clock(running.config)
         self._listeners: list[Listener] = []
+        self._context = shared.context
+        self.live = Live(
+            number=shared.number,
+            site=shared.site,
+            config=lambda: self.running.config,
+            certificate_end=lambda: self._context.ends_at,
+            needs_restart=self._needs_restart,
+        )
 
     def start(self) -> None:
         """Start all parts.  No connection is served before this method returns."""
@@ -262,6 +278,7 @@ class _ServerParts:
         self._start_intake()
         self._listen()
         self._start_tasks()
+        self.live.services = (self._service, self._intake)
         self.running.adopt = self._adopt
 
     def _open_back_ends(self) -> None:
@@ -363,7 +380,7 @@ class _ServerParts:
             ConfigurationError: the certificate cannot be used; the old one stays in use.
         """
         context = tls_context(config)
-        self._service.tls = self._intake.tls = context
+        self._service.tls = self._intake.tls = self._context = context
         for listener in self._listeners:
             listener.tls = context if listener.tls else None
 
@@ -371,7 +388,6 @@ class _ServerParts:
         """See ``Running.adopt``."""
         self._replace_tls(config)
         previous, self.running.config = self.running.config, config
-        needs_restart = any(get(config) != get(self._initial_config) for get in _FIXED_SETTINGS)
         stores.set_rules(self._store, config, self._users)
         self._apply(config)
         self._cache.clear()
@@ -381,7 +397,13 @@ class _ServerParts:
                 listener.proxy_from = config.server.proxy_from
         log.set_up(config.log)
         has_new_rules = _retention_rules(previous) != _retention_rules(config)
-        self._service.spawn(_log_reload(needs_restart, self._upkeep if has_new_rules else None))
+        upkeep = self._upkeep if has_new_rules else None
+        self._service.spawn(_log_reload(self._needs_restart(), upkeep))
+
+    def _needs_restart(self) -> bool:
+        """Return whether settings have changed that a reload does not change."""
+        config = self.running.config
+        return any(get(config) != get(self._initial_config) for get in _FIXED_SETTINGS)
 
     def _apply(self, config: Configuration) -> None:
         """Apply the settings that may change while the server runs."""

@@ -36,6 +36,9 @@ _GROUPS = {
         "collect": "collect new mail from accounts on other servers",
         "fetch": "download mail from a POP3 server once",
     },
+    "Control a running server": {
+        "status": "show whether the server is ready, and what needs attention",
+    },
     "Check": {
         "check": "check the configuration",
         "auth": "explain why a login would be accepted or refused",

@@ -72,6 +72,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def print_text(text: str) -> None:
+    """Print a line of a result; control characters are escaped."""
+    print(printable(text))
+
+
 def print_table(headings: str, rows: Sequence[Sequence[object]], *, right: str = "") -> None:
     """Print a table; ``headings`` has one word for each column.  Control characters are escaped.
 

@@ -9,6 +9,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "restante -c /etc/restante/restante.toml serve",
         "restante serve --listen pop3s://127.0.0.1:1995",
     ),
+    "status": ("restante status", "restante status --exit-code", "restante status --json"),
     "check": (
         "restante check",
         "restante check -c /etc/restante/restante.toml",

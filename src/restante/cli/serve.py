@@ -17,6 +17,8 @@ from tempfile import TemporaryDirectory
 
 from .. import __version__, log, tls
 from ..app import backends, gateway, stores, systemd, throttling
+from ..app.live import Site
+from ..app.reloads import Reloads
 from ..app.server import (
     Running,
     SharedResources,
@@ -117,6 +119,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
     context = tls_context(config)
     server = Running(config, certificate)
     server.users = dict([first_user] if first_user else [])
+    site = Site(count, Reloads(count))
 
     def work(pipes: WorkerPipes) -> None:
         tally.serve_as(pipes.number)
@@ -129,6 +132,8 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             does_upkeep=pipes.number == 0,
             workers=count,
             backends=shared_backends,
+            number=pipes.number,
+            site=site,
         )
         run_loop(_work(config, options, shared, pipes))
 

@@ -4,7 +4,7 @@
 other sources, and ``manual`` generates the documentation.
 """
 
-from .loading import SYSTEM, ephemeral, load
+from .loading import SYSTEM, ephemeral, load, runtime
 from .manual import example, sections, toml
 from .schema import (
     ALL_MECHANISMS,
@@ -60,6 +60,7 @@ __all__ = [
     "example",
     "load",
     "octets",
+    "runtime",
     "sections",
     "toml",
 ]

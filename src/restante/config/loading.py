@@ -27,6 +27,8 @@ from .values import BadValue
 
 SYSTEM = (Path("/etc"), Path("/var/lib/restante"))
 """The configuration and state directories of a service, as in contrib/systemd."""
+RUNTIME = Path("/run/restante")
+"""The runtime directory of a service, as in contrib/systemd."""
 _PREFIX = "RESTANTE__"
 
 
@@ -58,7 +60,16 @@ def load(
             layers.append(_Layer(name, _nested(keys, value)))
     for key, value in (overrides or {}).items():
         layers.append(_Layer("command line", _nested(key.split("."), value)))
-    return _build(layers, source, folder, state)
+    return replace(_build(layers, source, folder, state), runtime=_runtime(state, environment))
+
+
+def runtime(named: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the runtime directory of the server that uses a configuration, without reading it.
+
+    ``named`` is as for ``load``.  The file need not be valid or readable.
+    """
+    path = _find(named, environment)
+    return _runtime(_state(path.absolute() if path else None, environment), environment)
 
 
 def ephemeral(folder: Path) -> Configuration:
@@ -71,7 +82,7 @@ def ephemeral(folder: Path) -> Configuration:
         "intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}},
         "log": {"level": "warning"},
     }
-    return _build([_Layer("configuration", tree)], None, folder, folder)
+    return replace(_build([_Layer("configuration", tree)], None, folder, folder), runtime=folder)
 
 
 class _Layer(NamedTuple):
@@ -111,6 +122,13 @@ def _state(source: Path | None, environment: Mapping[str, str]) -> Path:
     if source is not None and source.is_relative_to(folder):
         return state
     return _base_directory(environment, "XDG_STATE_HOME", ".local/state") / "restante"
+
+
+def _runtime(state: Path, environment: Mapping[str, str]) -> Path:
+    """Return the runtime directory; without one made by the system, the state directory."""
+    if given := environment.get("RUNTIME_DIRECTORY"):  # a list separated by ":" (systemd.exec(5))
+        return Path(given.partition(":")[0]).absolute()
+    return RUNTIME if state == SYSTEM[1] and RUNTIME.is_dir() else state
 
 
 def _base_directory(environment: Mapping[str, str], variable: str, default: str) -> Path:

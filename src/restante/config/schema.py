@@ -719,9 +719,11 @@ class Configuration(Section):
     """The directory ``conf.d``, whose files are read after ``source``, sorted by name."""
     state: Path = Path()
     """The state directory."""
+    runtime: Path = Path()
+    """The directory for files that are needed only while the server runs."""
 
 
-_NOT_IN_THE_FILE = ("source", "folder", "state")
+_NOT_IN_THE_FILE = ("source", "folder", "state", "runtime")
 
 
 def options(kind: type[Any]) -> Iterator[Field[Any]]:

@@ -152,10 +152,13 @@ def _is_dead_socket(path: str) -> bool:
     except FileNotFoundError:
         return False
     with socket.socket(AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # the queue of a stopped process may be full
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             return True
+        except BlockingIOError:
+            return False
     return False
 
 

@@ -196,6 +196,16 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._id = secrets.token_hex(5)  # for the log
         self._end = "dropped"
 
+    @property
+    def protocol(self) -> str:
+        """The protocol: ``pop3``, ``pop3s``, ``lmtp``, ``smtp`` …"""
+        return self._proto
+
+    @property
+    def user(self) -> str:
+        """The user who has logged in; empty before a login, and where there are no logins."""
+        return ""
+
     # Defined by subclasses.
 
     def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:

@@ -1,0 +1,139 @@
+"""Ask a running server through its control sockets, from another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import NotPermitted, NotRunning, ProtocolBroken, TemporaryFailure
+from ..server.http import ClientExchange
+
+TIMEOUT = 5.0  # seconds without an octet; a worker waits 2 s for each of its siblings
+_PIECE = 65_536  # octets read at once
+
+
+class Reply:
+    """The response of a server."""
+
+    def __init__(self, connected: socket.socket, exchange: ClientExchange) -> None:
+        """Read the head of the response.
+
+        Raises:
+            OSError: no response has arrived; a TimeoutError if the connection is still open.
+        """
+        self._connected, self._exchange = connected, exchange
+        self._received: list[bytes] = []
+        connected.sendall(exchange.request)
+        while not exchange.status:
+            self._received += exchange.receive(connected.recv(_PIECE))
+
+    @property
+    def status(self) -> int:
+        return self._exchange.status
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the content.
+
+        Raises:
+            OSError: the connection has ended, or nothing arrived in time.
+        """
+        yield from self._received
+        while not self._exchange.is_over:
+            yield from self._exchange.receive(self._connected.recv(_PIECE))
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the JSON objects of the content, which has one in each line."""
+        rest = b""
+        for piece in self.pieces():
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from map(json.loads, lines)
+
+    def json(self) -> dict[str, Any]:
+        """Return the content, which is a JSON object."""
+        document: dict[str, Any] = json.loads(b"".join(self.pieces()))
+        return document
+
+    def text(self) -> str:
+        return b"".join(self.pieces()).decode("utf-8", "replace").strip()
+
+    def live(self) -> None:
+        """Wait without a limit from now on."""
+        self._connected.settimeout(None)
+
+
+def ask(folder: Path, method: str, target: str, *, timeout: float = TIMEOUT) -> Reply:
+    """Send a request to the first worker that answers.
+
+    Args:
+        folder: the directory of the control sockets.
+        timeout: seconds without an octet.
+
+    Raises:
+        NotRunning: no worker listens.
+        NotPermitted: this user may not connect, or may not do this.
+        TemporaryFailure: no worker answers in time, or the answer is temporary.
+    """
+    deadline = time.monotonic() + 2 * timeout  # more than one worker may be stopped
+    error: Exception = NotRunning(f"no server is running: no process listens in {folder}")
+    for path in _sockets(folder):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        try:
+            reply = _ask(path, method, target, min(timeout, left))
+        except (ConnectionRefusedError, FileNotFoundError):  # of a worker that has died
+            continue
+        except PermissionError:
+            error = _not_permitted(path)
+        except (TimeoutError, BlockingIOError):
+            error = TemporaryFailure(f"the server does not answer within {timeout:.0f} seconds")
+        except (ProtocolBroken, ConnectionError) as ended:
+            if os.geteuid() in (0, path.stat().st_uid):
+                error = TemporaryFailure(f"the server has ended the connection: {ended}")
+            else:
+                error = _not_permitted(path)
+        else:
+            return _checked(reply)
+    raise error
+
+
+def _sockets(folder: Path) -> list[Path]:
+    try:
+        found = [folder / name for name in os.listdir(folder) if name.endswith(".sock")]
+    except FileNotFoundError:
+        return []
+    except PermissionError:
+        raise _not_permitted(folder) from None
+    return sorted(found, key=lambda path: (len(path.name), path.name))  # 10.sock after 9.sock
+
+
+def _ask(path: Path, method: str, target: str, timeout: float) -> Reply:
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connected.settimeout(timeout)
+        connected.connect(str(path))
+        return Reply(connected, ClientExchange(method, target))
+    except BaseException:
+        connected.close()
+        raise
+
+
+def _checked(reply: Reply) -> Reply:
+    match reply.status:
+        case 403:
+            raise NotPermitted(reply.text())
+        case 503:
+            raise TemporaryFailure(reply.text())
+    return reply
+
+
+def _not_permitted(path: Path) -> NotPermitted:
+    return NotPermitted(
+        f"{path}: permission denied. Only root, the server's user and, to read, members of the "
+        "server's group may do this"
+    )

@@ -1,0 +1,113 @@
+"""Reloads of a server and their results, in memory that its workers share.
+
+Reloads are numbered from 1.  Row 0 belongs to the process that reads the configuration first and
+decides: the supervisor, or a server without workers.  The others belong to the workers.  Only its
+owner writes a row, in an order in which a reader never sees a result without its reason, so no lock
+is needed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from dataclasses import dataclass
+
+_TEXT = 2000  # octets of a reason; a configuration error names a file, a line and an option
+_CELLS = 8
+_BEGUN, _BEGUN_AT, _ACCEPTED, _ACCEPTED_AT = range(4)
+_REFUSED, _REFUSED_AT, _LENGTH, _REQUESTED = range(4, _CELLS)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A reload that was refused."""
+
+    number: int
+    at: float
+    """Time in seconds since the epoch."""
+    reason: str
+
+
+class Reloads:
+    """The reloads of one server.  Must be created before the workers are forked."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._cells = memoryview(mmap.mmap(-1, (workers + 1) * _CELLS * 8)).cast("Q")
+        self._text = memoryview(mmap.mmap(-1, _TEXT))  # of row 0
+        self._cells[_ACCEPTED_AT] = int(time.time())
+
+    # Called by the process that decides.
+
+    def begin(self) -> int:
+        """Count a reload that begins now, before any file is read; return its number."""
+        self._cells[_BEGUN_AT] = int(time.time())
+        self._cells[_BEGUN] += 1
+        return self._cells[_BEGUN]
+
+    def accept(self) -> None:
+        """Record that the reload in progress was accepted."""
+        self._cells[_ACCEPTED_AT] = self._cells[_BEGUN_AT]
+        self._cells[_ACCEPTED] = self._cells[_BEGUN]
+
+    def refuse(self, reason: str) -> None:
+        """Record that the reload in progress was refused."""
+        octets = reason.encode("utf-8", "replace")[:_TEXT]
+        self._text[: len(octets)] = octets
+        self._cells[_LENGTH] = len(octets)
+        self._cells[_REFUSED_AT] = int(time.time())
+        self._cells[_REFUSED] = self._cells[_BEGUN]
+
+    # Called by workers.
+
+    def request(self, worker: int) -> int:
+        """Request a reload that has not begun yet; return its number."""
+        number = self._cells[_BEGUN] + 1
+        self._cells[(worker + 1) * _CELLS + _REQUESTED] = number
+        return number
+
+    def adopt(self, worker: int, number: int) -> None:
+        """Record that a worker uses the configuration of this reload."""
+        self._cells[(worker + 1) * _CELLS + _ACCEPTED] = number
+
+    # Called by all.
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether a worker has requested a reload that has not begun yet."""
+        rows = range(_CELLS, len(self._cells), _CELLS)
+        return any(self._cells[row + _REQUESTED] > self._cells[_BEGUN] for row in rows)
+
+    @property
+    def accepted(self) -> int:
+        """Number of the last accepted reload; 0 for the configuration at the start."""
+        return self._cells[_ACCEPTED]
+
+    @property
+    def loaded_at(self) -> int:
+        """When the accepted configuration was read, in seconds since the epoch."""
+        return self._cells[_ACCEPTED_AT]
+
+    def adopted(self, worker: int) -> int:
+        """Return the number of the last reload that this worker has adopted."""
+        return self._cells[(worker + 1) * _CELLS + _ACCEPTED]
+
+    def refusal(self) -> Refusal | None:
+        """Return the last refusal."""
+        number = self._cells[_REFUSED]
+        if not number:
+            return None
+        text = bytes(self._text[: self._cells[_LENGTH]]).decode("utf-8", "replace")
+        return Refusal(number, float(self._cells[_REFUSED_AT]), text)
+
+    def result(self, number: int) -> Refusal | bool:
+        """Return the refusal of a reload, True if it was accepted, or False if it has not ended.
+
+        A reload that was requested may be counted as a later one that includes it.
+        """
+        refusal = self.refusal()
+        if self.accepted >= number:
+            return True
+        if refusal is not None and refusal.number >= number:
+            return refusal
+        return False

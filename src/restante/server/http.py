@@ -1,0 +1,167 @@
+"""HTTP/1.1 without I/O: one request and its response, as the server or as the client.
+
+Standards: RFC 9112, by h11.  Each connection carries one request, so requests cannot be pipelined
+or smuggled, and octets after a request are ignored.
+Limits: a request has at most ``MAX_REQUEST`` octets and no content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from urllib.parse import parse_qsl, urlsplit
+
+import h11
+
+from ..errors import ProtocolBroken
+
+MAX_REQUEST = 8192  # octets; nginx and Apache allow as many in a line.  Ours have about 100.
+_MAX_PARAMETERS = 10  # of a query; ours have three
+_HOST = "restante"  # required by RFC 9112 §3.2, and ignored by the server
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A complete request."""
+
+    method: str
+    path: str
+    """The path without the query, with percent-encoding, such as ``/sessions``."""
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRequest:
+    """A request that cannot be answered; ``status`` is the status code of the response."""
+
+    status: int
+
+
+class ServerExchange:
+    """Reads a request and formats its response."""
+
+    def __init__(self) -> None:
+        self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
+        self._pending = b""
+        self._left = MAX_REQUEST  # octets that the parser may still get
+        self._head: h11.Request | None = None
+        self._is_complete = False
+
+    def receive(self, octets: bytes) -> None:
+        """Add octets from the client; those after a request are discarded."""
+        if not self._is_complete:
+            self._pending += octets
+
+    @property
+    def unread(self) -> int:
+        """Number of octets that have not been parsed."""
+        return len(self._pending)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the request, or an invalid one, has been returned."""
+        return self._is_complete
+
+    def next(self) -> Request | BadRequest | None:
+        """Return the request when it is complete.  There is only one, then None."""
+        if self._is_complete:
+            return None
+        try:
+            event = self._parse()
+        except h11.RemoteProtocolError as error:
+            event = BadRequest(error.error_status_hint)
+        self._is_complete = event is not None
+        if self._is_complete:
+            self._pending = b""
+        return event
+
+    def _parse(self) -> Request | BadRequest | None:
+        while True:
+            match self._parser.next_event():
+                case h11.Request() as head:
+                    self._head = head
+                case h11.Data():
+                    return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+                case h11.EndOfMessage() if self._head is not None:
+                    return _request(self._head)
+                case h11.NEED_DATA:
+                    if not self._pending:
+                        return None
+                    if not self._left:
+                        return BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                    # h11 limits only the size of an incomplete request.
+                    piece, self._pending = self._pending[: self._left], self._pending[self._left :]
+                    self._left -= len(piece)
+                    self._parser.receive_data(piece)
+                case _:
+                    return BadRequest(HTTPStatus.BAD_REQUEST)
+
+    def head(self, status: int, content_type: str, octets: int | None = None) -> bytes:
+        """Return the head of the response.
+
+        ``octets`` is the length of the content; None if it is not known yet.
+        """
+        headers = [("Content-Type", content_type), ("Connection", "close")]
+        if octets is not None:
+            headers.append(("Content-Length", str(octets)))
+        return self._send(h11.Response(status_code=status, headers=headers))
+
+    def content(self, octets: bytes) -> bytes:
+        """Return a piece of the content as it is sent."""
+        return self._send(h11.Data(data=octets))
+
+    def end(self) -> bytes:
+        """Return the octets that end the response."""
+        return self._send(h11.EndOfMessage())
+
+    def _send(self, event: h11.Event) -> bytes:
+        return self._parser.send(event) or b""
+
+
+def _request(head: h11.Request) -> Request | BadRequest:
+    try:
+        target = urlsplit(head.target.decode("ascii"))
+        query = dict(parse_qsl(target.query, max_num_fields=_MAX_PARAMETERS))
+    except ValueError:
+        return BadRequest(HTTPStatus.BAD_REQUEST)
+    return Request(head.method.decode("ascii"), target.path, query)
+
+
+class ClientExchange:
+    """Formats a request and reads its response."""
+
+    def __init__(self, method: str, target: str) -> None:
+        """``target`` is the path and the query, percent-encoded."""
+        self._parser = h11.Connection(h11.CLIENT)
+        headers = [("Host", _HOST), ("Connection", "close")]
+        head = self._parser.send(h11.Request(method=method, target=target, headers=headers))
+        self.request = (head or b"") + (self._parser.send(h11.EndOfMessage()) or b"")
+        """The octets to send."""
+        self.status = 0
+        """The status code of the response; 0 until its head has been read."""
+        self.is_over = False
+        """Whether the response is complete."""
+
+    def receive(self, octets: bytes) -> Iterator[bytes]:
+        """Yield the pieces of the content in these octets; no octets mean the end of the input.
+
+        Raises:
+            ProtocolBroken: the response is malformed or incomplete.
+        """
+        try:
+            self._parser.receive_data(octets)
+            while not self.is_over:
+                match self._parser.next_event():
+                    case h11.Response(status_code=status):
+                        self.status = status
+                    case h11.Data(data=data):
+                        yield bytes(data)
+                    case h11.EndOfMessage():
+                        self.is_over = True
+                    case h11.NEED_DATA:
+                        return
+                    case _:
+                        raise ProtocolBroken("the connection was closed without a response")
+        except h11.RemoteProtocolError as error:
+            raise ProtocolBroken(f"invalid HTTP response: {error}") from error

@@ -1,0 +1,239 @@
+"""The control sockets of a server with workers, as an operator and other programs use them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from restante.server.http import ClientExchange
+
+from ..cli.conftest import Outcome
+from .test_supervisor import WAIT, Site
+from .test_supervisor import site as site
+
+pytestmark = pytest.mark.slow  # each starts a server with its workers
+
+
+@dataclass
+class Operator:
+    """Runs commands for a server."""
+
+    site: Site
+
+    def run(self, *arguments: str) -> Outcome:
+        done = subprocess.run(
+            [*self._command(), *arguments],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    @contextmanager
+    def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Run a command that does not end on its own."""
+        with subprocess.Popen(
+            [*self._command(), *arguments],
+            env=self._environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def _command(self) -> list[str]:
+        config = f"{self.site.place}/restante.toml"
+        return [sys.executable, "-W", "error", "-m", "restante", "--config", config]
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {"STATE_DIRECTORY": str(self.site.place)}
+
+    def status(self) -> dict[str, Any]:
+        done = self.run("status", "--json")
+        assert done.code == 0, done.err
+        status: dict[str, Any] = done.json
+        return status
+
+    def until(self, **expected: object) -> dict[str, Any]:
+        """Wait until the status has these values."""
+        for _ in range(100):
+            with suppress(AssertionError):  # a worker that is starting
+                status = self.status()
+                if expected.items() <= status.items():
+                    return status
+            time.sleep(0.1)
+        raise AssertionError(f"{status} never had {expected}")
+
+
+@pytest.fixture
+def operator(site: Site) -> Operator:
+    site.write(workers=3)
+    site.start()
+    return Operator(site)
+
+
+def sockets(site: Site) -> list[str]:
+    return sorted(path.name for path in (site.place / "control").iterdir())
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def http(site: Site, worker: int, method: str, target: str) -> tuple[int, bytes]:
+    """Send a request to one worker."""
+    exchange = ClientExchange(method, target)
+    pieces: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as connected:
+        connected.settimeout(WAIT)
+        connected.connect(f"{site.place}/control/{worker}.sock")
+        connected.sendall(exchange.request)
+        while not exchange.is_over:
+            pieces += exchange.receive(connected.recv(65_536))
+    return exchange.status, b"".join(pieces)
+
+
+# -- Status
+
+
+def test_status_shows_all_workers_and_open_connections(site: Site, operator: Operator) -> None:
+    with ExitStack() as stack:
+        stack.callback(site.client().log_in("ann").close)
+        stack.callback(site.client().close)
+        status = operator.status()
+        shown = operator.run("status")
+    assert status["schema"] == "restante/status/1"
+    assert (status["ready"], status["faults"], status["attention"]) == (True, [], [])
+    assert status["pid"] == site.process.pid
+    assert {each["pid"] for each in status["workers"]} == set(site.workers())
+    assert (status["connections"], status["logged_in"]) == ({"pop3": 2}, 1)
+    assert status["configuration"]["file"] == str(site.place / "restante.toml")
+    end = datetime.fromisoformat(status["certificate_end"].replace("Z", "+00:00"))
+    assert end > datetime.now(UTC) + timedelta(days=3000)
+    assert "2 pop3; 1 user session" in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert operator.run("status", "--exit-code").code == 0
+    assert site.stop() == 0
+    assert sockets(site) == []
+    for arguments in (["status"], ["status", "--exit-code"]):
+        done = operator.run(*arguments)
+        assert (done.code, done.out) == (os.EX_UNAVAILABLE, "")
+        assert "no server is running" in done.err
+
+
+def test_a_killed_and_a_stopped_worker_are_named(site: Site, operator: Operator) -> None:
+    """The supervisor is stopped too, so that it does not start the killed worker again."""
+    pids = {each["worker"]: each["pid"] for each in operator.status()["workers"]}
+    with stopped(site.process.pid, pids[1]):
+        os.kill(pids[0], signal.SIGKILL)
+        began = time.monotonic()
+        done = operator.run("status", "--json", "--exit-code")
+        assert time.monotonic() - began < WAIT, "a sibling is asked for two seconds"
+        status = done.json
+        assert done.code == os.EX_TEMPFAIL
+        assert not status["ready"]
+        assert [each.get("pid") for each in status["workers"]] == [None, None, pids[2]]
+        assert len(status["faults"]) == 2
+        shown = operator.run("status")
+        assert (shown.code, shown.out.count("no answer")) == (0, 2)
+        assert max(map(len, shown.out.splitlines())) <= 80
+    new = operator.until(ready=True)["workers"]
+    assert [new[1]["pid"], new[2]["pid"]] == [pids[1], pids[2]]
+    assert new[0]["pid"] not in (pids[0], None)
+    assert sockets(site) == ["0.sock", "1.sock", "2.sock"]
+
+
+def test_a_server_that_does_not_answer_is_not_ready(site: Site, operator: Operator) -> None:
+    with stopped(*site.workers()):
+        done = operator.run("status", "--exit-code")
+    assert (done.code, done.out) == (os.EX_TEMPFAIL, "")
+    assert "does not answer" in done.err
+
+
+def test_sockets_of_a_killed_server_are_replaced(site: Site, operator: Operator) -> None:
+    workers = site.workers()
+    for pid in (site.process.pid, *workers):
+        os.kill(pid, signal.SIGKILL)
+    site.process.wait(WAIT)
+    assert site.process.stdout is not None
+    site.process.stdout.close()
+    assert len(sockets(site)) == 3
+    assert operator.run("status").code == os.EX_UNAVAILABLE
+    site.start()
+    assert operator.status()["ready"]
+
+
+def test_another_server_and_other_files_keep_their_place(site: Site) -> None:
+    """A server whose control socket is taken serves mail without it."""
+    site.write(workers=2)
+    folder = site.place / "control"
+    folder.mkdir(0o700)
+    (folder / "1.sock").write_text("a file")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(folder / "0.sock"))
+        other.listen()
+        site.start()
+        for _ in range(2):
+            assert ".sock" in site.wait_for("control unavailable")
+        client = site.client().log_in("ann")
+        assert client.is_alive()
+        client.close()
+        assert site.stop() == 0
+    assert (folder / "1.sock").read_text() == "a file"
+    assert sockets(site) == ["0.sock", "1.sock"]
+
+
+def test_the_directory_of_another_user_is_not_used(site: Site) -> None:
+    site.write(workers=1)
+    (site.place / "elsewhere").mkdir()
+    (site.place / "control").symlink_to("elsewhere")
+    site.start()
+    site.wait_for("control unavailable")
+    assert list((site.place / "elsewhere").iterdir()) == []
+
+
+def test_status_needs_no_valid_configuration(site: Site, operator: Operator) -> None:
+    source = site.place / "restante.toml"
+    source.write_text("nonsense")
+    os.utime(source, (time.time() + 60,) * 2)  # changed after the start
+    status = operator.status()
+    assert status["ready"]
+    assert "not reloaded" in "".join(status["attention"])
+
+
+# -- Private mode
+
+
+def test_a_server_without_workers_has_a_control_socket(site: Site) -> None:
+    site.write(workers=1)
+    site.start()
+    operator = Operator(site)
+    status = operator.status()
+    assert [each["pid"] for each in status["workers"]] == [site.process.pid]
+    assert status["pid"] == site.process.pid
+    assert json.loads(http(site, 0, "GET", "/status")[1])["ready"]
+    assert http(site, 0, "GET", "/nothing")[0] == 404
+    assert http(site, 0, "POST", "/status")[0] == 405
