@@ -118,7 +118,7 @@ class Remote(HostileServer):
             else b"another-" * session.renames + unique_id.encode()
             for at, unique_id in enumerate(self.left, 1)
         ]
-        self._honest |= {
+        self._correct_responses |= {
             "STAT": b"+OK %d %d\r\n" % (len(texts), sum(map(len, texts))),
             "LIST": _listing(*(b"%d %d" % (at, len(text)) for at, text in enumerate(texts, 1))),
             "UIDL": _listing(*(b"%d %s" % each for each in enumerate(names, 1))),
