@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -22,8 +21,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
+class Login(NamedTuple):
     """Verify the login, check permission and open the maildrop.
 
     The driver must answer with ``opened`` or ``failed``.
@@ -58,8 +56,7 @@ class Retrieve(NamedTuple):
         return Retrieve(self.numbers[count:], self.entries[count:], self.heads[count:], self.lines)
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(NamedTuple):
     """Remove messages durably and release the lock (RFC 1939 §6).
 
     The driver must answer with ``updated`` or ``failed``.
@@ -68,8 +65,7 @@ class Update:
     entries: Sequence[Entry]
 
 
-@dataclass(frozen=True, slots=True)
-class StartTLS:
+class StartTLS(NamedTuple):
     """Send ``response``, then begin the TLS handshake.
 
     The driver must answer with ``secured`` after the handshake.
@@ -78,8 +74,7 @@ class StartTLS:
     response: Response
 
 
-@dataclass(frozen=True, slots=True)
-class Xclient:
+class Xclient(NamedTuple):
     """Use the client that a trusted proxy has reported, instead of the proxy.
 
     The driver must answer with ``client_changed`` or ``failed``.
@@ -91,8 +86,7 @@ class Xclient:
     """Whether client and proxy use TLS, ``yes`` or ``no``; empty if the proxy did not report it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(NamedTuple):
     """Send all pending responses and close the connection.  No answer is needed."""
 
     reason: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -31,29 +30,25 @@ class Recipient(NamedTuple):
     maildrop: str
 
 
-@dataclass(frozen=True, slots=True)
-class Resolve:
+class Resolve(NamedTuple):
     """Look up the recipient's maildrop, then call ``resolved`` or ``refused``."""
 
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class BeginData:
+class BeginData(NamedTuple):
     """Send ``reply``, and prepare to store a message."""
 
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """Store these octets of the message; call ``storing_failed`` only if this fails."""
 
     octets: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(NamedTuple):
     """Deliver the message, which is complete, to the recipients in this order.  Call ``delivered``
     after each delivery, whether or not it succeeded."""
 
@@ -65,15 +60,13 @@ class Deliver:
     """The protocol in the ``with`` clause of Received (RFC 3848, RFC 6531 §4.3)."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartTLS:
+class StartTLS(NamedTuple):
     """Send ``reply``, do the TLS handshake, then call ``secured``."""
 
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(NamedTuple):
     """Send all pending replies, and close the connection."""
 
     reason: str
