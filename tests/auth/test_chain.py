@@ -192,7 +192,7 @@ def test_all_questions_of_one_login_share_one_deadline() -> None:
 
     async def main() -> None:
         slow = Everything({"bob": "two"}, hangs=True)
-        chain = chained(slow, issuer=slow, takes_certificates=True, deadline=30)
+        chain = chained(slow, issuer=slow, accepts_certificates=True, deadline=30)
         for name, ask in QUESTIONS.items():
             with attempting(PLAIN, asyncio.get_running_loop().time() - 30):
                 with pytest.raises(BackendUnavailable) as raised:
@@ -244,7 +244,7 @@ def test_passwords_and_names_go_through_their_queues() -> None:
         backend, queue = Plain({"bob": "two"}), Plain({"bob": "two"})
         queued = {"verifiers": {"users": queue}, "lookups": {"users": queue}}
         chain = chained(
-            backend, Plain({}), issuer=Everything({}), takes_certificates=True, **queued
+            backend, Plain({}), issuer=Everything({}), accepts_certificates=True, **queued
         )
         run(QUESTIONS[ask](chain))  # type: ignore[arg-type]
         assert backend.asked == []
@@ -406,7 +406,9 @@ def test_refused_user_is_not_passed_on_to_the_next_back_end(
     path.write_text(f"{others}{line}\n")
     second = Plain({"ann": "one"})
     file = PasswdFile(path)
-    chain = Chain({"passwd-file": file, "users": second}, issuer=Anyone(), takes_unknown_users=True)
+    chain = Chain(
+        {"passwd-file": file, "users": second}, issuer=Anyone(), accepts_unknown_users=True
+    )
     try:
         with suppress(AuthenticationFailed):
             account = log_in(chain, "ann", password)
@@ -535,7 +537,7 @@ def test_permissions_hold_for_tokens_and_certificates() -> None:
         async def account(self, identity: str) -> UserAccount | None:
             return UserAccount(identity, identity, is_enabled=False, is_read_only=True)
 
-    chain = chained(Closed({}), issuer=Tokened(), takes_certificates=True)
+    chain = chained(Closed({}), issuer=Tokened(), accepts_certificates=True)
     assert isinstance(chain, Certificates)
     for account in show(chain, "ann"), run(chain.certified(Proof("EXTERNAL", "ann", ""))):
         assert not account.is_enabled
@@ -543,7 +545,7 @@ def test_permissions_hold_for_tokens_and_certificates() -> None:
 
 
 def test_unknown_users_are_admitted_only_if_configured(two: tuple[Plain, Plain]) -> None:
-    chain = chained(*two, issuer=Tokened(), takes_unknown_users=True)
+    chain = chained(*two, issuer=Tokened(), accepts_unknown_users=True)
     assert show(chain, "Eve") == UserAccount("eve", "eve", "token")
     assert show(chain, "eve", "EVE") == UserAccount("eve", "eve", "token")
     assert show(chain, "ann@b.example").user == "ann"
@@ -558,7 +560,7 @@ def test_tokens_and_certificates_are_accepted_only_if_configured(
     wanted = ("EXTERNAL", "OAUTHBEARER", "XOAUTH2", "PLAIN")
     assert supported_mechanisms(chained(*two), wanted) == ("PLAIN",)
     assert supported_mechanisms(chained(*two, issuer=Tokened()), wanted) == wanted[1:]
-    assert supported_mechanisms(chained(*two, takes_certificates=True), wanted) == (
+    assert supported_mechanisms(chained(*two, accepts_certificates=True), wanted) == (
         "EXTERNAL",
         "PLAIN",
     )
@@ -591,7 +593,7 @@ def test_provider_that_is_down_or_slow_is_a_temporary_failure(
 def test_certificate_opens_the_maildrops_of_its_address(
     two: tuple[Plain, Plain], address: str, wanted: str, user: str | None
 ) -> None:
-    chain = chained(*two, takes_certificates=True)
+    chain = chained(*two, accepts_certificates=True)
     assert isinstance(chain, Certificates)
     proof = Proof("EXTERNAL", address, "certificate", wanted)
     if user is None:

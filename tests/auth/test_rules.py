@@ -177,8 +177,8 @@ class Site:
             {name: made[name] for name in order},
             domains=["localhost"],
             issuer=Anyone(),
-            takes_unknown_users=True,
-            takes_certificates=True,
+            accepts_unknown_users=True,
+            accepts_certificates=True,
         )
         self.cache = Cache(self.chain, has_all_generations=self.chain.has_all_generations)
         self.states = dict.fromkeys(STATES, "absent")

@@ -62,8 +62,8 @@ def chain(
         domains=domains(config),
         deadline=auth.deadline,
         issuer=_issuer(auth.oauth) if "oauth" in auth.chain else None,
-        takes_unknown_users=auth.oauth.users == "any",
-        takes_certificates=bool(config.tls.client_ca),
+        accepts_unknown_users=auth.oauth.users == "any",
+        accepts_certificates=bool(config.tls.client_ca),
         check_maildrop=maildrop_check(config),
     )
 

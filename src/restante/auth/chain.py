@@ -55,7 +55,7 @@ class Backend(Verifier, Protocol):
     """A back end that can be part of a chain."""
 
     def close(self) -> None:
-        """Release its resources; it is not used afterwards."""
+        """Release all resources.  The back end must not be used afterwards."""
 
 
 async def _generation(backend: Backend, identity: str) -> bytes | None:
@@ -87,8 +87,8 @@ class Chain:
         domains: Collection[str] = (),
         deadline: float = 10.0,
         issuer: Issuer | None = None,
-        takes_unknown_users: bool = False,
-        takes_certificates: bool = False,
+        accepts_unknown_users: bool = False,
+        accepts_certificates: bool = False,
         verifiers: Mapping[str, Passdb] | None = None,
         lookups: Mapping[str, Accounts] | None = None,
         check_maildrop: Callable[[str], object] = lambda _: None,
@@ -99,9 +99,9 @@ class Chain:
             domains: mail domains of users whose names contain no domain.
             deadline: maximum number of seconds for all queries of one login together.
             issuer: verifies OAuth 2 tokens; if given, the chain implements ``Tokens``.
-            takes_unknown_users: whether a valid token admits a user who is in none of the back
+            accepts_unknown_users: whether a valid token admits a user who is in none of the back
                 ends.
-            takes_certificates: whether the chain implements ``Certificates``.
+            accepts_certificates: whether the chain implements ``Certificates``.
             verifiers: for some back ends, by name, the object that checks passwords instead, for
                 example a queue in front of the back end.  With a queue for each back end, a back
                 end that hangs delays only its own users.
@@ -127,9 +127,9 @@ class Chain:
         if all(offers(each, Digests) for each in self._backends.values()):
             self.digested = self._digested
         if issuer is not None:
-            self._issuer, self._takes_unknown_users = issuer, takes_unknown_users
+            self._issuer, self._accepts_unknown_users = issuer, accepts_unknown_users
             self.verify_token = self._verify_token
-        if takes_certificates:
+        if accepts_certificates:
             self.certified = self._certified
 
     async def verify(self, credentials: Credentials) -> UserAccount:
@@ -177,10 +177,10 @@ class Chain:
     async def maildrop_of(self, recipient: str) -> str:
         for name in possible_users(recipient, self._domains):
             if account := await self.account(name):
-                return self._checked(recipient, account.maildrop)
+                return self._valid_maildrop(recipient, account.maildrop)
         raise NoSuchUser(recipient)
 
-    def _checked(self, recipient: str, maildrop: str) -> str:
+    def _valid_maildrop(self, recipient: str, maildrop: str) -> str:
         """Return the maildrop if it is valid.
 
         Raises:
@@ -196,7 +196,7 @@ class Chain:
         return maildrop
 
     async def generation(self, identity: str) -> bytes | None:
-        """Return a digest of the generations of all back ends that have one, or None.
+        """Return a digest of the generations of all back ends, or None if they have no generations.
 
         All back ends are included, because a change in any of them may change which back end is
         responsible for the user.  A back end that is down is left out if an earlier back end has
@@ -263,7 +263,7 @@ class Chain:
             queried.append("oauth")
             owner = await self._issuer.owner(token.token)
             account = await self._account_of(owner, queried)
-            if account is None and self._takes_unknown_users:
+            if account is None and self._accepts_unknown_users:
                 with suppress(BadName):
                     account = UserAccount(check_name(owner), check_name(owner))
             return await self._authorize(account, token.identity, "token", queried)
@@ -274,7 +274,10 @@ class Chain:
             return await self._authorize(account, proof.authorization, "certificate", queried)
 
     async def _account_of(self, name: str, queried: list[str]) -> UserAccount | None:
-        """Return the account with this name, or with the name without its domain if it is local."""
+        """Return the account with this name.
+
+        If the name has a local domain, the name without the domain is tried too.
+        """
         local, _, domain = key(name).partition("@")
         for each in [key(name), *([local] if domain in self._domains else [])]:
             for backend in self._backends:
@@ -301,7 +304,10 @@ class Chain:
         return account._replace(credential=credential)
 
     async def _responsible_backend(self, identity: str, queried: list[str]) -> str:
-        """Return the name of the back end that has the user, or of the last one, which refuses."""
+        """Return the name of the back end that has the user.
+
+        For an unknown user, it is the last back end, which refuses the login.
+        """
         *others, last = self._backends
         for name in others:
             queried.append(name)

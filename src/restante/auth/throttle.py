@@ -49,8 +49,8 @@ _DAY = 86_400.0  # seconds
 # The customers of a provider share such a network, and guesses by one customer must not delay the
 # others.
 _WIDE_FACTOR = 8
-# A user loses priority in a network after this number of guesses from it at the user's password.  A
-# real user makes fewer typing errors.
+# After this number of guesses for a user from a network, the user loses priority in this network.
+# A real user makes fewer typing errors.
 _MAX_PAIR_GUESSES = 8
 # A password counts as sprayed when it has failed for ten users.  The limit is a little lower than
 # ten, because the weights of the first failures have decayed by the time of the tenth.
@@ -167,7 +167,7 @@ class Throttle:
     # After a password was checked.
 
     def record_failure(self, credentials: AnyCredentials) -> float:
-        """Count a failed login, and return the seconds from its arrival to its response."""
+        """Count a failed login.  Returns the number of seconds from its arrival to its response."""
         with self._lock:
             is_sprayed = isinstance(credentials, Credentials) and self._count_user(credentials)
             if not self._is_trusted(credentials.address):

@@ -81,7 +81,7 @@ class BadPassword(RestanteError):
 
 
 class User(NamedTuple):
-    """A user and its permissions, without secrets."""
+    """A user and the user's permissions, without secrets."""
 
     account: UserAccount
     created_at: float
@@ -106,7 +106,7 @@ class AppPassword(NamedTuple):
 
 
 class _Column(NamedTuple):
-    """The database column for a permission, and the conversion of the permission to its value."""
+    """The database column of a permission, and how the permission is converted for the column."""
 
     name: str
     convert: Callable[[Any], object] = lambda value: value
@@ -133,7 +133,7 @@ class Users:
     """
 
     def __init__(self, path: Path, *, domains: Collection[str] = ("localhost",)) -> None:
-        """``domains``: mail domains of users whose names have none."""
+        """``domains``: mail domains of users whose names contain no domain."""
         self._path = path
         self._domains = {normalise(domain) for domain in domains}
         self._hashers = passwords.Hashers("hash")
@@ -299,12 +299,12 @@ class Users:
     def _setting(self, column: str, name: str) -> float | None:
         query = f"SELECT {column} FROM users WHERE name = ?"
         try:
-            with self._settings_lock:  # used by several threads
+            with self._settings_lock:  # several threads share the connection
                 rows: Sequence[tuple[float | None]] = self._settings_reader.rows(query, _key(name))
         except FileNotFoundError:
             return None
         except (sqlite3.Error, OSError):
-            rows = self._rows_in_thread(query, _key(name))
+            rows = self._rows_blocking(query, _key(name))
         return rows[0][0] if rows else None
 
     def set_enabled(self, name: str, is_enabled: bool) -> None:
@@ -411,7 +411,7 @@ class Users:
         return None if rows is None else self._scram_secrets(rows, key, digest)
 
     def _scram_secrets(self, rows: Sequence[Any], key: str, digest: str) -> ScramSecrets:
-        # Derived for known users too, so that the time does not show which users exist.
+        # Derived for existing users too, so that the time does not show which users exist.
         decoy = scram.decoy_secrets(rows[0][0], key, digest)
         stored = [row[1:] for row in rows if row[1] is not None]
         if not stored:
@@ -448,7 +448,7 @@ class Users:
     async def _rows(self, query: str, *values: str) -> Sequence[Any]:
         """Run a query, in the event loop if possible, because a query rarely has to wait."""
         rows = self._rows_now(query, *values)
-        return await to_thread(self._rows_in_thread, query, *values) if rows is None else rows
+        return await to_thread(self._rows_blocking, query, *values) if rows is None else rows
 
     def _rows_now(self, query: str, *values: str) -> Sequence[Any] | None:
         """Run a query without waiting; return None if another process is writing or on an error."""
@@ -457,7 +457,7 @@ class Users:
         except (sqlite3.Error, OSError):
             return None
 
-    def _rows_in_thread(self, query: str, *values: str) -> Sequence[Any]:
+    def _rows_blocking(self, query: str, *values: str) -> Sequence[Any]:
         with self._transaction_for_peer() as database:
             return database.execute(query, values).fetchall()
 

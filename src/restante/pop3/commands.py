@@ -31,7 +31,7 @@ def user(session: Session, name: str) -> Response:
 
 
 def pass_(session: Session, password: str) -> Event:
-    """Logs in; allowed only directly after USER.  Spaces belong to the password (RFC 1939 §7)."""
+    """Logs in.  Must directly follow USER.  The password may contain spaces (RFC 1939 §7)."""
     if not session.may_authenticate:
         raise TLSRequired
     if not session.user:
@@ -60,9 +60,10 @@ def auth(session: Session, name: str, initial_response: str | None = None) -> Ev
 
 
 def xclient(_: Session, attributes: str) -> Event:
-    """Reports the client of a trusted proxy, in Dovecot's format; from others it is unknown.
+    """Reports the client behind a trusted proxy, in Dovecot's format.
 
-    Attributes about a login are ignored, so the client must still log in.
+    If the peer is not a trusted proxy, the command is unknown.  Attributes about a login are
+    ignored, so the client must still log in.
     """
     values = {}
     for attribute in attributes.split(" "):
@@ -126,8 +127,8 @@ def stls(session: Session) -> Event:
 def utf8(session: Session) -> Response:
     """Enables UTF-8 before login (RFC 6856 §2).
 
-    Outlook sends UTF8 after PASS, and gives up if it is refused.  So it is accepted after login
-    too, but has no effect.
+    Outlook sends UTF8 after PASS, and gives up if it is refused.  Therefore UTF8 is also accepted
+    after login, where it has no effect.
     """
     session.begin_utf8()
     return Response("UTF-8 enabled")

@@ -172,7 +172,7 @@ class Dialogue:
         self._body: Unstuffer | None = None  # the multi-line response that is being read
         self._refused: CommandFailed | None = None  # the error of the first refused DELE
         self._has_sent_quit = False
-        self._has_pipelined_uidl = False  # UIDL was sent, and LIST has not been answered
+        self._has_pipelined_uidl = False  # UIDL was sent with LIST and has not been answered
         self._has_pipelined = False  # a command for a message was sent before an earlier response
         self._is_pipelining_proved = False  # the response to such a command arrived
 
@@ -680,7 +680,7 @@ class Dialogue:
                 break
             octets += size
             if not self._sent:
-                self._expect_silence()
+                self._refuse_unrequested_data()
             answer.is_pipelined = bool(self._sent) or self._reading is not None
             self._has_pipelined |= answer.is_pipelined
             if answer.has_body:
@@ -711,7 +711,7 @@ class Dialogue:
         while (yield from self._content()):
             pass
 
-    def _expect_silence(self) -> None:
+    def _refuse_unrequested_data(self) -> None:
         """
         Raises:
             ConnectionLost: the server sent data without a command.  It may be part of a message, so
@@ -725,7 +725,7 @@ class Dialogue:
     def _send(self, command: str, argument: str = "") -> Procedure[None]:
         _check(argument)
         yield from self._settle()
-        self._expect_silence()
+        self._refuse_unrequested_data()
         self._command = command
         yield f"{command} {argument}".encode() + CRLF if argument else command.encode() + CRLF
 

@@ -37,7 +37,7 @@ _MAX_SHOWN = 2000
 class Secrets:
     """Masks a password or a token, and the texts that were sent to prove it.
 
-    All forms are masked in which a server may repeat them.
+    It masks all forms in which a server may repeat them.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Secrets:
             self._sequences = None
 
     def hide(self, text: str) -> str:
-        """Return the text with ``***`` in place of each secret, in upper or lower case.
+        """Return the text with each secret replaced by ``***``; case does not matter.
 
         A text longer than 2000 characters is truncated.
         """

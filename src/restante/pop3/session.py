@@ -5,7 +5,7 @@ None.  The driver must send each Response and Challenge.  It must carry out each
 method that reports the result; until then ``next`` returns None, so that pipelined commands wait
 (RFC 2449 §6.6).
 
-Security: all input comes from untrusted clients.  Bad input changes no state.
+Security: all input comes from untrusted clients.  Invalid input does not change the state.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _RUN = re.compile(
     rb"|(TOP) [1-9][0-9]{0,9} (0|[1-9][0-9]{0,9})\r\n(?:TOP [1-9][0-9]{0,9} \3\r\n){0,15}"
 )
 _NUMBER = re.compile(rb"[A-Z] ([0-9]+)")  # matches the message-number of each command in a run
-_NO_CHANNEL = Channel()
+_EMPTY_CHANNEL = Channel()
 _RESPONSES = (Response, Repeated, Challenge)
 _FOREIGN = FOREIGN_PROTOCOLS | {"EHLO", "HELO", "LHLO"}
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The settings of one server for all its sessions."""
+    """The settings of a server that apply to all of its sessions."""
 
     banner: str = "restante ready"
     """Text of the greeting.  It must not contain "<", which would announce APOP, and must not begin
@@ -192,7 +192,7 @@ class Session:
         self.time_stamp: str = time_stamp if self.may_authenticate else ""
         """The time stamp of the greeting for APOP (RFC 1939 §7); empty if APOP is disabled."""
         self._lines = LineBuffer(self._line_limit)
-        self._channel = channel or _NO_CHANNEL
+        self._channel = channel or _EMPTY_CHANNEL
         self._exchange: Exchange | None = None
         self._lookup: Lookup | None = None  # the look-up that the exchange waits for
         self._max_line = 0  # octets of Base64 in one response of this exchange
@@ -293,7 +293,7 @@ class Session:
         self._is_action_pending = False
         self.is_secure = True
         self.time_stamp = ""
-        self._channel = channel or _NO_CHANNEL
+        self._channel = channel or _EMPTY_CHANNEL
 
     def client_changed(self, tls: str, *, allow_plaintext: bool) -> Response:
         """Answers Xclient: the session now belongs to the client that the proxy reported.
@@ -395,7 +395,7 @@ class Session:
         """
         channel = self._channel
         if not any(name.endswith("-PLUS") for name in self.mechanisms):
-            # Without -PLUS in the offer, a client must not be refused for not using it.
+            # If -PLUS was not offered, a client that does not use it must not be refused.
             channel = replace(channel, end_point=b"")
         exchange = mechanism.server(channel)
         challenge = next(exchange)

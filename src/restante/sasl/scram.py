@@ -63,7 +63,7 @@ def server(name: str) -> Callable[[Channel], Exchange]:
                 return Disproof(name, identity)
             rest = yield server.get_server_final().encode()
         except ScramException as error:
-            raise _converted(error) from error
+            raise _convert(error) from error
         if rest:
             raise BadCommand("no data may follow the server's proof")
         return Proof(name, identity, key.credential)
@@ -118,7 +118,7 @@ def _matching_key(server: ScramServer, stored: ScramSecrets, closing: bytes) -> 
 def _without_authorization(opening: bytes) -> tuple[str, str]:
     """Return the first message without its authorization identity, and this identity.
 
-    The library does not accept an authorization identity, but mutt sends the user name in it.  The
+    The library does not accept an authorization identity, but mutt sends the user name as one.  The
     message begins with ``gs2-cbind-flag "," [ authzid ] ","`` (RFC 5802 §7).
     """
     text = _text(opening)
@@ -131,9 +131,10 @@ def _without_authorization(opening: bytes) -> tuple[str, str]:
 
 
 class _Authorized:
-    """The header of the first message, with the authorization identity again.
+    """The header of the first message, including the authorization identity.
 
-    The client's proof includes the original header.
+    The library receives the message without this identity, but the client's proof covers the
+    original header.
     """
 
     def __init__(self, header: Gs2Header, authorization: str) -> None:
@@ -193,7 +194,7 @@ def _reason(error: ScramException) -> str:
     return error.server_error.value if error.server_error else "malformed"
 
 
-def _converted(error: ScramException) -> Exception:
+def _convert(error: ScramException) -> Exception:
     if _reason(error) in _LOGIN_ERRORS:
         return AuthenticationFailed("bad-name")
     return BadCommand(f"SCRAM: {_reason(error)}")
