@@ -121,7 +121,7 @@ def maildrop_check(config: Configuration) -> Callable[[str], object]:
 
 
 def domains(config: Configuration) -> set[str]:
-    """Return the local mail domains: ann@DOMAIN is then the user ann."""
+    """Return the local mail domains: in each of them, ann@DOMAIN is an address of the user ann."""
     return {"localhost", config.server.hostname, *config.intake.smtp.domains}
 
 

@@ -124,7 +124,7 @@ def _code_of_cause(cause: BaseException | None) -> int:
 
 
 def _code_of_os_error(error: OSError) -> int | None:
-    """Return the exit code of a system error; None if trying again may or may not help."""
+    """Return the exit code of a system error; None if it is uncertain whether retrying helps."""
     if isinstance(error, socket.gaierror):
         is_unknown_host = error.errno == socket.EAI_NONAME
         return sysexits.EX_NOHOST if is_unknown_host else sysexits.EX_TEMPFAIL

@@ -116,7 +116,7 @@ class Job:
         return quirks.parse(self.options.quirks, split(self.options.url)[0])
 
     def budget(self) -> Budget:
-        """Return the limits of messages, octets and logins that the server allows."""
+        """Return the maximum numbers of messages, octets and logins that the provider allows."""
         from ..collect.plan import Budget
 
         account, octets = self.options, self.options.octets_per_day

@@ -36,7 +36,7 @@ class Recipients:
             return await self.postmaster()
 
     async def postmaster(self) -> str:
-        """Return the maildrop for postmaster's mail, for the case that no user has that name.
+        """Return the maildrop for postmaster's mail, which is used if no user has that name.
 
         Without ``intake.postmaster``, the first user in the user database gets this mail.
         """

@@ -59,11 +59,11 @@ with suppress(ImportError):  # uvloop has no wheel for Windows and for some inte
     _new_loop = uvloop.new_event_loop
 
 _log = logging.getLogger("restante.serve")
-_GRACE = 10.0  # seconds that busy sessions may continue after SIGTERM
+_GRACE = 10.0  # seconds for which busy sessions may continue after SIGTERM
 _RENEW_EVERY = 86_400.0  # seconds after which the key for TLS session tickets is replaced
 _REVIEW_EVERY = 1.0  # seconds between two searches for sessions of disabled users
 _TERMS_EVERY = 60.0  # seconds between two updates of the terms; other processes may change users
-# File descriptors of a worker without connections: an estimate, twice the number that was counted.
+# File descriptors of a worker without connections.  An estimate: twice the measured number.
 _OWN_DESCRIPTORS = 64
 _CONNECTION_DESCRIPTORS = 3  # per connection: the socket, the maildrop's lock, and a message
 _POP3_SCHEMES = ("pop3s", "pop3")
@@ -82,13 +82,13 @@ def worker_count(config: Configuration) -> int:
 
 
 def _processors() -> int:
-    """Return the number of processors for this process (on macOS, of all processors)."""
+    """Return the number of processors that this process may use (on macOS, of all processors)."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _max_connections(configured: int) -> int:
-    """Return ``configured``, or fewer connections if there are not enough file descriptors.
+    """Return ``configured``, or a lower number if there are not enough file descriptors for it.
 
     At the maximum, a new connection replaces the oldest one that has not logged in.  If descriptors
     ran out first, the server could not accept any connection, which would lock out all users.
@@ -185,7 +185,7 @@ class Running:
     addresses: dict[str, str] = field(default_factory=dict)
     """Listening addresses by protocol: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` …"""
     users: dict[str, str] = field(default_factory=dict)
-    """Passwords of the users that were created when the server started, by user name."""
+    """Passwords of the users who were created when the server started, by user name."""
     adopt: Callable[[Configuration], None] = lambda _: None
     """Applies another configuration to new sessions; open sessions keep the old one.
 
@@ -451,11 +451,11 @@ async def _log_reload(needs_restart: bool, upkeep: Upkeep | None) -> None:
     _log.info("reloaded", extra={"fields": {**restart, **removals}})
 
 
-# Settings that decide how long stored mail is kept.
+# Settings that decide when stored mail is removed.
 _retention_rules = attrgetter("store.hold", "store.quota", "limits.expire")
 
 
-# Settings that a reload does not change; the server must be restarted.
+# Settings that take effect only when the server is restarted.
 _FIXED_SETTINGS: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("server.listen", "server.workers", "server.hostname", "server.tls_at_proxy"),
     attrgetter("store.kind", "store.path", "store.maildrop"),
@@ -539,7 +539,7 @@ def _terms_to_announce(users: Users, policy: Policy) -> Terms | None:
 async def _renew_tls(replace_tls: Callable[[], None]) -> None:
     """Replace the TLS context daily, and with it the key that encrypts session tickets.
 
-    A stolen key thus decrypts the sessions of at most one day.  A renewed certificate is also
+    Thus a stolen key cannot decrypt the sessions of earlier days.  A renewed certificate is also
     loaded.
     """
     while True:

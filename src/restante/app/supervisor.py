@@ -29,7 +29,8 @@ _HANG_TIMEOUT = 60.0
 # delay.  An estimate: twice the longest delay between restarts.
 _STABLE_AFTER = 60.0
 _MAX_RESTART_DELAY = 30.0  # seconds; an estimate that keeps the load tolerable
-_STOP_TIMEOUT = 30.0  # seconds after which workers that do not stop are killed; < TimeoutStopSec=45
+# Seconds after which workers that do not stop are killed; less than TimeoutStopSec=45 in the unit.
+_STOP_TIMEOUT = 30.0
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _log = logging.getLogger("restante.workers")
@@ -41,9 +42,9 @@ class WorkerPipes:
 
     number: int
     supervisor_pipe: int
-    """Descriptor that reaches end of file when the supervisor dies."""
+    """Descriptor on which end of file is read when the supervisor has died."""
     heartbeat_pipe: int
-    """Descriptor for heartbeats."""
+    """Descriptor to which heartbeats are written."""
 
     def beat(self) -> None:
         """Send a heartbeat to the supervisor."""
@@ -89,7 +90,7 @@ class Supervisor:
         self._work, self._on_ready, self._reload, self._on_exit = work, on_ready, reload, on_exit
         self._terminal = terminal
         self._workers = [_Worker() for _ in range(count)]
-        # Numbers of the workers that have sent a heartbeat; None when all workers have.
+        # Numbers of the workers that have sent a heartbeat; None once all workers have.
         self._serving: set[int] | None = set()
         self._stop_by: float | None = None
         self._status = os.EX_OK

@@ -74,7 +74,7 @@ def _settings_that_trust_all(config: Configuration) -> Iterator[str]:
 
 
 def secret_files(config: Configuration) -> Iterator[tuple[str, str]]:
-    """Yield setting and path of each file that contains only one secret; "~" is expanded."""
+    """Yield the setting and the path of each file that contains a single secret."""
     auth = config.auth
     secrets: dict[str, Secret] = {
         "auth.ldap.bind_password": auth.ldap.bind_password,
