@@ -109,7 +109,7 @@ async def session(
     bars: Bars = no_bar,
     run: Run | None = None,
 ) -> None:
-    """Run one session.  ``collector.collect`` documents ``again``, ``dry_run`` and ``run``.
+    """Run one session.  For ``again`` and ``run``, see ``collector.collect``.
 
     Raises:
         ConfigurationError: the destination does not support the account's value of ``keep``.

@@ -93,8 +93,8 @@ def clock(config: Configuration) -> Clock:
     return Clock(config.state / "clock")
 
 
-def store(config: Configuration, own: Users | None = None) -> ServableStore:
-    """Build the store.  ``own`` is the user database, if it is open already."""
+def store(config: Configuration, database: Users | None = None) -> ServableStore:
+    """Build the store.  ``database`` is the user database, if it has already been built."""
     if config.store.kind == "memory":
         from ..store.memory import MemoryStore
 
@@ -103,12 +103,12 @@ def store(config: Configuration, own: Users | None = None) -> ServableStore:
 
     _make_default_directory(config)
     maildirs = MaildirStore(config.store.path, folders=config.store.maildrop, clock=clock(config))
-    set_rules(maildirs, config, own or users(config))
+    set_rules(maildirs, config, database or users(config))
     return maildirs
 
 
 async def deliver(config: Configuration, user: str, message: AsyncIterator[bytes]) -> Entry:
-    """Deliver one message, as ``ServableStore.deliver``, without importing the whole store."""
+    """Deliver one message like ``ServableStore.deliver``, but without importing the whole store."""
     if config.store.kind == "memory":
         return await store(config).deliver(user, message)
     from ..store import single_delivery
@@ -123,12 +123,12 @@ async def deliver(config: Configuration, user: str, message: AsyncIterator[bytes
 def _make_default_directory(config: Configuration) -> None:
     """Create the default directory.  Any other directory may be a mount point."""
     if config.store.path == f"{config.state}/mail/%u":
-        for place in (config.state, config.state / "mail"):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (config.state, config.state / "mail"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def set_rules(store: ServableStore, config: Configuration, users: Users) -> None:
-    """Apply the hold times and quotas of the configuration and of individual users."""
+    """Apply the hold times and quotas from the configuration and from the user database."""
     from ..store.maildir import MaildirStore
 
     def hold(user: str) -> float:

@@ -48,7 +48,7 @@ from .output import HIGH_WATER, TURN, Output
 from .proxy import Origin
 
 DIRECT = Origin()
-_EVENTS_PER_TURN = 100  # they take a few milliseconds, during which other clients wait
+_EVENTS_PER_TURN = 100  # commands; they take a few milliseconds, during which other clients wait
 # Seconds for which a drain waits for close_notify from clients that have received all output.
 _CLOSE_NOTIFY_TIMEOUT = 1.0
 
@@ -190,7 +190,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._output = Output()
         self._worker: asyncio.Task[None] | None = None  # performs an event and later commands
         self._is_half_closed = self._is_draining = self._is_closing = self._is_lost = False
-        self._is_turn_due = False  # whether other connections get a turn before the input
+        self._is_turn_due = False  # whether other connections get a turn before more input is read
         self._began = self._last_command = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._id = secrets.token_hex(5)  # for the log
@@ -398,10 +398,10 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             await asyncio.sleep(0)
 
     def _cancel_work(self) -> None:
-        """Cancel the task, but not before its first step.
+        """Cancel the task after its first step.
 
-        Before its first step, the cancellation would not reach the work, which may wait for a
-        thread that is taking the maildrop's lock.
+        An earlier cancellation would not reach the work, which may be waiting for a thread that is
+        acquiring the maildrop's lock.
         """
         if self._worker is not None:
             self._loop.call_soon(self._worker.cancel)

@@ -47,14 +47,14 @@ class Guard(Protocol):
     """Records the results of logins, and slows down guessing."""
 
     def record_success(
-        self, shown: AnyCredentials, account: UserAccount, *, is_cached: bool = False
+        self, credentials: AnyCredentials, account: UserAccount, *, is_cached: bool = False
     ) -> None:
         """Record a successful login.
 
         ``is_cached``: the password was not checked again, because a cache contains it.
         """
 
-    def record_failure(self, shown: AnyCredentials) -> float:
+    def record_failure(self, credentials: AnyCredentials) -> float:
         """Record a failed login; return the seconds between the attempt and its response."""
 
 
@@ -77,7 +77,7 @@ def time_stamp(host: str) -> str:
 
 
 def verify_now(
-    passdb: Passdb, shown: AnyCredentials, separator: str, passwords: Passdb | None
+    passdb: Passdb, credentials: AnyCredentials, separator: str, passwords: Passdb | None
 ) -> UserAccount | None:
     """Return the account for a cached password or for a proof, if this requires no waiting.
 
@@ -87,18 +87,18 @@ def verify_now(
     Raises:
         AuthenticationFailed: the credentials are refused; the reason is only for the log.
     """
-    if len(interpretations(shown.identity, separator)) > 1:
+    if len(interpretations(credentials.identity, separator)) > 1:
         return None
-    match shown:
+    match credentials:
         case Credentials() if offers(passwords, PromptAnswers):
-            return passwords.remembered(shown)
+            return passwords.remembered(credentials)
         case Proof(mechanism=name) if name != "EXTERNAL" and offers(passdb, PromptScramKeys):
-            return passdb.proved_now(shown)
+            return passdb.proved_now(credentials)
     return None
 
 
 async def resolve(
-    passdb: Passdb, shown: AnyCredentials, separator: str
+    passdb: Passdb, credentials: AnyCredentials, separator: str
 ) -> tuple[AnyCredentials, View]:
     """Split the login name into a user and a view of the maildrop.
 
@@ -108,17 +108,20 @@ async def resolve(
     Raises:
         TemporaryFailure: a back end cannot answer now.
     """
-    name, view = await interpret(passdb, shown.identity, separator)
-    if name == shown.identity:
-        return shown, view
-    if isinstance(shown, Credentials | Proof) and shown.authorization == shown.identity:
-        shown = replace(shown, authorization=name)
-    return replace(shown, identity=name), view
+    name, view = await interpret(passdb, credentials.identity, separator)
+    if name == credentials.identity:
+        return credentials, view
+    if (
+        isinstance(credentials, Credentials | Proof)
+        and credentials.authorization == credentials.identity
+    ):
+        credentials = replace(credentials, authorization=name)
+    return replace(credentials, identity=name), view
 
 
 async def verify(
     passdb: Passdb,
-    shown: AnyCredentials,
+    credentials: AnyCredentials,
     view: View = _WHOLE_MAILDROP,
     passwords: Passdb | None = None,
 ) -> UserAccount:
@@ -130,7 +133,7 @@ async def verify(
         AuthenticationFailed: the credentials are refused; the reason is only for the log.
         TemporaryFailure: a back end cannot answer now; this never counts as a guess.
     """
-    account = await _verify(passdb, shown, passwords)
+    account = await _verify(passdb, credentials, passwords)
     if view == _WHOLE_MAILDROP:
         return account
     permitted = account.view.folders
@@ -139,21 +142,23 @@ async def verify(
     return account._replace(view=view._replace(folders=view.folders or permitted))
 
 
-async def _verify(passdb: Passdb, shown: AnyCredentials, passwords: Passdb | None) -> UserAccount:
-    match shown:
+async def _verify(
+    passdb: Passdb, credentials: AnyCredentials, passwords: Passdb | None
+) -> UserAccount:
+    match credentials:
         case Credentials():
-            return await (passwords or passdb).verify(shown)
+            return await (passwords or passdb).verify(credentials)
         case Disproof():
             raise AuthenticationFailed
         case Digest() if offers(passdb, Digests):
-            return await passdb.digested(shown)
+            return await passdb.digested(credentials)
         case Token() if offers(passdb, Tokens):
-            return await passdb.verify_token(shown)
+            return await passdb.verify_token(credentials)
         case Proof(mechanism="EXTERNAL"):
             if offers(passdb, Certificates):
-                return await passdb.certified(shown)
+                return await passdb.certified(credentials)
         case Proof() if offers(passdb, ScramKeys):
-            return await passdb.proved(shown)
+            return await passdb.proved(credentials)
     raise AuthenticationFailed("no-such-mechanism")
 
 

@@ -12,7 +12,7 @@ from struct import unpack
 
 from ..posix import NotOnThisSystem, fcntl, termios
 
-HIGH_WATER = 65_536  # maximum octets of output per connection, and of input that was not read yet
+HIGH_WATER = 65_536  # octets per connection, of buffered output and of input not yet processed
 _TRANSPORT_HIGH_WATER = 16_384  # octets in the transport's buffer at which the transport is full
 # Octets written before other connections get a turn.  Writing them takes less than a millisecond.
 TURN = 262_144

@@ -4,7 +4,7 @@ Standards: RFC 1939 §3 (autologout), RFC 2595 (STLS), RFC 8314.
 Security: no stream classes are used, so octets that were received before TLS cannot be read after
 the handshake.
 Promises: the termination octet is never sent after a message that could not be read to its end.
-The response to QUIT is sent after the removal is durable and the lock is released.
+The response to QUIT is sent only when the removal is durable and the lock has been released.
 Limits: see ``connection``.
 """
 
@@ -257,9 +257,9 @@ class Connection(BaseConnection[Event]):
         match event:
             case Response():
                 await self._list(event)
-            case Login(shown):
+            case Login(credentials):
                 self._slot.protect()  # also while the response is delayed; see ``admission``
-                await self._log_in(shown)
+                await self._log_in(credentials)
                 if self._account is None and not self._is_closing:
                     self._slot.make_evictable(self._evict)
             case Lookup():
@@ -287,8 +287,8 @@ class Connection(BaseConnection[Event]):
             if secrets is None:
                 await self._enter_task()
                 # The client has not sent its proof yet.
-                shown = Disproof("SCRAM", lookup.identity, self._address)
-                with attempting(shown, self._loop.time()):
+                credentials = Disproof("SCRAM", lookup.identity, self._address)
+                with attempting(credentials, self._loop.time()):
                     secrets = await login.look_up(passdb, lookup, separator=separator)
         except RestanteError as error:
             fields = {"ip": self._address, "user": lookup.identity, "proto": self._proto}
@@ -311,10 +311,10 @@ class Connection(BaseConnection[Event]):
         allow_plaintext = self._service.allows_plaintext(self._address)
         self._send(self._session.client_changed(reported.tls, allow_plaintext=allow_plaintext))
 
-    async def _log_in(self, shown: AnyCredentials) -> None:
-        fields = self._login_fields(shown)
+    async def _log_in(self, credentials: AnyCredentials) -> None:
+        fields = self._login_fields(credentials)
         try:
-            account = await self._authenticate(replace(shown, address=self._address))
+            account = await self._authenticate(replace(credentials, address=self._address))
             if self._is_lost:
                 return
             if self._service.before_opening is not None:
@@ -348,14 +348,14 @@ class Connection(BaseConnection[Event]):
         if not offers(self._service.store, Prompt):
             await self._enter_task()
 
-    def _login_fields(self, shown: AnyCredentials) -> dict[str, Any]:
+    def _login_fields(self, credentials: AnyCredentials) -> dict[str, Any]:
         """Return the log fields of a login, whether it succeeds or not."""
         fields: dict[str, Any] = {
             "ip": self._address,
-            "user": shown.identity,
+            "user": credentials.identity,
             "proto": self._proto,
             "tls": self._tls_version(),
-            "mech": shown.mechanism,
+            "mech": credentials.mechanism,
         }
         return fields | {"proxy": self._origin.proxy} if self._origin.proxy else fields
 
@@ -386,41 +386,43 @@ class Connection(BaseConnection[Event]):
         if must_disconnect:
             self.close("crowded")
 
-    async def _authenticate(self, shown: AnyCredentials) -> UserAccount:
-        """Verify credentials, and return the account of the user, who may log in now.
+    async def _authenticate(self, credentials: AnyCredentials) -> UserAccount:
+        """Check the credentials and whether the user may log in now; return the user's account.
 
         A wrong guess counts even if the client disconnects.
 
         Raises:
-            AuthenticationFailed: the login is refused; it must be answered at ``_penalty_end``.
+            AuthenticationFailed: the login is refused; the response is due at ``_penalty_end``.
             TemporaryFailure: a back end cannot answer now.
         """
         service, began, guard = self._service, self._loop.time(), self._service.guard
         self._is_authenticating = True
         try:
             cached = login.verify_now(
-                service.passdb, shown, service.folder_separator, service.passwords
+                service.passdb, credentials, service.folder_separator, service.passwords
             )
             if cached is not None:
                 account = cached
             else:
                 await self._enter_task()
-                with attempting(shown, began):
+                with attempting(credentials, began):
                     # Guesses are counted for the user, whichever alias the client uses.
-                    shown, view = await login.resolve(
-                        service.passdb, shown, service.folder_separator
+                    credentials, view = await login.resolve(
+                        service.passdb, credentials, service.folder_separator
                     )
-                    account = await login.verify(service.passdb, shown, view, service.passwords)
+                    account = await login.verify(
+                        service.passdb, credentials, view, service.passwords
+                    )
             if reason := account.refusal(
-                self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
+                self._address, is_secure=self._session.is_secure, mechanism=credentials.mechanism
             ):
                 raise AuthenticationFailed(reason)
             if guard is not None:
-                guard.record_success(shown, account, is_cached=cached is not None)
+                guard.record_success(credentials, account, is_cached=cached is not None)
             return account
         except AuthenticationFailed:
             if guard is not None:
-                self._penalty_end = began + guard.record_failure(shown)
+                self._penalty_end = began + guard.record_failure(credentials)
             raise
         finally:
             self._is_authenticating = False

@@ -22,7 +22,7 @@ from ..errors import (
 
 # Octets of a command line, including CRLF: the 512 of RFC 5321 §4.5.3.1.4 and more for extensions.
 # Paths are not limited to the 256 octets of RFC 5321 §4.5.3.1.3, because users may have longer
-# names; RFC 5321 §4.5.3.1 recommends to avoid such limits.
+# names; RFC 5321 §4.5.3.1 recommends avoiding such limits.
 MAX_LINE = 1024
 
 # Characters beyond ASCII are checked later, because they require SMTPUTF8.  Lone surrogates stand
