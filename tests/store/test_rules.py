@@ -144,8 +144,8 @@ def opened(place: Path) -> Iterator[int]:
 
 
 def test_noted_rules_are_remembered(opened: int) -> None:
-    rules.note(opened, CHANGED - 100, hold=14 * DAY, expire=30 * DAY)
-    before, after = rules.note(opened, CHANGED, hold=KEEP, expire=NEVER)
+    rules.record_change(opened, CHANGED - 100, hold=14 * DAY, expire=30 * DAY)
+    before, after = rules.record_change(opened, CHANGED, hold=KEEP, expire=NEVER)
     assert rules.read(opened) == after != before
     assert after.hold == (RuleChange(CHANGED - 100, 14 * DAY), RuleChange(CHANGED, KEEP))
     assert after.expire == (RuleChange(CHANGED - 100, 30 * DAY), RuleChange(CHANGED, NEVER))
@@ -155,10 +155,10 @@ def test_noted_rules_are_remembered(opened: int) -> None:
     "damage", [b"", b"x", b"\0" * 200, b'0011223344556677\n{"hold": [], "expire": []}']
 )
 def test_a_damaged_file_makes_mail_stay_longer(opened: int, place: Path, damage: bytes) -> None:
-    rules.note(opened, CHANGED, hold=DAY)
+    rules.record_change(opened, CHANGED, hold=DAY)
     (place / rules.RULES).write_bytes(damage)
     assert rules.read(opened) == Rules()
-    _, after = rules.note(opened, CHANGED + 100, hold=DAY)
+    _, after = rules.record_change(opened, CHANGED + 100, hold=DAY)
     assert after.held_until(CHANGED - 400 * DAY) == CHANGED + 100 + GRACE
 
 
@@ -451,7 +451,7 @@ def test_interrupted_update_is_finished_by_the_rule_of_its_time(
     (entry,) = [run(deliver(rule.store, "ann", b"x"))]
     run(remove(rule.store, "ann", []))
     with files.maildrop(str(tmp_path), ["ann"]) as opened:
-        rules.note(opened, CHANGED, hold=14 * DAY)
+        rules.record_change(opened, CHANGED, hold=14 * DAY)
         (file,) = (place / "new").iterdir()
         victims = f"{file.stat().st_ino} {entry.unique_id} {entry.unique_id}\0".encode()
         (place / "restante.removing").write_bytes(victims)

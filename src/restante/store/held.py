@@ -370,7 +370,10 @@ def _another_name(old_name: str, present: Collection[str]) -> str:
 
 
 def purge(maildrop: int, is_over: Callable[[float], bool]) -> int:
-    """Destroy held messages chosen by their time of removal, and return their number."""
+    """Destroy held messages, and return their number.
+
+    ``is_over``: returns whether the hold of a message with this time of removal is over.
+    """
     purged = []
     with files.directory_lock(files.HELD, maildrop) as held:
         for name, _ in files.list_files(files.HELD, maildrop):

@@ -371,7 +371,7 @@ class MaildirStore:
         None means that mail is destroyed.  It is returned only if mail was to be destroyed when the
         UPDATE began, and still is.
         """
-        return None if rules.read(root).destroys and not hold() else self._clock.stamp()
+        return None if rules.read(root).destroys_immediately and not hold() else self._clock.stamp()
 
     async def purge(self, user: str, removed_before: float) -> int:
         def clean(maildrop: int) -> int:
@@ -416,7 +416,9 @@ class MaildirStore:
             quota.update_limit(maildrop, self.limit(user))
             if days is None and before.is_empty and not expiry.has_held_mail(maildrop):
                 return Forecast()  # no rule has ever applied to this maildrop
-            before, after = rules.note(maildrop, int(now), hold=hold, expire=days_to_seconds(days))
+            before, after = rules.record_change(
+                maildrop, int(now), hold=hold, expire=days_to_seconds(days)
+            )
             return expiry.forecast(maildrop, before, after, now)
 
         return await in_thread(self._with_maildrop, user, note, Forecast())
@@ -849,7 +851,10 @@ class _OpenMaildir:
         return 0.0  # even if the disk is full, because access to mail is more important
 
     def expire(self, is_expired: Callable[[float], bool], now: float) -> int:
-        """Remove messages chosen by their time of arrival, and return their number.  Blocking."""
+        """Remove messages, and return their number.  Blocking.
+
+        ``is_expired``: returns whether a message with this time of arrival has expired.
+        """
         messages = map(self.listing.row, range(len(self.listing)))
         victims = []
         for position, file in enumerate(each.file for each in messages):
@@ -889,8 +894,8 @@ class _OpenMaildir:
             return set()
         sizes = quota.sizes(self._root, self.maildrop, self._files(entries))
         hold, removed_at = self._hold(), self._clock.stamp()
-        with suppress(OSError):  # on failure, the next call of ``rules.note`` records the change
-            rules.note(self._root, removed_at, hold=hold)
+        with suppress(OSError):  # after a failure, the next call records the change
+            rules.record_change(self._root, removed_at, hold=hold)
         not_removed = update(self.maildrop, victims, removed_at if hold else None)
         removed_sizes = [size for unique_id, size in sizes.items() if unique_id not in not_removed]
         quota.record_change(self._root, -sum(removed_sizes), -len(removed_sizes))

@@ -120,7 +120,7 @@ class _Reader:
         self.result = Mbox()
         self._offset = self._line_number = 0  # number of octets and lines read so far
         self._is_line_start = True  # whether the next piece begins a line
-        self._empty = b""  # the last line if it is empty, because it may separate two messages
+        self._empty = b""  # the last line if it is empty; it may separate two messages
         self._section: Section | None = None
         self._sections = 0
         self._candidate: _Candidate | None = None
@@ -220,9 +220,8 @@ class _Reader:
 
     def _add_header_line(self, line: bytes) -> None:
         assert self._section is not None
-        if self._is_first_field and _QUOTED.match(
-            line
-        ):  # a From_ line that another program has added
+        if self._is_first_field and _QUOTED.match(line):
+            # Another program has added this From_ line.
             self._section.begin = self._offset
             return
         if self._is_line_start and not line.startswith((b" ", b"\t")):

@@ -75,14 +75,14 @@ class Template:
         if at and not self._has_domain:
             raise NoMaildrop(
                 "log in with a user name without a domain",
-                "has a domain, for which the path has no place (%u or %d)",
+                "has a domain, but the path contains neither %u nor %d",
             )
         names = []
         for before, variable, after in self._below:
             if variable and variable not in values:
                 raise NoMaildrop(
                     "log in with your full address (name@domain)",
-                    f"has no domain, which the path needs (%d), as in {user}@example.org",
+                    f"needs a domain, as in {user}@example.org, because the path contains %d",
                 )
             names.append(before + values.get(variable, "") + after)
         if any(len(os.fsencode(name)) > _NAME_MAX for name in names):

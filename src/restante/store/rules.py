@@ -80,7 +80,7 @@ class Rules(NamedTuple):
         return not (self.hold or self.expire)
 
     @property
-    def destroys(self) -> bool:
+    def destroys_immediately(self) -> bool:
         """Whether deleted mail is destroyed immediately."""
         return bool(self.hold) and self.hold[-1].seconds == 0
 
@@ -149,16 +149,16 @@ def forecast(
     return Forecast(len(held), len(expiring), min([*held, *expiring], default=inf))
 
 
-def _earlier_ends(before: History, after: History, start: Iterable[float]) -> Iterator[float]:
+def _earlier_ends(before: History, after: History, starts: Iterable[float]) -> Iterator[float]:
     """Yield the ends that are earlier under the new rule than under the old rule.
 
     If no rule was recorded before, mail that should already have been removed under the new rule
     shows that the rule is new.
     """
     since, seconds = after[-1]
-    for each in start:
-        end = _end(each, after)
-        is_sooner = end < _end(each, before) if before else each + seconds <= since
+    for start in starts:
+        end = _end(start, after)
+        is_sooner = end < _end(start, before) if before else start + seconds <= since
         if is_sooner and end <= since + GRACE:
             yield end
 
@@ -180,7 +180,7 @@ def read(maildrop: int) -> Rules:
     return Rules()
 
 
-def note(
+def record_change(
     maildrop: int, at: int, *, hold: float | None = None, expire: float | None = None
 ) -> tuple[Rules, Rules]:
     """Apply ``Rules.changed`` durably, and return the rules before and after the change."""
@@ -201,12 +201,8 @@ def set_quota(maildrop: int, octets: int) -> None:
         _write(maildrop, before._replace(quota=octets))
 
 
-def _write(maildrop: int, changes: Rules) -> None:
-    fields = {
-        "hold": _to_json(changes.hold),
-        "expire": _to_json(changes.expire),
-        "quota": changes.quota,
-    }
+def _write(maildrop: int, rules: Rules) -> None:
+    fields = {"hold": _to_json(rules.hold), "expire": _to_json(rules.expire), "quota": rules.quota}
     octets = json.dumps(fields).encode("ascii")
     files.replace(RULES, b"%b\n%b" % (_checksum(octets), octets), maildrop)
 
