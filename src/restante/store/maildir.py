@@ -885,7 +885,7 @@ class _OpenMaildir:
         if not entries or self._hold() == inf:
             return ()
         not_removed = self._remove(entries)
-        return [each for each in entries if each.unique_id in not_removed] if not_removed else ()
+        return [each for each in entries if each.unique_id in not_removed] if not_removed else []
 
     def _remove(self, entries: Collection[Entry]) -> set[str]:
         """Remove messages.  Returns the unique-ids of those not removed.  Blocking."""

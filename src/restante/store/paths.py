@@ -82,7 +82,7 @@ class Template:
             if variable and variable not in values:
                 raise NoMaildrop(
                     "log in with your full address (name@domain)",
-                    f"needs a domain, as in {user}@example.org, because the path contains %d",
+                    f"has no domain, but the path requires one (%d), as in {user}@example.org",
                 )
             names.append(before + values.get(variable, "") + after)
         if any(len(os.fsencode(name)) > _NAME_MAX for name in names):
