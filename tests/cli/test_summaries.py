@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.cli.summaries import decoded, head, head_of
+from restante.cli.summaries import decoded, read_summary, summarise
 
 from ..store.helpers import put
 from .conftest import Restante
@@ -51,12 +51,12 @@ def test_headers_encoded_by_python_are_decoded(words: list[str]) -> None:
 
 def test_fields_are_folded_and_the_first_of_each_counts() -> None:
     octets = b"Received: x\r\nSUBJECT :a\r\n\tb\r\nFrom: A <a@b>\nSubject: c\n\nDate: in the body\n"
-    assert head(octets) == {"sender": "A <a@b>", "subject": "a b", "date": ""}
+    assert summarise(octets) == {"sender": "A <a@b>", "subject": "a b", "date": ""}
 
 
 @given(st.binary())
 def test_nothing_raises(octets: bytes) -> None:
-    found = head(b"Subject: " + octets)
+    found = summarise(b"Subject: " + octets)
     assert "".join(found.values()).isprintable()
 
 
@@ -77,7 +77,7 @@ async def once(octets: bytes) -> AsyncIterator[bytes]:
 )
 def test_a_hostile_header_costs_little(octets: bytes) -> None:
     began = time.thread_time()
-    asyncio.run(head_of(once(octets)))
+    asyncio.run(read_summary(once(octets)))
     assert time.thread_time() - began < 3
 
 

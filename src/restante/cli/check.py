@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--example",
         action="store_true",
-        help="print a sample configuration with every option, and check nothing",
+        help="print a sample configuration with every option instead of checking",
     )
     parser.set_defaults(run=run)
 

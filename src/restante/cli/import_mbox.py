@@ -43,14 +43,16 @@ def read(options: argparse.Namespace) -> ImportedFiles:
             )
         file.seek(0)
         box = mbox.read(iter(partial(file.readline, _LINE), b""))
-    is_servers = options.kind == "uw" or bool(options.uidl) or box.has_server_ids
-    ids = _ids(box) if is_servers else {}
-    messages = [each for each in box.messages if is_servers or not each.is_expunged]
-    result = ImportedFiles([], notes=[*_notes(box), *(_notes_of_ids(box) if is_servers else ())])
+    is_server_mbox = options.kind == "uw" or bool(options.uidl) or box.has_server_ids
+    ids = _ids(box) if is_server_mbox else {}
+    messages = [each for each in box.messages if is_server_mbox or not each.is_expunged]
+    result = ImportedFiles(
+        [], notes=[*_notes(box), *(_notes_of_ids(box) if is_server_mbox else ())]
+    )
     make_message = partial(
         ImportedMessage,
         path=options.path,
-        unquotes=not is_servers if options.unquote is None else options.unquote,
+        unquotes=not is_server_mbox if options.unquote is None else options.unquote,
         stamp=stamp_before,
     )
     known: dict[str, int] = {}
@@ -72,18 +74,18 @@ def read(options: argparse.Namespace) -> ImportedFiles:
 
 
 def _ids(box: mbox.Mbox) -> dict[int, str]:
-    """Return the old server's unique-ids by number, except those that several messages have."""
-    claims = Counter(each.unique_id for each in box.messages)
+    """Return the old server's unique-ids by message number, except ids that are not unique."""
+    uses = Counter(each.unique_id for each in box.messages)
     return {
         each.number: each.unique_id
         for each in box.messages
-        if each.unique_id and claims[each.unique_id] == 1
+        if each.unique_id and uses[each.unique_id] == 1
     }
 
 
 def _notes_of_ids(box: mbox.Mbox) -> Iterator[str]:
-    claims = Counter(each.unique_id for each in box.messages if each.unique_id)
-    for unique_id in (each for each, count in claims.items() if count > 1):
+    uses = Counter(each.unique_id for each in box.messages if each.unique_id)
+    for unique_id in (each for each, count in uses.items() if count > 1):
         numbers = (str(each.number) for each in box.messages if each.unique_id == unique_id)
         listed = _abbreviated(numbers)
         yield f"these messages had the same unique-id, so each gets a new one: {listed}"

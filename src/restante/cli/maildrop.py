@@ -25,7 +25,7 @@ from ..store.foreign import dovecot_uidlist
 from ..store.maildir import MaildirStore
 from ..words import counted, limit_size, size
 from . import common
-from .summaries import head_of
+from .summaries import read_summary
 
 _OLD_RESTORE = "undelete"  # the name of `restore` up to 0.1; scripts may still use it
 
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Inspect and verify users' maildrops, and restore deleted mail."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def action(name: str, run: Action, text: str, *, user: str = "USER") -> argparse.ArgumentParser:
+    def add_action(
+        name: str, run: Action, text: str, *, user: str = "USER"
+    ) -> argparse.ArgumentParser:
         # argparse does not list an action that has no ``help``.
         parser = actions.add_parser(name, help=text) if text else actions.add_parser(name)
         if user:
@@ -49,40 +51,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.set_defaults(run=lambda options: _run(options, run))
         return parser
 
-    action("list", list_, "list maildrops with their number of messages and size", user="")
-    action("show", show, "list the messages of one maildrop")
-    action("held", held, "list deleted messages that can be restored")
-    _add_restore_options(action("restore", restore, "restore deleted messages"))
-    _add_restore_options(action(_OLD_RESTORE, restore, ""))
-    exporting = action("export", export, "print the unique-ids, for a migration to another server")
-    exporting.add_argument(
+    add_action("list", list_, "list maildrops with their number of messages and size", user="")
+    add_action("show", show, "list the messages of one maildrop")
+    add_action("held", held, "list deleted messages that can be restored")
+    _add_restore_options(add_action("restore", restore, "restore deleted messages"))
+    _add_restore_options(add_action(_OLD_RESTORE, restore, ""))
+    export_parser = add_action(
+        "export", export, "print the unique-ids, for a migration to another server"
+    )
+    export_parser.add_argument(
         "--uidlist",
         action="store_true",
         help="print the unique-ids in the format of Dovecot's file dovecot-uidlist",
     )
-    logging = action("log", log, "show which sessions retrieved or deleted which messages")
-    logging.add_argument(
+    log_parser = add_action("log", log, "show which sessions retrieved or deleted which messages")
+    log_parser.add_argument(
         "--since", metavar="TIME", help="show only sessions of the last TIME, such as 2h or 3d"
     )
     for name, run, text in (
         ("verify", verify, "read every message, and compare it with its index and file name"),
         ("reindex", reindex, "rebuild the index from the mail"),
     ):
-        checking = action(name, run, text, user="?")
-        checking.add_argument("--all", action="store_true", help=f"{name} all maildrops")
-    purging = action("purge", purge, "destroy deleted messages permanently", user="?")
-    purging.description = (
+        check_parser = add_action(name, run, text, user="?")
+        check_parser.add_argument("--all", action="store_true", help=f"{name} all maildrops")
+    purge_parser = add_action("purge", purge, "destroy deleted messages permanently", user="?")
+    purge_parser.description = (
         "Destroy deleted messages permanently. Without USER, --all and --older-than, only messages "
         "whose hold time is over are destroyed, including those that the server keeps because the "
         "clock has jumped."
     )
-    purging.add_argument(
+    purge_parser.add_argument(
         "--older-than",
         metavar="TIME",
         help="destroy only messages that have been held for longer than TIME",
     )
-    purging.add_argument("--all", action="store_true", help="destroy messages in all maildrops")
-    purging.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    purge_parser.add_argument(
+        "--all", action="store_true", help="destroy messages in all maildrops"
+    )
+    purge_parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def _add_restore_options(parser: argparse.ArgumentParser) -> None:
@@ -204,7 +210,7 @@ def _truncated(text: object, length: int) -> str:
 async def _header_fields(pieces: AsyncIterator[bytes]) -> dict[str, str]:
     """Return the headers, or ``error`` for a message that cannot be read."""
     try:
-        return await head_of(pieces)
+        return await read_summary(pieces)
     except RestanteError as error:
         return {"sender": "", "subject": "", "date": "", "error": str(error)}
 

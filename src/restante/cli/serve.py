@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
     With ``--ephemeral``, also stop at the end of standard input.
     """
-    with _configured(options) as config:
+    with _prepared_configuration(options) as config:
         log.set_up(config.log)
         with suppress(OSError):  # before files are created: the clock may have jumped
             stores.clock(config).advance()
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _configured(options: argparse.Namespace) -> Iterator[Configuration]:
+def _prepared_configuration(options: argparse.Namespace) -> Iterator[Configuration]:
     if not options.ephemeral:
         yield _configuration(options)
         return
@@ -99,9 +99,9 @@ async def _serve(config: Configuration, options: argparse.Namespace) -> None:
         server.users = dict([first_user] if first_user else [])
         _listen_to_hangup(server, options, stop, lambda: terminal.is_closed() or options.ephemeral)
         heartbeat = asyncio.create_task(_report_heartbeat(lambda: systemd.notify("WATCHDOG=1")))
-        with _announced_ready(server, options):
+        with _announcement(server, options):
             if options.ephemeral:
-                _watch_input(stop)
+                _stop_at_end_of_input(stop)
             await stop.wait()
             _log.info("stopping", extra={"fields": {}})
             systemd.notify("STOPPING=1")
@@ -148,7 +148,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
         supervisor = Supervisor(
             count,
             work,
-            on_ready=lambda: stack.enter_context(_announced_ready(server, options)),
+            on_ready=lambda: stack.enter_context(_announcement(server, options)),
             reload=reload_certificate,
             on_exit=tally.forget,
             terminal=Terminal(),
@@ -191,20 +191,20 @@ def _listen_to_hangup(
 ) -> None:
     """On SIGHUP, stop the server if ``must_stop`` returns True; otherwise reload."""
 
-    def adopt() -> None:
+    def apply_configuration() -> None:
         server.adopt(_configuration(options))
 
     def handle_hangup() -> None:
         if must_stop():
             stop.set()
         else:
-            reload(adopt)
+            reload(apply_configuration)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, handle_hangup)
 
 
 @contextmanager
-def _announced_ready(server: Running, options: argparse.Namespace) -> Iterator[None]:
+def _announcement(server: Running, options: argparse.Namespace) -> Iterator[None]:
     """Announce that the server is ready: with a file, as JSON or text, and to systemd."""
     if options.ready_file:
         options.ready_file.touch()
@@ -230,7 +230,7 @@ def _listen_to_signals() -> asyncio.Event:
     return stop
 
 
-def _watch_input(stop: asyncio.Event) -> None:
+def _stop_at_end_of_input(stop: asyncio.Event) -> None:
     """Set ``stop`` at the end of standard input.
 
     This uses a thread, because the event loop cannot poll some kinds of files.

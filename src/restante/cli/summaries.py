@@ -25,17 +25,17 @@ _SLOW_CODECS = ("idna", "punycode")  # codecs for host names that take quadratic
 _MAX_DATE = 31  # characters, as "Thu, 13 Feb 1969 23:32:54 -0330"
 
 
-async def head_of(pieces: AsyncIterator[bytes]) -> dict[str, str]:
+async def read_summary(pieces: AsyncIterator[bytes]) -> dict[str, str]:
     """Return ``sender``, ``subject`` and ``date`` of a message; empty if missing."""
     octets = b""
     async for piece in pieces:
         octets += piece
         if _END.search(octets) or len(octets) > _HEADER:
             break
-    return head(octets)
+    return summarise(octets)
 
 
-def head(octets: bytes) -> dict[str, str]:
+def summarise(octets: bytes) -> dict[str, str]:
     text = octets[:_HEADER]
     header = _FOLD.sub(b"", text[: end.end()] if (end := _END.search(text)) else text)
     fields: dict[bytes, bytes] = {}

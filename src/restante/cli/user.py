@@ -100,13 +100,13 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
     action.add_argument(
         "--expire",
         metavar="TIME",
-        help='remove mail automatically after this time, such as 90d; "any": as configured',
+        help='remove mail automatically after this time, such as 90d; "any": the configured time',
     )
     action.add_argument(
         "--folder",
         nargs="+",
         metavar="FOLDER",
-        help='show these folders as one maildrop; "any": as configured',
+        help='show these folders as one maildrop; "any": the configured folders',
     )
     action.set_defaults(run=permit)
     action = actions.add_parser(
@@ -131,7 +131,7 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
         "time",
         metavar="TIME",
         help='how long to hold deleted mail, such as 30d; 0: destroy it at QUIT; "keep": never '
-        'remove it; "default": as configured',
+        'remove it; "default": the configured time',
     )
     action.set_defaults(run=hold)
 

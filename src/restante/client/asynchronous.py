@@ -484,7 +484,7 @@ class Client:
         """Connect, start TLS, and log in."""
         remote, dialogue = self._remote, self._dialogue
         is_implicit = remote.tls is TLS.IMPLICIT
-        token = remote.ask_token()
+        token = remote.get_token()
         if not isinstance(token, str | Secret):
             token = await token
         login = replace(remote.login, token=reveal(token))

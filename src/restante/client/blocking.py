@@ -464,7 +464,7 @@ class BlockingClient:
     def _open(self) -> None:
         """Connect, start TLS, and log in."""
         remote, dialogue = self._remote, self._dialogue
-        token = remote.ask_token()
+        token = remote.get_token()
         if not isinstance(token, str | Secret):
             if inspect.iscoroutine(token):
                 token.close()

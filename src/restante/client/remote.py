@@ -321,7 +321,7 @@ class Remote:
             return False
         return True
 
-    def ask_token(self) -> Token | Awaitable[Token]:
+    def get_token(self) -> Token | Awaitable[Token]:
         """Return the token for the next login; empty if the login uses no token."""
         return self.token() if callable(self.token) else self.token
 
@@ -415,8 +415,10 @@ def channel_binding(peer: ssl.SSLSocket | ssl.SSLObject | None) -> bytes:
 def explain(error: OSError, host: str, tls: TLS = TLS.STARTTLS) -> Exception:
     """Return the exception for a failure to connect, with advice."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        unsigned = error.verify_code in _UNSIGNED
-        advice = "; if it is the right one, trust it with ca_file (--ca-file)" if unsigned else ""
+        is_unsigned = error.verify_code in _UNSIGNED
+        advice = (
+            "; if it is the right one, trust it with ca_file (--ca-file)" if is_unsigned else ""
+        )
         return TLSUnavailable(
             f"the certificate of {host} is not trusted: {error.verify_message}{advice}"
         )
@@ -424,10 +426,12 @@ def explain(error: OSError, host: str, tls: TLS = TLS.STARTTLS) -> Exception:
         name = getattr(error, "reason", "") or "handshake failed"
         reason = name.lower().replace("_", " ")
         advice = "; if this port begins without TLS, use pop3:// (STLS)"
-        is_mixed_up = tls is TLS.IMPLICIT and name in _NOT_TLS
-        return TLSUnavailable(f"TLS with {host} failed: {reason}{advice if is_mixed_up else ''}")
+        begins_without_tls = tls is TLS.IMPLICIT and name in _NOT_TLS
+        return TLSUnavailable(
+            f"TLS with {host} failed: {reason}{advice if begins_without_tls else ''}"
+        )
     if isinstance(error, TimeoutError):
         return DeadlineExceeded(f"{host} does not answer")
-    # The text of the system is used, because asyncio replaces it.
+    # Look up the system's text, because asyncio replaces it.
     text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     return CannotConnect(f"{host}: {text or str(error) or 'connection lost'}")

@@ -91,7 +91,7 @@ class Route:
             UnsafeArgument: the given socket has already been used.
         """
         if self.is_single_use:
-            sock = self._take()
+            sock = self._take_socket()
             sock.setblocking(False)
             return sock
         if self.proxy is None:
@@ -112,7 +112,7 @@ class Route:
             OSError, CannotConnect, UnsafeArgument: see ``connect``.
         """
         if self.is_single_use:
-            return self._take()
+            return self._take_socket()
         if self.proxy is None:
             return reach_blocking(self.host, self.port, seconds, self.local_address)
         deadline = math.inf if seconds is None else time.monotonic() + seconds
@@ -125,7 +125,7 @@ class Route:
             raise
         return connection
 
-    def _take(self) -> socket.socket:
+    def _take_socket(self) -> socket.socket:
         sock, self.sock = self.sock, None
         if sock is None:
             self.check_renewable()
