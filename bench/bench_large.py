@@ -37,6 +37,8 @@ def main() -> None:
                     polls(results, server)
                 for server in servers:
                     deliver(results, server, chosen.messages)
+                    time.sleep(0.05)
+                    poll(server)  # so that the next poll finds only what arrives after this
         finally:
             remove_new(servers)
     results.report()

@@ -85,7 +85,6 @@ def another(place: Path) -> MaildirStore:
 
 LIMIT = 5  # small, so that all combinations around it can be tried
 LIMITS = {
-    "_FEW_IDS": (index, True),
     "_MAX_NEW": (refresh, True),
     "_BATCH": (refresh, False),
     "_MAX_APPENDED": (index, True),
@@ -158,6 +157,10 @@ def test_index_answers_about_any_number_of_unique_ids(count: int) -> None:
         strange = [f"x{at}" for at in range(asked)]
         assert not found.has(strange)
         assert found.has([*strange, "id0"]) == (count > 0)
+        similar = [f"id{at}.x" for at in range(asked)]
+        assert not found.has(similar)
+        assert not found.has([*similar, "id"])
+        assert found.has([*similar, f"id{count - 1}"]) == (count > 0)
     for first, end in product(range(count + 1), repeat=2):
         if first <= end:
             assert found._unique_ids(first, end) == [f"id{at}" for at in range(first, end)]

@@ -49,6 +49,7 @@ from contextlib import suppress
 from copy import copy
 from enum import IntEnum
 from itertools import accumulate, compress
+from os.path import commonprefix
 from typing import NamedTuple, overload
 
 from ..maildrop import Entry, Rendered
@@ -67,7 +68,6 @@ _CHANGE = struct.Struct("=9Q 3Q")  # stamps, lengths
 _DIGEST = 16  # octets; detects accidental damage, not forgery
 _NEW = 4  # flag in a form's octet: the file is in new/
 _FILE_NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-_FEW_IDS = 8  # up to this many, searching the octets for each id is faster than decoding all ids
 # Octets of appended changes after which the whole file is written again, because the first login
 # of each process must apply all changes.  A change with one message takes about 400 octets.
 _MAX_APPENDED = 65_536
@@ -267,16 +267,17 @@ class Index(Rendered):
         first, end = is_in.find(1), is_in.rfind(1) + 1
         if not end:
             return {}
-        positions = list(compress(range(first, end), is_in[first:end]))
-        ids = self._unique_ids(first, positions[-1] + 1)
-        ends = self._name_ends
-        packed = self._names.decode("latin-1")  # so that positions are in octets
-        rows = [
-            packed[ends[position - 1] if position else 0 : ends[position]] for position in positions
-        ]
+        is_in = is_in[first:end]
+        positions = list(compress(range(first, end), is_in))
+        ids = compress(self._unique_ids(first, end), is_in)
+        begin = self._name_ends[first - 1] if first else 0
+        packed = self._names[begin : self._name_ends[end - 1]].decode("latin-1")  # cut by octets
+        ends = [each - begin for each in self._name_ends[first:end]]
+        bounds = compress(zip([0, *ends[:-1]], ends, strict=True), is_in)
+        rows = [packed[begin:end] for begin, end in bounds]
         names = [
-            row[2:] if row[1] == ":" else ids[position - first] + row[2:]
-            for position, row in zip(positions, rows, strict=True)
+            row[2:] if row[1] == ":" else unique_id + row[2:]
+            for unique_id, row in zip(ids, rows, strict=True)
         ]
         if not packed.isascii():
             names = [os.fsdecode(name.encode("latin-1")) for name in names]
@@ -287,11 +288,22 @@ class Index(Rendered):
         return self._inodes
 
     def has(self, unique_ids: Iterable[str]) -> bool:
-        """Return whether one of these unique-ids is in the index."""
-        wanted = set(unique_ids)
-        if len(wanted) > _FEW_IDS:
-            return not wanted.isdisjoint(self._unique_ids(0, len(self)))
-        return any(f" {each}\r\n".encode("ascii") in self._ids for each in wanted)
+        """Return whether one of these unique-ids is in the index.
+
+        The ids of new mail usually begin with the same digits of the time.  Few other ids begin
+        with these digits, and only those are compared.
+        """
+        wanted = {f" {each}\r\n" for each in unique_ids}
+        if not wanted:
+            return False
+        beginning = commonprefix(list(wanted)).encode("ascii")  # noqa: RUF071  # of characters
+        begin = self._ids.find(beginning)
+        while begin >= 0:
+            end = self._ids.index(b"\n", begin) + 1
+            if self._ids[begin:end].decode("ascii") in wanted:
+                return True
+            begin = self._ids.find(beginning, end)
+        return False
 
     @property
     def is_complete(self) -> bool:
