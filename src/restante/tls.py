@@ -26,7 +26,7 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # for TLS 1.2; all cipher suites of TLS 1.3 are acceptable
 _SRV_NAME = "1.3.6.1.5.5.7.8.7"  # RFC 4985 §2
 _CLEAR = Channel()
-# Protocols that a browser or another program may offer at our port (IANA's registry of RFC 7301).
+# Protocols that a browser or another program may offer (IANA's registry of RFC 7301).
 # If no protocol is common to client and server, Python's ssl continues the handshake and does not
 # report whether the client offered any protocol.  So a server claims to support these protocols,
 # and disconnects when one of them is chosen.
@@ -68,7 +68,7 @@ class ServerContext(ssl.SSLContext):
 
 
 class ForeignProtocol(ssl.SSLError):
-    """The client offered only protocols other than ours (RFC 7301 §3.2)."""
+    """The client offered only protocols other than POP3 (RFC 7301 §3.2)."""
 
     reason = "NO_APPLICATION_PROTOCOL"
 
@@ -195,8 +195,8 @@ def is_valid_for(certificate: bytes, hosts: Collection[str], service: str) -> bo
     services = set()
     for name in subjects:
         if isinstance(name, x509.DNSName):
-            named = name.value.lower()
-            if any(named in (host, f"*.{host.partition('.')[2]}") for host in hosts):
+            dns_name = name.value.lower()
+            if any(dns_name in (host, f"*.{host.partition('.')[2]}") for host in hosts):
                 return True
         elif isinstance(name, x509.OtherName) and name.type_id.dotted_string == _SRV_NAME:
             services.add(name.value)

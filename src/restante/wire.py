@@ -106,10 +106,10 @@ class LineBuffer:
             raise HostileInput("a line without end")
 
     def _take(self, count: int) -> bytes:
-        taken = bytes(self._octets[:count])
+        octets = bytes(self._octets[:count])
         del self._octets[:count]
         self._scanned = 0
-        return taken
+        return octets
 
 
 def stuffed(text: bytes) -> bytes:

@@ -340,8 +340,12 @@ class Index(Rendered):
 
         Messages that are not in the index are left out.
         """
-        found = ((self.find(entry), entry.unique_id) for entry in entries)
-        return {self._identity(at, each): each for at, each in found if at is not None}
+        pairs = ((self.find(entry), entry.unique_id) for entry in entries)
+        return {
+            self._identity(position, unique_id): unique_id
+            for position, unique_id in pairs
+            if position is not None
+        }
 
     def _identity(self, position: int, unique_id: str) -> Identity:
         """Return the identity of the message at this position, which has this unique-id."""
