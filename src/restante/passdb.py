@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from .maildrop import View
 
 # Octets of UTF-8.  Longer passwords are refused without hashing, because hashing takes longer for
-# longer passwords.  The limit is not from an RFC; it is far above the length of generated passwords.
+# longer passwords.  The limit is not from an RFC; generated passwords are far shorter.
 MAX_PASSWORD = 1024
 Network = IPv4Network | IPv6Network
 
