@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,8 +20,10 @@ from typing import Any
 import pytest
 
 from restante.server.http import ClientExchange
+from restante.store.maildir import MaildirStore
 
 from ..cli.conftest import Outcome
+from ..support import once
 from .test_supervisor import WAIT, Site
 from .test_supervisor import site as site
 
@@ -237,3 +241,102 @@ def test_a_server_without_workers_has_a_control_socket(site: Site) -> None:
     assert json.loads(http(site, 0, "GET", "/status")[1])["ready"]
     assert http(site, 0, "GET", "/nothing")[0] == 404
     assert http(site, 0, "POST", "/status")[0] == 405
+
+
+# -- Sessions
+
+MESSAGE = b"Subject: hello\r\n\r\nhi\r\n"
+
+
+def deliver(operator: Operator, user: str, count: int = 1) -> None:
+    store = MaildirStore(f"{operator.site.place}/mail/%u")
+
+    async def main() -> None:
+        for _ in range(count):
+            await store.deliver(user, once(MESSAGE))
+
+    asyncio.run(main())
+
+
+def test_sessions_of_all_workers_are_listed(site: Site) -> None:
+    """0, 1 and many sessions, with the IDs of the log."""
+    site.write(workers=3, limits="per_address = 200")
+    site.start()
+    operator = Operator(site)
+    assert operator.run("sessions", "--json").json["sessions"] == []
+    assert len(operator.run("sessions").out.splitlines()) == 1
+    deliver(operator, "ann", 2)
+    with ExitStack() as stack:
+        ann = site.client().log_in("ann")
+        stack.callback(ann.close)
+        logged = re.search(r"session=(\S+)", site.wait_for("login ok: ip=127.0.0.1 user=ann"))
+        assert logged is not None
+        [row] = operator.run("sessions", "--json").json["sessions"]
+        assert (row["id"], row["user"], row["ip"]) == (logged[1], "ann", "127.0.0.1")
+        login = (row["proto"], row["tls"], row["mech"], row["app"])
+        assert login == ("pop3", "no", "USER", "password")
+        assert (row["state"], row["messages"]) == ("transaction", 2)
+        shown = operator.run("sessions", "list", "--user", "ann").out.splitlines()
+        assert shown[1].split()[:5] == [logged[1], "ann", "127.0.0.1", "pop3", "transaction"]
+        for pid in site.workers():
+            for _ in range(40):
+                stack.callback(site.client_of(pid).close)
+        rows = operator.run("sessions", "--json").json["sessions"]
+        assert len({each["id"] for each in rows}) == len(rows) == 121
+        assert {each["worker"] for each in rows} == {0, 1, 2}
+        assert [each["id"] for each in rows if each["user"]] == [row["id"]]
+        for user, count in (("ann", 1), ("bob", 0)):
+            assert len(operator.run("sessions", "--user", user, "--json").json["sessions"]) == count
+        with stopped(site.workers()[2]):
+            done = operator.run("sessions", "--json")
+            assert done.code == os.EX_TEMPFAIL
+            assert len(done.json["missing"]) == 1
+            assert 0 < len(done.json["sessions"]) < 121
+
+
+def test_an_ended_session_removes_no_message(site: Site, operator: Operator) -> None:
+    deliver(operator, "ann", 3)
+    clients = {}
+    with ExitStack() as stack:
+        for worker, user in zip(site.workers(), ("ann", "bob"), strict=False):
+            clients[user] = site.client_of(worker).log_in(user)
+            stack.callback(clients[user].close)
+        for number in (1, 2):
+            clients["ann"].dele(number)
+        rows = operator.run("sessions", "--user", "ann", "--json").json["sessions"]
+        done = operator.run("sessions", "end", rows[0]["id"])
+        assert (done.code, done.out) == (0, "Ended 1 session.\n")
+        assert clients["ann"].has_ended()
+        line = site.wait_for("control:")
+        assert f"uid={os.geteuid()} verb=end session={rows[0]['id']} user=ann" in line
+        end = site.wait_for("session end:")
+        assert "quit=ended" in end
+        assert rows[0]["id"] in end
+        assert clients["bob"].is_alive()
+        again = site.client().log_in("ann")
+        stack.callback(again.close)
+        assert again.stat()[0] == 3, "marked messages are not removed without QUIT (RFC 1939 §3)"
+        assert operator.run("sessions", "end", "--user", "bob").out == "Ended 1 session.\n"
+        assert clients["bob"].has_ended()
+        assert again.is_alive()
+        assert operator.run("sessions", "end", "--user", "bob").out == "Ended 0 sessions.\n"
+        assert operator.run("sessions", "end", rows[0]["id"]).code == os.EX_USAGE
+        assert operator.run("sessions", "end", "../x").code == os.EX_USAGE
+        for arguments in ([], ["1f3a5c7e90", "--user", "ann"]):
+            assert operator.run("sessions", "end", *arguments).code == os.EX_USAGE
+        assert http(site, 0, "DELETE", "/sessions")[0] == 400
+        assert http(site, 0, "DELETE", "/sessions?user=")[0] == 400
+        assert http(site, 0, "DELETE", "/sessions/")[0] == 400
+        assert again.is_alive()
+
+
+def test_sessions_of_a_stopped_worker_are_not_said_to_have_ended(
+    site: Site, operator: Operator
+) -> None:
+    worker = site.workers()[0]
+    client = site.client_of(worker).log_in("ann")
+    with stopped(worker):
+        done = operator.run("sessions", "end", "--user", "ann", "--json")
+    assert done.code == os.EX_TEMPFAIL
+    assert (done.json["ended"], len(done.json["missing"])) == ([], 1)
+    client.close()

@@ -39,11 +39,17 @@ ONLY_PARSED = {
     "restante account auth isp --device": "signs in at a provider",
 }
 
+CONTROL = [
+    example
+    for verb in ("status", "sessions", "sessions list", "sessions end")
+    for example in EXAMPLES[verb]
+]
+
 # Examples whose exit code is their answer: that login would be refused, no server is running
 # (with one: tests/app/test_control.py).
 ANSWERS = {
     "restante auth why ann 192.0.2.7 --clear": os.EX_NOPERM,
-    **dict.fromkeys(EXAMPLES["status"], os.EX_UNAVAILABLE),
+    **dict.fromkeys(CONTROL, os.EX_UNAVAILABLE),
 }
 
 # The beginnings of examples that run until a signal stops them.

@@ -67,7 +67,9 @@ COMMANDS: dict[str, list[str] | None] = {
     "demo": None,
     "account auth": [],  # tests/collect/test_oauth.py
     "serve": [],  # tests/cli/test_serve.py
-    "status": [],  # tests/app/test_control.py
+    "sessions list": [],  # tests/app/test_control.py
+    "sessions end": [],  # the same
+    "status": [],  # the same
 }
 
 

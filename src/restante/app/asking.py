@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ class Reply:
         rest = b""
         for piece in self.pieces():
             *lines, rest = (rest + piece).split(b"\n")
-            yield from map(json.loads, lines)
+            for line in lines:
+                with suppress(ValueError):  # the end of a worker's answer that was cut off
+                    yield json.loads(line)
 
     def json(self) -> dict[str, Any]:
         """Return the content, which is a JSON object."""

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from operator import itemgetter
 from typing import Any
+from urllib.parse import urlencode
 
 from .. import __version__
-from ..server.control import JSON, Answer, ControlService, Peer, refusal
+from ..server.control import JSON, LINES, Answer, ControlService, Peer, refusal
 from ..server.http import Request
 from . import siblings
 from .live import Live
 from .upkeep import format_time
 
+_log = logging.getLogger("restante.control")
+_AT_ONCE = 100  # sessions described in one turn of the event loop: about a millisecond
 CERTIFICATE_DAYS = 7  # days before the end of a certificate from which on the operator is warned;
 # ACME clients renew 30 days before it, so a renewal has failed for weeks
 
@@ -32,25 +39,29 @@ class Control:
         self._live = live
         self._routes: dict[tuple[str, str], Callable[[Request, Peer], Awaitable[Answer]]] = {
             ("GET", "/status"): self._status,
+            ("GET", "/sessions"): self._sessions,
+            ("DELETE", "/sessions"): self._end_sessions,
+            ("DELETE", "/sessions/"): self._end_sessions,
         }
 
     def service(self) -> ControlService:
         return ControlService(path=self._live.socket_of(self._live.number), answer=self.answer)
 
     async def answer(self, request: Request, peer: Peer) -> Answer:
-        route = self._routes.get((request.method, request.path))
+        start = _start(request.path)
+        route = self._routes.get((request.method, start))
         if route is not None:
             return await route(request, peer)
-        is_known = any(path == request.path for _, path in self._routes)
-        return refusal(405 if is_known else 404)
+        return refusal(405 if any(path == start for _, path in self._routes) else 404)
 
     # GET /status
 
     async def _status(self, request: Request, peer: Peer) -> Answer:
         if "here" in request.query:
             return _json(self._own_status())
-        live = self._live
-        workers = await asyncio.gather(*map(self._status_of, range(live.site.workers)))
+        answers = await self._ask_siblings("GET", "/status?here=1")
+        others = [answer or {"worker": number, "missing": True} for number, answer in answers]
+        workers = sorted([self._own_status(), *others], key=itemgetter("worker"))
         return _json({"schema": "restante/status/1", **self._summary(workers)})
 
     def _own_status(self) -> dict[str, Any]:
@@ -65,13 +76,6 @@ class Control:
             "reload": live.site.reloads.adopted(live.number),
             "stopping": live.is_stopping,
         }
-
-    async def _status_of(self, worker: int) -> dict[str, Any]:
-        if worker == self._live.number:
-            return self._own_status()
-        octets = await siblings.content(self._live.socket_of(worker), "GET", "/status?here=1")
-        found: dict[str, Any] = {"worker": worker, "missing": True}
-        return found if octets is None else json.loads(octets)
 
     def _summary(self, workers: list[dict[str, Any]]) -> dict[str, Any]:
         live, config = self._live, self._live.config()
@@ -126,6 +130,93 @@ class Control:
         if live.needs_restart():
             warnings.append("changed settings require a restart")
         return warnings
+
+    # /sessions
+
+    async def _sessions(self, request: Request, peer: Peer) -> Answer:
+        """One JSON object in each line, and at the end the workers that did not answer."""
+        pieces = self._own_sessions(request) if "here" in request.query else self._all(request)
+        return Answer(200, LINES, pieces)
+
+    async def _own_sessions(self, request: Request) -> AsyncGenerator[bytes, None]:
+        user = request.query.get("user")
+        for number, connection in enumerate(self._live.connections(), 1):
+            if user is None or connection.user == user:
+                described = connection.describe()
+                since = format_time(time.time() - described["seconds"])
+                described |= {"since": since, "worker": self._live.number}
+                yield json.dumps(described).encode() + b"\n"
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    async def _all(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """Relay the sessions of the siblings, without keeping them in memory."""
+        missing = []
+        target = "/sessions?" + urlencode({**request.query, "here": "1"})
+        for worker in range(self._live.site.workers):
+            is_own = worker == self._live.number
+            rows = self._own_sessions(request) if is_own else self._relay(worker, target)
+            try:
+                async with aclosing(rows):
+                    async for piece in rows:
+                        yield piece
+            except siblings.Silent:
+                missing.append(worker)
+                yield b"\n"  # its last line may be incomplete
+        yield json.dumps({"missing": missing}).encode() + b"\n"
+
+    async def _relay(self, worker: int, target: str) -> AsyncGenerator[bytes, None]:
+        """Yield the content of a sibling's answer.
+
+        Raises:
+            Silent: the sibling does not answer, or not completely.
+        """
+        path = self._live.socket_of(worker)
+        async with siblings.asked(path, "GET", target) as answer, aclosing(answer.pieces()) as rows:
+            async for piece in rows:
+                yield piece
+
+    async def _end_sessions(self, request: Request, peer: Peer) -> Answer:
+        """End the session with an ID, or all of a user."""
+        session, user = request.path[len("/sessions/") :], request.query.get("user")
+        if not session and user is None:
+            return refusal(400, "an ID or a user is required")  # never end all by mistake
+        uid = request.query.get("uid", str(peer.uid))  # a worker asks for the operator
+        ended, finishing, missing = [], [], []
+        for connection in self._live.connections():
+            if connection.id == session or (not session and connection.user == user):
+                fields = {"session": connection.id, "user": connection.user}
+                if connection.end():
+                    ended.append(connection.id)
+                    _log.info("control", extra={"fields": {"uid": uid, "verb": "end", **fields}})
+                else:
+                    finishing.append(connection.id)
+        if "here" not in request.query:
+            query = urlencode({**request.query, "here": "1", "uid": uid})
+            for worker, answer in await self._ask_siblings("DELETE", f"{request.path}?{query}"):
+                if answer is None:
+                    missing.append(worker)
+                else:
+                    ended += answer["ended"]
+                    finishing += answer["finishing"]
+        return _json({"ended": ended, "finishing": finishing, "missing": missing})
+
+    async def _ask_siblings(
+        self, method: str, target: str
+    ) -> list[tuple[int, dict[str, Any] | None]]:
+        """Return the other workers with their answers; None for one that does not answer."""
+
+        async def ask(worker: int) -> tuple[int, dict[str, Any] | None]:
+            octets = await siblings.content(self._live.socket_of(worker), method, target)
+            return worker, None if octets is None else json.loads(octets)
+
+        others = (each for each in range(self._live.site.workers) if each != self._live.number)
+        return await asyncio.gather(*map(ask, others))
+
+
+def _start(path: str) -> str:
+    """Return the path of a route: ``/sessions/`` for ``/sessions/ID``."""
+    return "/sessions/" if re.fullmatch(r"/sessions/[0-9a-f]+", path) else path
 
 
 def _changed_at(live: Live) -> float | None:

@@ -38,6 +38,7 @@ _GROUPS = {
     },
     "Control a running server": {
         "status": "show whether the server is ready, and what needs attention",
+        "sessions": "list the open sessions, and end sessions",
     },
     "Check": {
         "check": "check the configuration",

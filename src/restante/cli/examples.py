@@ -10,6 +10,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "restante serve --listen pop3s://127.0.0.1:1995",
     ),
     "status": ("restante status", "restante status --exit-code", "restante status --json"),
+    "sessions": ("restante sessions", "restante sessions --user ann --json"),
+    "sessions list": ("restante sessions list", "restante sessions list --user ann"),
+    "sessions end": (
+        "restante sessions end 1f3a5c7e90",
+        "restante sessions end --user ann",
+    ),
     "check": (
         "restante check",
         "restante check -c /etc/restante/restante.toml",

@@ -206,6 +206,28 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         """The user who has logged in; empty before a login, and where there are no logins."""
         return ""
 
+    @property
+    def id(self) -> str:
+        """Identifies the session in the log and in the operator's commands."""
+        return self._id
+
+    def describe(self) -> dict[str, Any]:
+        """Return the session's data for the operator; times in seconds, sizes in octets."""
+        return {
+            "id": self._id,
+            "user": self.user,
+            "ip": self._address,
+            "proto": self._proto,
+            "tls": self._tls_version(),
+            "seconds": round(self._loop.time() - self._began),
+            "sent": self._output.written,
+        }
+
+    def end(self) -> bool:
+        """End the session for the operator.  Return False if it is about to end anyway."""
+        self.drain()
+        return True
+
     # Defined by subclasses.
 
     def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:

@@ -160,6 +160,7 @@ class Connection(BaseConnection[Event]):
         "_is_authenticating",
         "_is_releasing",
         "_maildrop",
+        "_mechanism",
         "_opening",
         "_penalty_end",
         "_reader",
@@ -179,6 +180,7 @@ class Connection(BaseConnection[Event]):
         # Time of the response to a failed login.  The slot is not released before.
         self._penalty_end = 0.0
         self._account: UserAccount | None = None
+        self._mechanism = ""  # of the last login
         self._session_log = SessionLog(self._began)
 
     def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:
@@ -219,6 +221,22 @@ class Connection(BaseConnection[Event]):
     def used_token(self) -> bool:
         """Whether the user has logged in with an OAuth 2 token."""
         return self._account is not None and self._account.credential == "token"
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "mech": self._mechanism,
+            "app": self._account.credential if self._account else "",
+            "state": self._session.state.name.lower(),
+            "messages": len(self._maildrop.listing) if self._account else 0,
+        }
+
+    def end(self) -> bool:
+        """Drop the connection, so no message is removed (RFC 1939 §3), unless QUIT has begun to."""
+        if self.is_updating:
+            return False
+        self.abort("ended")
+        return True
 
     @property
     def is_updating(self) -> bool:
@@ -313,6 +331,7 @@ class Connection(BaseConnection[Event]):
 
     async def _log_in(self, credentials: AnyCredentials) -> None:
         fields = self._login_fields(credentials)
+        self._mechanism = credentials.mechanism
         try:
             account = await self._authenticate(replace(credentials, address=self._address))
             if self._is_lost:
