@@ -225,7 +225,7 @@ def test_cancelled_login_frees_its_slot(when: str) -> None:
             await bench.passdb.finish()
         await settled()
         assert bench.begun[-1] == ("clean/b1" if when == "running" else "clean/c1")
-        assert bench.queue._free == 0
+        assert bench.queue._free_slots == 0
         await bench.passdb.finish(len(bench.passdb._running))
         await settled()
         assert not any(bench.queue._queues.values())
@@ -241,7 +241,7 @@ def test_queue_returns_the_answers_of_the_backend() -> None:
         assert (await bench.tasks["clean/a1"]).user == "clean/a1"
         with pytest.raises(AuthenticationFailed):
             await bench.tasks["clean/b1"]
-        assert bench.queue._free == 1
+        assert bench.queue._free_slots == 1
 
     run(test)
 

@@ -47,14 +47,15 @@ class LoginQueue:
     ) -> None:
         """
         Args:
+            backend: checks the passwords and looks the users up.
             priority: returns the priority of a login, and the group under which it is queued.
             slots: maximum number of simultaneous queries to ``backend``.
             share: fraction of one slot's time that ``Priority.DIRTY`` may use.
         """
         self._backend = backend
         self._priority = priority
-        self._free = slots
-        self._pause = 1 / share - 1  # seconds of pause after each second of work
+        self._free_slots = slots
+        self._pause = 1 / share - 1  # pause in seconds after each second of work for DIRTY
         self._queues = {each: _Queue(_MAX_WAITING) for each in Priority}
         self._dirty_since: float | None = None
         self._dirty_allowed_at = 0.0
@@ -85,7 +86,7 @@ class LoginQueue:
         asker = attempt.asker if attempt else Credentials("", identity, "")
         return await self._run(asker, lambda: self._backend.account(identity))
 
-    async def _run(self, credentials: Credentials, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _run(self, credentials: Credentials, query: Callable[[], Awaitable[T]]) -> T:
         waiter = _Waiter(credentials, asyncio.get_running_loop().create_future())
         self._enqueue(waiter)
         self._admit()
@@ -95,25 +96,25 @@ class LoginQueue:
             if not waiter.admitted.done() or waiter.admitted.cancelled():
                 self._queues[waiter.priority].remove(waiter)
             elif waiter.admitted.exception() is None:  # cancelled after it was admitted
-                self._leave(waiter.priority)
+                self._release_slot(waiter.priority)
             raise
         try:
-            return await ask()
+            return await query()
         finally:
-            self._leave(waiter.priority)
+            self._release_slot(waiter.priority)
 
     def _enqueue(self, waiter: _Waiter) -> None:
         waiter.priority, waiter.group = self._priority(waiter.credentials)
         self._queues[waiter.priority].add(waiter)
 
     def _admit(self) -> None:
-        while self._free and (priority := self._next()) is not None:
+        while self._free_slots and (priority := self._next_priority()) is not None:
             waiter = self._queues[priority].take()
             if waiter.admitted.done():
                 continue  # its caller was cancelled
             if priority is Priority.CLEAN and self._requeue_if_dirty(waiter):
                 continue
-            self._free -= 1
+            self._free_slots -= 1
             if priority is Priority.DIRTY:
                 self._dirty_since = self._clock()
             waiter.admitted.set_result(None)
@@ -131,7 +132,7 @@ class LoginQueue:
             waiter.admitted.set_exception(error)
         return True
 
-    def _next(self) -> Priority | None:
+    def _next_priority(self) -> Priority | None:
         if self._queues[Priority.KNOWN]:
             return Priority.KNOWN
         if self._queues[Priority.DIRTY] and self._dirty_since is None:
@@ -141,15 +142,15 @@ class LoginQueue:
             if wait <= 0:
                 return Priority.DIRTY
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(wait, self._wake)
+                self._timer = asyncio.get_running_loop().call_later(wait, self._on_timer)
         return Priority.CLEAN if self._queues[Priority.CLEAN] else None
 
-    def _wake(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         self._admit()
 
-    def _leave(self, priority: Priority) -> None:
-        self._free += 1
+    def _release_slot(self, priority: Priority) -> None:
+        self._free_slots += 1
         if priority is Priority.DIRTY and self._dirty_since is not None:
             now = self._clock()
             self._dirty_allowed_at = now + (now - self._dirty_since) * self._pause
@@ -173,9 +174,8 @@ class _Queue:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._count = 0
-        self._waiting: OrderedDict[str, deque[_Waiter]] = (
-            OrderedDict()
-        )  # by group, the next group first
+        # The logins by group; the group whose turn is next comes first.
+        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return self._count > 0

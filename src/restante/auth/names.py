@@ -35,9 +35,8 @@ def check_name(name: str) -> str:
     parts = normal.split("@")
     if len(parts) > 2:
         raise BadName("a user name must not contain more than one @")
-    if (
-        not normal.isprintable() or " " in normal
-    ):  # also excludes control, bidi, zero-width, surrogates
+    # This also excludes control, bidi and zero-width characters, and surrogates.
+    if not normal.isprintable() or " " in normal:
         raise BadName("a user name must contain only printable characters and no spaces")
     for part in parts:
         if not part or part[0] in ".-" or "/" in part or len(part.encode()) > MAX_NAME:

@@ -1,4 +1,4 @@
-"""Find the user of an OAuth 2 bearer token, and verify the token.
+"""Verify OAuth 2 bearer tokens, and find their users.
 
 ``Signed`` verifies signed tokens (JWT, RFC 7519, RFC 9068) with the provider's keys (RFC 7517).
 ``Introspected`` sends the tokens to the provider for introspection (RFC 7662).
@@ -28,12 +28,8 @@ from ..threads import Threads
 from .choices import ALGORITHMS
 from .http import ProviderClient
 
-_KEY_TYPES = {
-    "RS": "RSA",
-    "PS": "RSA",
-    "ES": "EC",
-    "Ed": "OKP",
-}  # by the beginning of the algorithm
+# The types of keys by the first two letters of the algorithm.
+_KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 _MAX_TOKEN = 16_384  # octets; an estimate, to bound the work for a forged token
 _MAX_KEYS = 100  # keys of one provider; an estimate, to bound the work for an untrusted key set
 _MIN_RSA = 2048  # bits (RFC 7518 §3.3)

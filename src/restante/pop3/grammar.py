@@ -17,9 +17,9 @@ from ..wire import Stuffer
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _COUNT = re.compile(r"0|[1-9][0-9]{0,19}", re.ASCII)
-# Maximum size of a piece of a listing: about 30 kB, so that no write is very large.
+# Maximum size of the pieces of a listing: about 30 kB, so that no write is very large.
 _MAX_LINES = 1000
-_MAX_OCTETS = 32_768  # if the listing is pre-rendered
+_MAX_OCTETS = 32_768  # for a pre-rendered listing
 
 
 class Command(NamedTuple):
