@@ -1,4 +1,4 @@
-"""Ask a running server through its control sockets, from another process."""
+"""Send requests from a command to a running server, through the server's control sockets."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from typing import Any
 from ..errors import NotPermitted, NotRunning, ProtocolBroken, TemporaryFailure
 from ..server.http import ClientExchange
 
-TIMEOUT = 5.0  # seconds without an octet; a worker waits 2 s for each of its siblings
-_PIECE = 65_536  # octets read at once
+# Seconds without a received octet.  Longer than a worker waits for other workers (``siblings``).
+TIMEOUT = 5.0
+_PIECE = 65_536  # octets that are read at a time
 
 
 class Reply:
     """The response of a server."""
 
     def __init__(self, connected: socket.socket, exchange: ClientExchange) -> None:
-        """Read the head of the response.
+        """Send the request, and read the head of the response.
 
         Raises:
-            OSError: no response has arrived; a TimeoutError if the connection is still open.
+            OSError: no response has arrived; TimeoutError if the connection is still open.
         """
         self._connected, self._exchange = connected, exchange
         self._received: list[bytes] = []
@@ -48,7 +49,7 @@ class Reply:
             yield from self._exchange.receive(self._connected.recv(_PIECE))
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Yield the JSON objects of the content, which has one in each line."""
+        """Yield the JSON objects of the content, which has one object per line."""
         rest = b""
         for piece in self.pieces():
             *lines, rest = (rest + piece).split(b"\n")
@@ -65,7 +66,7 @@ class Reply:
         return b"".join(self.pieces()).decode("utf-8", "replace").strip()
 
     def live(self) -> None:
-        """Wait without a limit from now on."""
+        """Remove the timeout, for content whose pieces may arrive at any time."""
         self._connected.settimeout(None)
 
 
@@ -74,30 +75,30 @@ def ask(folder: Path, method: str, target: str, *, timeout: float = TIMEOUT) -> 
 
     Args:
         folder: the directory of the control sockets.
-        timeout: seconds without an octet.
+        timeout: seconds without a received octet.
 
     Raises:
         NotRunning: no worker listens.
-        NotPermitted: this user may not connect, or may not do this.
-        TemporaryFailure: no worker answers in time, or the answer is temporary.
+        NotPermitted: the current user may not connect, or may not send this request.
+        TemporaryFailure: no worker answers in time, or the server cannot do this now.
     """
-    deadline = time.monotonic() + 2 * timeout  # more than one worker may be stopped
+    deadline = time.monotonic() + 2 * timeout  # several workers may not respond
     error: Exception = NotRunning(f"no server is running: no process listens in {folder}")
     for path in _sockets(folder):
-        left = deadline - time.monotonic()
-        if left <= 0:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
             break
         try:
-            reply = _ask(path, method, target, min(timeout, left))
-        except (ConnectionRefusedError, FileNotFoundError):  # of a worker that has died
+            reply = _ask(path, method, target, min(timeout, remaining))
+        except (ConnectionRefusedError, FileNotFoundError):  # the worker has died
             continue
         except PermissionError:
             error = _not_permitted(path)
         except (TimeoutError, BlockingIOError):
             error = TemporaryFailure(f"the server does not answer within {timeout:.0f} seconds")
-        except (ProtocolBroken, ConnectionError) as ended:
+        except (ProtocolBroken, ConnectionError) as failure:
             if os.geteuid() in (0, path.stat().st_uid):
-                error = TemporaryFailure(f"the server has ended the connection: {ended}")
+                error = TemporaryFailure(f"the server has ended the connection: {failure}")
             else:
                 error = _not_permitted(path)
         else:
@@ -107,12 +108,12 @@ def ask(folder: Path, method: str, target: str, *, timeout: float = TIMEOUT) -> 
 
 def _sockets(folder: Path) -> list[Path]:
     try:
-        found = [folder / name for name in os.listdir(folder) if name.endswith(".sock")]
+        paths = [folder / name for name in os.listdir(folder) if name.endswith(".sock")]
     except FileNotFoundError:
         return []
     except PermissionError:
         raise _not_permitted(folder) from None
-    return sorted(found, key=lambda path: (len(path.name), path.name))  # 10.sock after 9.sock
+    return sorted(paths, key=lambda path: (len(path.name), path.name))  # 10.sock after 9.sock
 
 
 def _ask(path: Path, method: str, target: str, timeout: float) -> Reply:

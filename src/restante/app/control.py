@@ -1,7 +1,7 @@
-"""The answers of the control sockets (docs/decisions/0242-control-sockets.md).
+"""Answer the requests to a worker's control socket (docs/decisions/0242-control-sockets.md).
 
-A worker that is asked about the whole server asks its siblings, with ``here`` in the query, and
-names those that do not answer.
+For a request about the whole server, the worker sends requests to the other workers, with ``here``
+in the query, and reports the workers that do not answer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from .live import Live
 from .upkeep import format_time
 
 _log = logging.getLogger("restante.control")
-_AT_ONCE = 100  # sessions described in one turn of the event loop: about a millisecond
-CERTIFICATE_DAYS = 7  # days before the end of a certificate from which on the operator is warned;
-# ACME clients renew 30 days before it, so a renewal has failed for weeks
+_DESCRIBED_PER_TURN = 100  # sessions described in one turn of the event loop: about a millisecond
+# The operator is warned this number of days before the certificate expires.  ACME clients renew 30
+# days before it expires, so at this time the renewal has failed for weeks.
+CERTIFICATE_DAYS = 7
 
 
 class Control:
@@ -110,7 +111,7 @@ class Control:
         if any(each.get("stopping") for each in workers):
             faults.append("the server is stopping")
         if (end := self._live.certificate_end()) <= time.time():
-            faults.append(f"the certificate has expired on {format_time(end)}")
+            faults.append(f"the certificate expired on {format_time(end)}")
         return faults
 
     def _warnings(self) -> list[str]:
@@ -125,7 +126,7 @@ class Control:
             warnings.append(f"the last reload was refused: {refused.reason}")
         elif (changed := _changed_at(live)) is not None and changed > live.site.reloads.loaded_at:
             warnings.append(
-                f"the configuration was changed on {format_time(changed)}, and not reloaded"
+                f"the configuration was changed on {format_time(changed)}, but not reloaded"
             )
         if live.needs_restart():
             warnings.append("changed settings require a restart")
@@ -146,7 +147,7 @@ class Control:
                 since = format_time(time.time() - described["seconds"])
                 described |= {"since": since, "worker": self._live.number}
                 yield json.dumps(described).encode() + b"\n"
-            if number % _AT_ONCE == 0:
+            if number % _DESCRIBED_PER_TURN == 0:
                 await asyncio.sleep(0)
 
     async def _all(self, request: Request) -> AsyncGenerator[bytes, None]:

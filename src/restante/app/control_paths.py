@@ -11,4 +11,5 @@ def folder_of(runtime: Path) -> Path:
 
 
 def socket_of(runtime: Path, worker: int) -> Path:
+    """Return the path of the control socket of a worker."""
     return folder_of(runtime) / f"{worker}.sock"

@@ -1,7 +1,7 @@
-"""Open a worker's control socket, and close it.
+"""Open and close a worker's control socket.
 
-A server without it works: mail is more important than the operator's commands, so an error is
-logged and ignored.
+If the socket cannot be opened, the server logs the error and runs without it, because mail is more
+important than the operator's commands.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ if TYPE_CHECKING:
     from ..server.control import ControlService
 
 _log = logging.getLogger("restante.control")
-# Connections of one worker.  An operator uses two or three, and monitoring a few more.  The oldest
-# one makes room for a new one, so programs that follow the log cannot lock out the operator.
-_MOST_CONNECTIONS = 32
-_GRACE = 1.0  # seconds in which an answer may be finished when the worker stops
+# Maximum number of control connections of a worker.  An operator uses two or three, and monitoring
+# a few more.  A new connection replaces the oldest one, so programs that follow the log cannot lock
+# out the operator.
+_MAX_CONNECTIONS = 32
+_GRACE = 1.0  # seconds for which responses may continue when the worker stops
 
 
 @asynccontextmanager
 async def opened(live: Live) -> AsyncIterator[None]:
-    """Serve this worker's control socket, until the end of the context."""
+    """Serve this worker's control socket until the context ends."""
     path = live.socket_of(live.number)
     try:
         _make_folder(path.parent, is_shared=live.config().runtime != live.config().state)
         listening = bind(Address(path=str(path)), "the runtime directory")
-        made = os.lstat(path)
+        created = os.lstat(path)
     except (OSError, RestanteError) as error:
         _log.warning("control unavailable", extra={"fields": {"reason": str(error)}})
         yield
@@ -47,33 +48,33 @@ async def opened(live: Live) -> AsyncIterator[None]:
     services: list[ControlService] = []
 
     def build(address: str, slot: Slot, origin: Origin) -> asyncio.BaseProtocol:
-        from .control import Control  # imports h11, which a server without operators does not need
+        from .control import Control  # imports h11, which is needed only if an operator connects
 
         if not services:
             services.append(Control(live).service())
         return services[0].connection(address, slot, origin)
 
-    admission = Admission(_MOST_CONNECTIONS, _MOST_CONNECTIONS)
+    admission = Admission(_MAX_CONNECTIONS, _MAX_CONNECTIONS)
     listener = Listener(listening, build, admission, name="control")
     try:
         yield
     finally:
         listener.close()
         with suppress(OSError):
-            if os.path.samestat(os.lstat(path), made):  # not that of another server
+            if os.path.samestat(os.lstat(path), created):  # no other server has replaced it
                 path.unlink()
         for service in services:
             await service.drain(_GRACE)
 
 
 def _make_folder(folder: Path, *, is_shared: bool) -> None:
-    """Make the directory of the sockets; ``is_shared``: the server's group may enter it.
+    """Create the directory of the sockets, which the server's group may enter if ``is_shared``.
 
     Raises:
-        OSError: it cannot be made, or belongs to another user.
+        OSError: the directory cannot be created, or belongs to another user.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise OSError(f"{folder} is not a directory of this user")
     os.chmod(folder, 0o750 if is_shared else 0o700)

@@ -1,4 +1,4 @@
-"""The running server as its control socket shows it and changes it."""
+"""The state of a running server that its control sockets show and change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .reloads import Reloads
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The data of a server that all its workers share.  Created before they are forked."""
+    """The state that all workers of a server share.  Created before the workers are forked."""
 
     workers: int
     reloads: Reloads
@@ -28,18 +28,18 @@ class Site:
 
 @dataclass(slots=True)
 class Live:
-    """One worker."""
+    """The state of one worker."""
 
     number: int
     site: Site
     config: Callable[[], Configuration]
     """Returns the configuration in use."""
     certificate_end: Callable[[], float]
-    """Returns when the certificate in use ends, in seconds since the epoch."""
+    """Returns when the certificate in use expires, in seconds since the epoch."""
     needs_restart: Callable[[], bool]
-    """Returns whether settings have changed that a reload does not change."""
+    """Returns whether settings have changed that take effect only after a restart."""
     services: tuple[BaseService, ...] = ()
-    """POP3 and the intake of mail, when they have started."""
+    """The services for POP3 and for the intake of mail; empty until they have started."""
     began: float = field(default_factory=time.monotonic)
     is_stopping: bool = False
 

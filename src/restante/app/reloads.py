@@ -1,9 +1,9 @@
-"""Reloads of a server and their results, in memory that its workers share.
+"""Record reloads of a server and their results, in memory that its workers share.
 
-Reloads are numbered from 1.  Row 0 belongs to the process that reads the configuration first and
-decides: the supervisor, or a server without workers.  The others belong to the workers.  Only its
-owner writes a row, in an order in which a reader never sees a result without its reason, so no lock
-is needed.
+Reloads are numbered from 1.  Row 0 of the memory belongs to the process that reads the
+configuration first and accepts or refuses it: the supervisor, or a server without workers.  The
+other rows belong to the workers.  No lock is needed: only its owner writes a row, and writes the
+reason of a refusal before the refusal.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import mmap
 import time
 from dataclasses import dataclass
 
-_TEXT = 2000  # octets of a reason; a configuration error names a file, a line and an option
+_TEXT = 2000  # maximum octets of a reason, which names a file, a line and an option
 _CELLS = 8
 _BEGUN, _BEGUN_AT, _ACCEPTED, _ACCEPTED_AT = range(4)
 _REFUSED, _REFUSED_AT, _LENGTH, _REQUESTED = range(4, _CELLS)
@@ -37,10 +37,10 @@ class Reloads:
         self._text = memoryview(mmap.mmap(-1, _TEXT))  # of row 0
         self._cells[_ACCEPTED_AT] = int(time.time())
 
-    # Called by the process that decides.
+    # Called by the owner of row 0.
 
     def begin(self) -> int:
-        """Count a reload that begins now, before any file is read; return its number."""
+        """Count a reload, before any file is read, and return its number."""
         self._cells[_BEGUN_AT] = int(time.time())
         self._cells[_BEGUN] += 1
         return self._cells[_BEGUN]
@@ -70,7 +70,7 @@ class Reloads:
         """Record that a worker uses the configuration of this reload."""
         self._cells[(worker + 1) * _CELLS + _ACCEPTED] = number
 
-    # Called by all.
+    # Called by all processes.
 
     @property
     def is_requested(self) -> bool:
@@ -93,7 +93,7 @@ class Reloads:
         return self._cells[(worker + 1) * _CELLS + _ACCEPTED]
 
     def refusal(self) -> Refusal | None:
-        """Return the last refusal."""
+        """Return the last refusal, or None if no reload was refused."""
         number = self._cells[_REFUSED]
         if not number:
             return None

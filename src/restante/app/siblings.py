@@ -1,4 +1,4 @@
-"""Ask the control sockets of the other workers, and relay their answers."""
+"""Send requests from a worker to the control sockets of the other workers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ..server.http import ClientExchange
 
-TIMEOUT = 2.0  # seconds for each step of an answer: well below that of a command (cli/asking.py)
-_PIECE = 65_536  # octets read at once
+TIMEOUT = 2.0  # seconds for each step of an answer; well below the timeout of commands (``asking``)
+_PIECE = 65_536  # octets that are read at a time
 
 
 class Silent(Exception):
-    """A worker did not answer in time, or not completely."""
+    """A worker did not answer in time, or its answer is incomplete."""
 
 
 class Answer:
@@ -60,10 +60,10 @@ class Answer:
 
 @asynccontextmanager
 async def asked(path: Path, method: str, target: str) -> AsyncGenerator[Answer, None]:
-    """Send a request to a worker's socket; yields its answer, of which the head has been read.
+    """Send a request to a worker's socket, and yield the answer after reading its head.
 
     Raises:
-        Silent: the worker does not run or did not answer in time.
+        Silent: the worker is not running or did not answer in time.
     """
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
@@ -80,7 +80,7 @@ async def asked(path: Path, method: str, target: str) -> AsyncGenerator[Answer, 
 
 
 async def content(path: Path, method: str, target: str) -> bytes | None:
-    """Return the whole content of a short answer; None without a complete answer of status 200."""
+    """Return the content of a short answer; None unless it is complete and its status is 200."""
     with suppress(Silent, TimeoutError):
         async with asyncio.timeout(TIMEOUT), asked(path, method, target) as answer:
             octets = b"".join([piece async for piece in answer.pieces()])

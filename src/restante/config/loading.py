@@ -63,12 +63,12 @@ def load(
     return replace(_build(layers, source, folder, state), runtime=_runtime(state, environment))
 
 
-def runtime(named: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Path:
+def runtime(file: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Path:
     """Return the runtime directory of the server that uses a configuration, without reading it.
 
-    ``named`` is as for ``load``.  The file need not be valid or readable.
+    ``file`` is the configuration file, as for ``load``.  It may be invalid or unreadable.
     """
-    path = _find(named, environment)
+    path = _find(file, environment)
     return _runtime(_state(path.absolute() if path else None, environment), environment)
 
 
@@ -125,9 +125,9 @@ def _state(source: Path | None, environment: Mapping[str, str]) -> Path:
 
 
 def _runtime(state: Path, environment: Mapping[str, str]) -> Path:
-    """Return the runtime directory; without one made by the system, the state directory."""
-    if given := environment.get("RUNTIME_DIRECTORY"):  # a list separated by ":" (systemd.exec(5))
-        return Path(given.partition(":")[0]).absolute()
+    """Return the runtime directory that systemd has created, otherwise the state directory."""
+    if paths := environment.get("RUNTIME_DIRECTORY"):  # separated by ":" (systemd.exec(5))
+        return Path(paths.partition(":")[0]).absolute()
     return RUNTIME if state == SYSTEM[1] and RUNTIME.is_dir() else state
 
 

@@ -1,10 +1,10 @@
-"""Control connections: HTTP over a Unix socket, for the operator's commands.
+"""Serve control connections: HTTP over a Unix socket, for the operator's commands.
 
-Security: the kernel reports the peer's user and groups (unix(7), SO_PEERCRED; SO_PEERGROUPS), and
-each connection is checked, because the mode of a file can be changed by mistake.  root and the
-server's own user may do everything, and members of the socket's group may read.  All other
+Security: the user and the groups of each peer, which the kernel reports (unix(7), SO_PEERCRED;
+SO_PEERGROUPS), are checked, because the mode of the socket's file can be changed by mistake.  root
+and the server's own user may do everything, and members of the socket's group may read.  All other
 connections are closed without an answer.
-Limits: the limits of every connection (``connection``), and of a request (``http``).
+Limits: see ``connection`` and, for requests, ``http``.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from .http import BadRequest, Request, ServerExchange
 from .proxy import Origin
 
 _log = logging.getLogger("restante.control")
-REQUEST_TIME = 10.0  # seconds from the connection to a complete request; commands send it at once
+REQUEST_TIME = 10.0  # seconds from connecting to a complete request; commands need far less time
 _UCRED = struct.Struct("iII")  # pid, uid, gid (unix(7), SO_PEERCRED)
 _SO_PEERGROUPS = getattr(socket, "SO_PEERGROUPS", 59)  # asm-generic/socket.h; not in Python 3.11
 _GROUP = struct.Struct("I")
-_GROUPS = 1024  # octets, the most that Python reads: 256 groups
-_UNMAPPED = 65_534  # in place of a user or group without a number here (user_namespaces(7))
+_GROUPS = 1024  # octets for 256 groups; the maximum that Python's getsockopt reads
+# The number of all users and groups that are not mapped into this namespace (user_namespaces(7)).
+_UNMAPPED = 65_534
 TEXT, JSON, LINES = "text/plain; charset=utf-8", "application/json", "application/x-ndjson"
 
 
@@ -46,10 +47,11 @@ class Peer:
     @property
     def is_operator(self) -> bool:
         """Whether the peer is root or has the server's own user."""
-        # With PrivateUsers= all other users look like this number.
+        # With systemd's PrivateUsers=, other users have the number _UNMAPPED.
         return self.uid == 0 or (self.uid == os.geteuid() and self.uid != _UNMAPPED)
 
     def is_member(self, group: int) -> bool:
+        """Whether the peer is a member of a group."""
         return group in self.groups and group != _UNMAPPED
 
 
@@ -63,7 +65,7 @@ def peer_of(connected: socket.socket) -> Peer:
         connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     )
     groups = {gid}
-    with suppress(OSError):  # more groups than fit
+    with suppress(OSError):  # the peer has more groups than fit into the buffer
         octets = connected.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS)
         groups.update(group for (group,) in _GROUP.iter_unpack(octets))
     return Peer(uid, frozenset(groups))
@@ -78,7 +80,7 @@ class Answer:
     content: bytes | AsyncGenerator[bytes, None]
     """The content, or its pieces."""
     is_live: bool = False
-    """Whether pieces are sent at once, and a client may stop reading for any time."""
+    """Whether each piece is sent immediately, and the client may stop reading for any time."""
 
 
 def refusal(status: int, text: str = "") -> Answer:
@@ -93,7 +95,7 @@ class ControlService(BaseService):
     log: logging.Logger = field(default=_log, kw_only=True)
     timeouts: Timeouts = field(default_factory=lambda: Timeouts(login=REQUEST_TIME), kw_only=True)
     path: Path
-    """The socket's file, whose group may read."""
+    """The socket's file, whose group may send requests that only read."""
     answer: Callable[[Request, Peer], Awaitable[Answer]]
     """Returns the response to a request that this peer may send."""
 
@@ -102,7 +104,7 @@ class ControlService(BaseService):
 
 
 class ControlConnection(BaseConnection["Request | BadRequest"]):
-    """One request."""
+    """The connection of one client, which sends one request."""
 
     __slots__ = ("_is_live", "_peer")
 
@@ -188,7 +190,7 @@ class ControlConnection(BaseConnection["Request | BadRequest"]):
         self._output.write(self._session.content(answer.content), self._session.end())
         self.close("bug")
 
-    # Deadlines and closing
+    # Deadlines and closing.
 
     def drain(self) -> None:
         if self._is_live:
@@ -197,7 +199,7 @@ class ControlConnection(BaseConnection["Request | BadRequest"]):
             super().drain()
 
     def eof_received(self) -> bool:
-        """End a live response, whose client has nothing to wait for; see the base class."""
+        """End the connection if the response is live, because it would never end otherwise."""
         if self._is_live:
             self.abort("dropped")
             return False

@@ -1,7 +1,8 @@
 """HTTP/1.1 without I/O: one request and its response, as the server or as the client.
 
-Standards: RFC 9112, by h11.  Each connection carries one request, so requests cannot be pipelined
-or smuggled, and octets after a request are ignored.
+Standards: RFC 9112, implemented by h11.
+Security: each connection carries one request, and octets after it are ignored, so requests cannot
+be pipelined or smuggled.
 Limits: a request has at most ``MAX_REQUEST`` octets and no content.
 """
 
@@ -16,8 +17,8 @@ import h11
 
 from ..errors import ProtocolBroken
 
-MAX_REQUEST = 8192  # octets; nginx and Apache allow as many in a line.  Ours have about 100.
-_MAX_PARAMETERS = 10  # of a query; ours have three
+MAX_REQUEST = 8192  # octets, as for a line in nginx and Apache; our requests have about 100
+_MAX_PARAMETERS = 10  # of a query; our requests have at most three
 _HOST = "restante"  # required by RFC 9112 §3.2, and ignored by the server
 
 
@@ -44,7 +45,7 @@ class ServerExchange:
     def __init__(self) -> None:
         self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
         self._pending = b""
-        self._left = MAX_REQUEST  # octets that the parser may still get
+        self._left = MAX_REQUEST  # octets that the parser may still receive
         self._head: h11.Request | None = None
         self._is_complete = False
 
@@ -64,7 +65,7 @@ class ServerExchange:
         return self._is_complete
 
     def next(self) -> Request | BadRequest | None:
-        """Return the request when it is complete.  There is only one, then None."""
+        """Return the request once it is complete; return None before and afterwards."""
         if self._is_complete:
             return None
         try:
@@ -108,7 +109,7 @@ class ServerExchange:
         return self._send(h11.Response(status_code=status, headers=headers))
 
     def content(self, octets: bytes) -> bytes:
-        """Return a piece of the content as it is sent."""
+        """Return a piece of the content in the encoding of the response."""
         return self._send(h11.Data(data=octets))
 
     def end(self) -> bytes:
@@ -144,7 +145,9 @@ class ClientExchange:
         """Whether the response is complete."""
 
     def receive(self, octets: bytes) -> Iterator[bytes]:
-        """Yield the pieces of the content in these octets; no octets mean the end of the input.
+        """Parse received octets, and yield the pieces of the content that they contain.
+
+        Empty ``octets`` mean that the server has closed the connection.
 
         Raises:
             ProtocolBroken: the response is malformed or incomplete.
