@@ -27,8 +27,9 @@ from restante.passdb import (
     UserAccount,
 )
 from restante.pop3.session import Policy
-from restante.server.address import Address, bind
+from restante.server.address import Address
 from restante.server.admission import Admission, Slot
+from restante.server.binding import bind
 from restante.server.connection import Timeouts
 from restante.server.listener import Listener
 from restante.server.pop3 import Service

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from hypothesis import example, given
@@ -118,6 +119,13 @@ def test_trace_fields() -> None:
         b"Received: from mx.example.net (192.0.2.1) by mail.example.org (restante) with LMTP\r\n"
         b"\tfor <ann@example.org>; Tue, 24 Nov 2026 12:00:00 +0000\r\n"
     )
+
+
+@pytest.mark.parametrize("day", range(0, 730, 13))
+def test_date_is_that_of_the_library(day: int) -> None:
+    at = datetime(2026, 1, 1, 9, 5, 3, tzinfo=UTC) + timedelta(day)
+    fields = Envelope("", "ann").trace_fields("mail.example.org", at)
+    assert fields.endswith(f"; {format_datetime(at)}\r\n".encode())
 
 
 @pytest.mark.parametrize("part", ["a\r\nX: y", "a\nb", "a\0", "a\x7f"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .errors import ConfigurationError
 
-__all__ = ["fcntl", "flags", "pwd", "resource", "termios"]
+__all__ = ["fcntl", "flags", "host_name", "pwd", "resource", "termios"]
 
 
 class NotOnThisSystem(ConfigurationError):
@@ -43,6 +43,15 @@ if TYPE_CHECKING:
     import termios
 else:
     fcntl, pwd, resource, termios = map(_module, ("fcntl", "pwd", "resource", "termios"))
+
+
+def host_name() -> str:
+    """Return the name of this machine."""
+    if hasattr(os, "uname"):
+        return os.uname().nodename
+    import socket  # takes 3 ms, which ``restante deliver`` saves
+
+    return socket.gethostname()
 
 
 def flags(*names: str) -> int:

@@ -44,8 +44,9 @@ from .pop3.commands import VERBS
 from .pop3.session import Policy
 from .pop3.state import Event, StartTLS
 from .sasl.mechanisms import MECHANISMS, Needs
-from .server.address import Address, bind
+from .server.address import Address
 from .server.admission import Admission, Slot
+from .server.binding import bind
 from .server.listener import Listener
 from .server.pop3 import Connection, Service
 from .store.memory import MemoryStore

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from restante.errors import CannotListen, ConfigurationError
-from restante.server.address import Address, bind
+from restante.server.address import Address
+from restante.server.binding import bind
 
 
 def test_socket_left_by_a_crash_is_replaced(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ import pytest
 
 from restante.errors import MaildropInUse
 from restante.maildrop import Maildrop
-from restante.server.address import Address, bind
+from restante.server.address import Address
 from restante.server.admission import Admission
+from restante.server.binding import bind
 from restante.server.listener import Listener
 from restante.server.pop3 import Connection
 from restante.store.memory import MemoryStore

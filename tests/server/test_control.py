@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 
 from restante.errors import CannotListen
-from restante.server import address
-from restante.server.address import Address, bind
+from restante.server import binding
+from restante.server.address import Address
 from restante.server.admission import Admission
+from restante.server.binding import bind
 from restante.server.control import (
     TEXT,
     Answer,
@@ -418,7 +419,7 @@ def test_a_socket_with_a_full_queue_is_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped process accepts nothing, so connecting to its socket waits."""
-    monkeypatch.setattr(address, "_BACKLOG", 0)
+    monkeypatch.setattr(binding, "_BACKLOG", 0)
     path = tmp_path / "0.sock"
     with ExitStack() as stack:
         stack.enter_context(bind(Address(path=str(path))))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from restante.maildrop import Entry
-from restante.server.address import Address, bind
+from restante.server.address import Address
+from restante.server.binding import bind
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 

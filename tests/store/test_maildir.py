@@ -89,7 +89,7 @@ def test_unique_part_suits_file_names_and_unique_ids(
 ) -> None:
     from restante.store import names as module
 
-    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    monkeypatch.setattr(module, "host_name", lambda: host)
     monkeypatch.setattr(os, "getpid", lambda: 4_194_304)
     module._host.cache_clear()
     unique = fresh_unique()

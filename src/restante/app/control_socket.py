@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RestanteError
-from ..server.address import Address, bind
+from ..server.address import Address
 from ..server.admission import Admission, Slot
+from ..server.binding import bind
 from ..server.listener import Listener
 from ..server.proxy import Origin
 from .live import Live

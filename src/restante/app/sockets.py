@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..config import Configuration, Server
 from ..errors import ConfigurationError
-from ..server.address import Address, bind
+from ..server.address import Address
+from ..server.binding import bind
 from . import systemd
 
 _log = logging.getLogger("restante.serve")

@@ -5,7 +5,6 @@ The sample file and the reference are generated from the descriptions (see ``man
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, field, fields
 from ipaddress import IPv4Network, IPv6Network
@@ -14,6 +13,7 @@ from typing import Any, ClassVar
 
 from ..auth import choices
 from ..pop3.texts import LANGUAGES
+from ..posix import host_name
 from .section import Section
 from .values import (
     BadValue,
@@ -60,7 +60,7 @@ MECHANISMS = ("EXTERNAL", "SCRAM-SHA-256", "SCRAM-SHA-1", "OAUTHBEARER", "XOAUTH
 
 def _default_hostname() -> str:
     try:
-        return hostname(socket.gethostname())
+        return hostname(host_name())
     except BadValue:
         return "localhost"
 

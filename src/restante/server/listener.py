@@ -19,8 +19,9 @@ from typing import Any
 from ..errors import HostileInput
 from ..passdb import Network, is_within
 from . import proxy
-from .address import AF_UNIX, peer_address
+from .address import peer_address
 from .admission import Admission, Slot
+from .binding import AF_UNIX
 from .proxy import MAX_V1, MAX_V2, Origin
 
 _log = logging.getLogger("restante.listener")

@@ -15,13 +15,13 @@ import hashlib
 import os
 import re
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
 from ..message import Survey
+from ..posix import host_name
 from ..scanning import File as File
 from ..scanning import Identity as Identity
 from ..scanning import unique_part as unique_part
@@ -182,7 +182,7 @@ def given_name(name: str) -> str | None:
 
 @cache
 def _host() -> str:
-    return re.sub("[^A-Za-z0-9.-]", "", socket.gethostname())[:20] or "localhost"
+    return re.sub("[^A-Za-z0-9.-]", "", host_name())[:20] or "localhost"
 
 
 def delivered_at(name: str) -> int:
