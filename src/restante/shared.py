@@ -34,19 +34,19 @@ class Tally:
         self._counts: Counter[str] = Counter()
         self._total = 0
 
-    def exclusively(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Return a lock for a read and the change that depends on it."""
         return nullcontext()
 
-    def all(self) -> int:
+    def total(self) -> int:
         return self._total
 
-    def of(self, key: str) -> int:
+    def count(self, key: str) -> int:
         return self._counts[key]
 
-    def add(self, key: str, change: int, *, in_all: bool = True) -> None:
-        """Change the count of a key.  If ``in_all``, also change the total."""
-        self._total += change if in_all else 0
+    def add(self, key: str, change: int, *, in_total: bool = True) -> None:
+        """Change the count of a key.  If ``in_total``, also change the total."""
+        self._total += change if in_total else 0
         self._counts[key] += change
         if not self._counts[key]:
             del self._counts[key]
@@ -96,21 +96,21 @@ class SharedTally(Tally):
         self._cells[row : row + _ROW] = memoryview(bytes(_ROW * 4)).cast("I")
 
     @contextmanager
-    def exclusively(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         with self._lock:
             yield
 
-    def all(self) -> int:
+    def total(self) -> int:
         return sum(self._cells[row] for row in self._rows)
 
-    def of(self, key: str) -> int:
+    def count(self, key: str) -> int:
         first, second = self._indexes(key)
         cells, rows = self._cells, self._rows
         return min(sum(cells[row + index] for row in rows) for index in (first, second))
 
-    def add(self, key: str, change: int, *, in_all: bool = True) -> None:
+    def add(self, key: str, change: int, *, in_total: bool = True) -> None:
         indexes = self._indexes(key)
-        for index in (0, *indexes) if in_all else indexes:
+        for index in (0, *indexes) if in_total else indexes:
             self._cells[self._row + index] += change
 
     def _indexes(self, key: str) -> tuple[int, int]:
@@ -148,14 +148,14 @@ class Weights:
         self._clock = clock
         self.secret = secret or secrets.token_bytes(32)
 
-    def of(self, key: bytes) -> float:
+    def weight(self, key: bytes) -> float:
         identity, bucket = self._find(key)
         for index in bucket:
             if self._ids[index] == identity:
                 return self._weight(index, self._clock())
         return 0.0
 
-    def add(self, key: bytes, weight: float, *, most: float = float("inf")) -> None:
+    def add(self, key: bytes, weight: float, *, maximum: float = float("inf")) -> None:
         identity, bucket = self._find(key)
         now = self._clock()
         weights = {index: self._weight(index, now) for index in bucket}
@@ -164,7 +164,7 @@ class Weights:
             index = min(bucket, key=weights.__getitem__)
             weights[index] = 0.0
             self._ids[index] = 0  # the entry counts as empty until it is completely written
-        self._weights[index] = min(weights[index] + weight, most)
+        self._weights[index] = min(weights[index] + weight, maximum)
         self._stamps[index] = now
         self._ids[index] = identity
 

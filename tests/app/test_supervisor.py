@@ -737,17 +737,17 @@ def test_shared_count_survives_a_crash_while_counting(end: Callable[[], object])
     pid = os.fork()
     if not pid:
         tally.serve_as(1)
-        with tally.exclusively():
+        with tally.lock():
             tally.add("192.0.2.1", 3)
             end()
         os._exit(0)
     os.waitpid(pid, 0)
-    with tally.exclusively():  # the lock was released with its holder
+    with tally.lock():  # the lock was released with its holder
         tally.add("192.0.2.1", 1)
         tally.add("192.0.2.2", 1)
-    assert (tally.of("192.0.2.1"), tally.of("192.0.2.2"), tally.all()) == (4, 1, 5)
+    assert (tally.count("192.0.2.1"), tally.count("192.0.2.2"), tally.total()) == (4, 1, 5)
     tally.forget(1)
-    assert (tally.of("192.0.2.1"), tally.all()) == (1, 2)
+    assert (tally.count("192.0.2.1"), tally.total()) == (1, 2)
     tally.close()
 
 

@@ -530,19 +530,19 @@ class Model(RuleBasedStateMachine):
     def key(self, key: bytes) -> bytes:
         return key
 
-    @rule(key=keys, weight=st.floats(0.5, 100), most=st.sampled_from([1.0, math.inf]))
-    def add(self, key: bytes, weight: float, most: float) -> None:
-        before = self.table.of(key)
-        self.table.add(key, weight, most=most)
-        assert self.table.of(key) == pytest.approx(min(before + weight, most))
+    @rule(key=keys, weight=st.floats(0.5, 100), maximum=st.sampled_from([1.0, math.inf]))
+    def add(self, key: bytes, weight: float, maximum: float) -> None:
+        before = self.table.weight(key)
+        self.table.add(key, weight, maximum=maximum)
+        assert self.table.weight(key) == pytest.approx(min(before + weight, maximum))
         self.added[key] = self.added.get(key, 0.0) + weight
 
     @rule(key=keys, seconds=st.floats(0, 1000))
     def wait(self, key: bytes, seconds: float) -> None:
-        before = self.table.of(key)
+        before = self.table.weight(key)
         self.clock.now += seconds
         faded = before * 0.5 ** (seconds / 100)
-        assert faded - 0.01 <= self.table.of(key) <= before  # a clock set back fades nothing
+        assert faded - 0.01 <= self.table.weight(key) <= before  # a clock set back fades nothing
 
     @rule(seconds=st.floats(0, 50))
     def set_the_clock_back(self, seconds: float) -> None:
@@ -558,8 +558,8 @@ class Model(RuleBasedStateMachine):
     def nothing_is_invented(self) -> None:
         """What was pushed out is less; nothing is ever more than what was added."""
         for key, added in self.added.items():
-            assert 0.0 <= self.table.of(key) <= added * (1 + 1e-9)
-        assert self.table.of(b"never added") == 0.0
+            assert 0.0 <= self.table.weight(key) <= added * (1 + 1e-9)
+        assert self.table.weight(b"never added") == 0.0
 
     @invariant()
     def its_size_is_fixed(self) -> None:
@@ -577,7 +577,7 @@ def test_entry_with_the_highest_weight_stays(added: list[tuple[int, float]]) -> 
     table.add(b"heavy", 1000.0)
     for key, weight in added:
         if key < 10:
-            table.add(str(key).encode(), min(weight, 1.0), most=2.0)
+            table.add(str(key).encode(), min(weight, 1.0), maximum=2.0)
         else:
-            table.add(str(key).encode(), 1.0, most=1.0)
-    assert table.of(b"heavy") == pytest.approx(1000.0)
+            table.add(str(key).encode(), 1.0, maximum=1.0)
+    assert table.weight(b"heavy") == pytest.approx(1000.0)

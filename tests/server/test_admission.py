@@ -32,7 +32,7 @@ def test_source_at_its_limit_evicts_only_its_own() -> None:
     assert admission.admit("192.0.2.2") is None
     assert admission.admit("192.0.2.1")
     assert left == ["first"]
-    assert admission._tally.of("192.0.2.2") == 2
+    assert admission._tally.count("192.0.2.2") == 2
 
 
 def test_full_server_evicts_the_oldest_before_login() -> None:
@@ -49,7 +49,7 @@ def test_full_server_evicts_the_oldest_before_login() -> None:
     for number in range(5):
         assert admission.admit("203.0.113.1")
         assert left == list(range(number + 1))
-        assert admission._tally.all() == 10
+        assert admission._tally.total() == 10
 
 
 def test_moved_slot_is_evictable_at_its_new_source() -> None:

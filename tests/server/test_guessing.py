@@ -199,7 +199,7 @@ def test_guess_counts_even_if_the_client_hangs_up(
             await until(lambda: connection._is_lost)
             passdb.go_on.set()
             await guard.heard.wait()
-            await until(lambda: server.listener._admission._tally.of("127.0.0.1") == 0)
+            await until(lambda: server.listener._admission._tally.count("127.0.0.1") == 0)
         assert len(guard.failures) == (not is_right)
 
     with caplog.at_level(logging.INFO):
@@ -241,8 +241,8 @@ def test_hanging_up_does_not_release_the_slot_early() -> None:
             await until(lambda: connection._is_lost)
             async with server.client() as client:
                 await client.log_in()
-                assert taken.of("127.0.0.1") == 2
-            await until(lambda: taken.of("127.0.0.1") == 1)
+                assert taken.count("127.0.0.1") == 2
+            await until(lambda: taken.count("127.0.0.1") == 1)
 
     asyncio.run(main())
 
@@ -291,7 +291,7 @@ def test_crowded_server_disconnects_failed_logins_at_once() -> None:
                 assert (await client.line()).startswith(b"-ERR [AUTH]")
                 assert await client.rest() == b""
                 await until(lambda: not server.service.connections)
-            assert (taken.all(), taken.of("127.0.0.1")) == (0, 1)
+            assert (taken.total(), taken.count("127.0.0.1")) == (0, 1)
             async with server.client() as client:
                 await client.log_in()
 
@@ -345,16 +345,16 @@ def test_oldest_connection_before_login_is_evicted(
                 await mrose.log_in()
                 async with server.client() as third:
                     assert await first.rest() == b"", "nothing that answers no command"
-                    assert taken.of("127.0.0.1") == 3
+                    assert taken.count("127.0.0.1") == 3
                     async with server.client() as fourth:
                         assert await second.rest() == b""
-                        assert taken.of("127.0.0.1") == taken.all() == 3
+                        assert taken.count("127.0.0.1") == taken.total() == 3
                         for each in (third, fourth):
                             assert (await each.ask(b"USER ann")).startswith(b"+OK")
                         assert await mrose.ask(b"NOOP") == b"+OK"
                         async with server.client():
                             assert await third.rest() == b""
-            await until(lambda: taken.all() == 0)
+            await until(lambda: taken.total() == 0)
 
     with caplog.at_level(logging.INFO):
         run(main())
@@ -392,7 +392,7 @@ def test_eviction_does_not_speed_up_guessing(is_gone: bool) -> None:
                     await until(lambda: all(each._is_lost for each in connections))
                 for _ in range(3):
                     assert (await refused(server)).startswith(b"-ERR [SYS/TEMP] ")
-                assert taken.of("127.0.0.1") == 2
+                assert taken.count("127.0.0.1") == 2
                 if not is_gone:
                     assert first.reader._buffer == b""  # type: ignore[attr-defined]
         assert len(guard.failures) == 2
@@ -441,11 +441,11 @@ def test_stalled_handshake_is_evicted(
             if not implicit:
                 await silent.line()
                 assert (await silent.ask(b"STLS")).startswith(b"+OK")
-            await until(lambda: server.listener._admission._tally.all() == 1)
+            await until(lambda: server.listener._admission._tally.total() == 1)
             async with server.client(client_tls if implicit else None) as client:
                 assert await silent.rest() == b""
                 await client.log_in()
-                assert server.listener._admission._tally.all() == 1
+                assert server.listener._admission._tally.total() == 1
             writer.transport.abort()
 
     run(main())

@@ -95,7 +95,7 @@ def test_endless_handshakes_use_slots_of_their_source_only(
             reader, writer = silent.pop(0)
             assert await Client(reader, writer).rest() == b""
             writer.transport.abort()
-            assert server.listener._admission._tally.of("127.0.0.1") == 3
+            assert server.listener._admission._tally.count("127.0.0.1") == 3
             other = socket.socket()
             with other:
                 other.bind(("127.0.0.2", 0))

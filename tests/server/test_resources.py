@@ -43,7 +43,7 @@ def test_a_storm_of_connections_leaves_nothing_behind(run: Run[None]) -> None:
             async with server.client() as last, asyncio.timeout(10):
                 while len(server.service.connections) > 1:
                     await last.ask(b"CAPA")
-                assert server.listener._admission._tally.all() == 1
+                assert server.listener._admission._tally.total() == 1
 
     run(main())
 

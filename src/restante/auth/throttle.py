@@ -148,19 +148,19 @@ class Throttle:
         The group is the user if the priority is ``KNOWN`` or the network is trusted; otherwise it
         is the network.
         """
-        if self._correct.of(_password_key(credentials.identity, credentials.password)):
+        if self._correct.weight(_password_key(credentials.identity, credentials.password)):
             return Priority.KNOWN, credentials.identity
         if self._is_trusted(credentials.address):
             return Priority.CLEAN, credentials.identity
         narrow, wide = _networks(credentials.address)
         if (
             self._is_known_network(credentials.identity, credentials.address)
-            and self._guesses.of(_pair_key(credentials.identity, narrow)) < _MAX_PAIR_GUESSES
+            and self._guesses.weight(_pair_key(credentials.identity, narrow)) < _MAX_PAIR_GUESSES
         ):
             return Priority.KNOWN, credentials.identity
-        if self._guesses.of(wide.encode()) >= _WIDE_FACTOR:
+        if self._guesses.weight(wide.encode()) >= _WIDE_FACTOR:
             return Priority.DIRTY, wide
-        if self._guesses.of(narrow.encode()) >= 0.5:
+        if self._guesses.weight(narrow.encode()) >= 0.5:
             return Priority.DIRTY, narrow
         return Priority.CLEAN, narrow
 
@@ -195,11 +195,11 @@ class Throttle:
             entries += [
                 (self._correct, _password_key(name, credentials.password)) for name in users
             ]
-        new = [(table, key) for table, key in entries if table.of(key) < _FRESH_WEIGHT]
+        new = [(table, key) for table, key in entries if table.weight(key) < _FRESH_WEIGHT]
         if new:
             with self._lock:
                 for table, key in new:
-                    table.add(key, 1.0, most=1.0)
+                    table.add(key, 1.0, maximum=1.0)
         if len(self._recent) >= _MAX_RECENT:
             self._recent.clear()
         self._recent[login] = now
@@ -215,7 +215,7 @@ class Throttle:
             self._is_trusted(address),
             self._guess_weight(address),
             self._delay(address),
-            self._guesses.of(_SPRAYS),
+            self._guesses.weight(_SPRAYS),
             self._delay(address, is_sprayed=True),
         )
 
@@ -225,14 +225,14 @@ class Throttle:
             _password_key(credentials.identity, credentials.password),
             _hash(credentials.password),
         )
-        if not self._tried.of(user):
-            self._tried.add(user, 1.0, most=1.0)
-            before = self._tried.of(password)
+        if not self._tried.weight(user):
+            self._tried.add(user, 1.0, maximum=1.0)
+            before = self._tried.weight(password)
             self._tried.add(password, 1.0)
             if before < _SPRAYED_WEIGHT <= before + 1:
                 fields = {"ip": credentials.address, "users": round(before + 1)}
                 _log.warning("password sprayed", extra={"fields": fields})
-        is_sprayed = self._tried.of(password) >= _SPRAYED_WEIGHT
+        is_sprayed = self._tried.weight(password) >= _SPRAYED_WEIGHT
         if is_sprayed:
             self._guesses.add(_SPRAYS, 1.0)
         return is_sprayed
@@ -241,8 +241,8 @@ class Throttle:
         narrow, wide = _networks(credentials.address)
         if isinstance(credentials, Credentials):
             guess = _password_key(credentials.identity, credentials.password) + narrow.encode()
-            is_repeated = self._wrong.of(guess) > 0.0
-            self._wrong.add(guess, 1.0, most=1.0)
+            is_repeated = self._wrong.weight(guess) > 0.0
+            self._wrong.add(guess, 1.0, maximum=1.0)
             if is_repeated:
                 return
         for key in (narrow.encode(), wide.encode(), _pair_key(credentials.identity, narrow)):
@@ -251,7 +251,7 @@ class Throttle:
     def _guess_weight(self, address: str) -> float:
         if self._is_trusted(address):
             return 0.0
-        narrow, wide = (self._guesses.of(each.encode()) for each in _networks(address))
+        narrow, wide = (self._guesses.weight(each.encode()) for each in _networks(address))
         return max(narrow, wide / _WIDE_FACTOR)
 
     def _delay(self, address: str, is_sprayed: bool = False) -> float:
@@ -260,7 +260,7 @@ class Throttle:
         )
 
     def _is_known_network(self, identity: str, address: str) -> bool:
-        return self._known_networks.of(_user_network_key(identity, address)) >= _KNOWN_WEIGHT
+        return self._known_networks.weight(_user_network_key(identity, address)) >= _KNOWN_WEIGHT
 
     def _is_trusted(self, address: str) -> bool:
         return not address or any(ip_address(address) in each for each in self.trusted)

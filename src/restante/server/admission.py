@@ -108,7 +108,7 @@ class Admission:
     @property
     def is_crowded(self) -> bool:
         """Whether more than four fifths of all slots are occupied, so they may soon run out."""
-        return self._tally.all() * 5 > self.sessions * 4
+        return self._tally.total() * 5 > self.sessions * 4
 
     def admit(self, address: str, *, replaces: str | None = None) -> Slot | None:
         """Return a slot for a client, or None if no slot is free or can be freed.
@@ -127,10 +127,10 @@ class Admission:
 
     def _occupy(self, source: str, limit: int, replaces: str | None) -> bool:
         # Workers share the counts, so no other worker may change them between check and change.
-        with self._tally.exclusively():
-            if self._tally.all() - (replaces is not None) >= limit:
+        with self._tally.lock():
+            if self._tally.total() - (replaces is not None) >= limit:
                 return False
-            if source and self._tally.of(source) - (replaces == source) >= self.per_address:
+            if source and self._tally.count(source) - (replaces == source) >= self.per_address:
                 return False
             if replaces is not None:
                 self._tally.add(replaces, -1)
@@ -142,7 +142,7 @@ class Admission:
 
         If the source is at its limit, only connections from the source are considered.
         """
-        is_source_full = bool(source) and self._tally.of(source) >= self.per_address
+        is_source_full = bool(source) and self._tally.count(source) >= self.per_address
         own = self._evictable_by_source.get(source, ())
         slot = next(iter(own if is_source_full else self._evictable), None)
         if slot is None:
@@ -165,13 +165,13 @@ class Admission:
         return evict
 
     def release(self, source: str, *, in_total: bool) -> None:
-        with self._tally.exclusively():
-            self._tally.add(source, -1, in_all=in_total)
+        with self._tally.lock():
+            self._tally.add(source, -1, in_total=in_total)
 
     def release_total(self, source: str) -> None:
-        with self._tally.exclusively():
+        with self._tally.lock():
             self._tally.add(source, -1)
-            self._tally.add(source, 1, in_all=False)
+            self._tally.add(source, 1, in_total=False)
 
 
 @lru_cache(4096)  # addresses, about 0.5 MB; the same clients connect repeatedly
