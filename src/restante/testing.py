@@ -262,7 +262,7 @@ class _FaultyConnection(Connection):
         self._response = bytearray()  # octets of the response to the current command
         self._unsent = bytearray()  # octets to be sent slowly
         self._dripping: asyncio.Task[None] | None = None
-        self._is_ended = False  # the real transport must be closed or aborted only once
+        self._is_ended = False  # whether the real transport was closed or aborted
 
     def holds(self, user: str) -> bool:
         """Return whether this client has the user's maildrop open."""
@@ -422,7 +422,7 @@ class _FaultyConnection(Connection):
     # The end of the connection.
 
     def close_real(self) -> None:
-        """Close the real transport, or do so when all octets have been sent slowly."""
+        """Close the real transport, after all octets that are still being sent slowly."""
         if self._dripping is None and not self._is_ended:
             self._is_ended = True
             self._real.close()

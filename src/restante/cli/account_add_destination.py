@@ -72,7 +72,9 @@ class Destination:
 def destination(
     options: argparse.Namespace, config: Configuration, name: str, user: str
 ) -> Destination:
-    """Return the destination without secrets, so that mistakes are found before a prompt for them.
+    """Return the destination without its secrets.
+
+    Mistakes are thus found before the user is asked for the secrets.
 
     ``user`` is the user name on the account's POP3 server.
 
@@ -142,9 +144,8 @@ def _ask_for_destination(name: str) -> str:
     )
     if answer := prompts.ask(question, "--to PLACE"):
         return answer
-    default.parent.mkdir(
-        exist_ok=True
-    )  # a collector does not create the parent directory of a Maildir
+    # A collector does not create the parent directory of a Maildir.
+    default.parent.mkdir(exist_ok=True)
     return f"maildir:{default}"
 
 

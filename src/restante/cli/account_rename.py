@@ -97,14 +97,14 @@ def _copy_tokens(config: Configuration, old: str, new: str) -> None:
     if not (config.state / "tokens").is_dir():
         return
     for is_destination in (False, True):
-        before = tokens.token_file(config, old, is_destination=is_destination)
-        with before.alone():
-            stored = before.get()
-            after = tokens.token_file(config, new, is_destination=is_destination)
+        old_file = tokens.token_file(config, old, is_destination=is_destination)
+        with old_file.alone():
+            stored = old_file.get()
+            new_file = tokens.token_file(config, new, is_destination=is_destination)
             if stored is not None:
-                with after.alone():
-                    if after.get() is None:
-                        after.put(stored)
+                with new_file.alone():
+                    if new_file.get() is None:
+                        new_file.put(stored)
 
 
 def _rename_in_file(config: Configuration, old: str, new: str, label: str) -> None:

@@ -1,4 +1,4 @@
-"""Code that the verbs share which ask a running server."""
+"""Code that is shared by the commands for a running server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..app.control_paths import folder_of
 
 
 def folder(options: argparse.Namespace) -> Path:
-    """Return the directory of the control sockets; the configuration need not be valid."""
+    """Return the directory of the control sockets, even if the configuration is invalid."""
     return folder_of(config.runtime(options.config))
 
 
 def lasting(seconds: float) -> str:
-    """Return a duration with its two largest units, such as "3 d 4 h" and "12 s"."""
+    """Return a duration in its two largest units, such as "3 d 4 h" or "12 s"."""
     rest = int(seconds)
     parts: list[tuple[int, str]] = []
     for unit, name in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):

@@ -66,9 +66,8 @@ def run(options: argparse.Namespace) -> int:
     user = options.user or login.user
     if not user:
         raise UnsafeArgument("no user name; write pop3s://user@host, or add --user")
-    Remote.parse(
-        options.url, user=user, password="?"
-    )  # find mistakes before the user types a password
+    # Find mistakes before the user types a password.
+    Remote.parse(options.url, user=user, password="?")
     name = f"{user}@{host}"
     outcome = asyncio.run(_fetch(options, name, user, password_of(options, user)))
     _report(options, outcome)

@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the status; raises NotRunning without a server."""
+    """Print the status.
+
+    Raises:
+        NotRunning: no server is running.
+    """
     status = ask(control.folder(options), "GET", "/status").json()
     if options.json:
         print(json.dumps(status))

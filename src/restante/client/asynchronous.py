@@ -447,7 +447,8 @@ class Client:
             self._dialogue = Dialogue(before.record, self._remote.quirks)
             await self._open()
         except BaseException as error:
-            self._dialogue, self._loss = before, error  # this dialogue counts the lost deletions
+            # The earlier dialogue counts the lost deletions.
+            self._dialogue, self._loss = before, error
             raise
         finally:
             self._is_busy = False

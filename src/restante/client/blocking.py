@@ -416,10 +416,8 @@ class BlockingClient:
                 self._dialogue = Dialogue(before.record, self._remote.quirks)
                 self._open()
             except BaseException as error:
-                self._dialogue, self._loss = (
-                    before,
-                    error,
-                )  # this dialogue counts the lost deletions
+                # The earlier dialogue counts the lost deletions.
+                self._dialogue, self._loss = before, error
                 raise
             return before.deletions
 

@@ -39,9 +39,7 @@ class BaseBody:
         self._limit = limit
         self._progress = progress
         self._is_header = is_header
-        self._is_part = (
-            is_part  # whether only part of the message was requested, whose size is not announced
-        )
+        self._is_part = is_part  # whether only the beginning of the message was requested
         self._octets = 0
         self._is_begun = False
         self._is_at_end = False

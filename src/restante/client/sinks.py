@@ -119,9 +119,9 @@ class ParserSink(MemorySink):
         super().__init__()
         self._limit = limit
         self._is_header = header
-        self._last = (
-            b"\r\n"  # treated as sent before the first piece, to find the end of an empty header
-        )
+        # The last octets of the previous pieces.  An empty header is only a blank line, whose end is
+        # found because CRLF is assumed to precede the first piece.
+        self._last = b"\r\n"
         self._has_header_ended = False
 
     def write(self, octets: bytes) -> None:
@@ -143,8 +143,6 @@ class ParserSink(MemorySink):
 
     def close(self) -> EmailMessage:
         """Return the parsed message; blocks for seconds if the message is large."""
-        from .. import (
-            mime,
-        )  # imports ``email``, which takes longer than importing the rest of the client
+        from .. import mime  # imported late, because this takes longer than the rest of the client
 
         return mime.parse(self.octets(), header_only=self._is_header)
