@@ -119,8 +119,8 @@ class ParserSink(MemorySink):
         super().__init__()
         self._limit = limit
         self._is_header = header
-        # The last octets of the previous pieces.  An empty header is only a blank line, whose end is
-        # found because CRLF is assumed to precede the first piece.
+        # The last octets of the previous pieces.  At first this is CRLF, so that an empty header,
+        # which is only a blank line, is recognised.
         self._last = b"\r\n"
         self._has_header_ended = False
 
