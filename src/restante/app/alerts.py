@@ -237,5 +237,5 @@ def _host(account: Account) -> str:
     return urlsplit(account.url).hostname or ""
 
 
-def _when(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(at))
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(seconds))

@@ -46,9 +46,11 @@ class Control:
         }
 
     def service(self) -> ControlService:
+        """Return a service whose connections this object answers."""
         return ControlService(path=self._live.socket_of(self._live.number), answer=self.answer)
 
     async def answer(self, request: Request, peer: Peer) -> Answer:
+        """Return the response to a request that the peer may send."""
         start = _start(request.path)
         route = self._routes.get((request.method, start))
         if route is not None:
@@ -135,7 +137,7 @@ class Control:
     # /sessions
 
     async def _sessions(self, request: Request, peer: Peer) -> Answer:
-        """One JSON object in each line, and at the end the workers that did not answer."""
+        """Return one JSON object per line, and finally the workers that did not answer."""
         pieces = self._own_sessions(request) if "here" in request.query else self._all(request)
         return Answer(200, LINES, pieces)
 
@@ -151,7 +153,7 @@ class Control:
                 await asyncio.sleep(0)
 
     async def _all(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """Relay the sessions of the siblings, without keeping them in memory."""
+        """Yield the sessions of all workers, without keeping them in memory."""
         missing = []
         target = "/sessions?" + urlencode({**request.query, "here": "1"})
         for worker in range(self._live.site.workers):
@@ -163,14 +165,14 @@ class Control:
                         yield piece
             except siblings.Silent:
                 missing.append(worker)
-                yield b"\n"  # its last line may be incomplete
+                yield b"\n"  # the last line of this worker may be incomplete
         yield json.dumps({"missing": missing}).encode() + b"\n"
 
     async def _relay(self, worker: int, target: str) -> AsyncGenerator[bytes, None]:
-        """Yield the content of a sibling's answer.
+        """Yield the content of another worker's answer.
 
         Raises:
-            Silent: the sibling does not answer, or not completely.
+            Silent: the worker did not answer in time, or its answer is incomplete.
         """
         path = self._live.socket_of(worker)
         async with siblings.asked(path, "GET", target) as answer, aclosing(answer.pieces()) as rows:
@@ -178,11 +180,11 @@ class Control:
                 yield piece
 
     async def _end_sessions(self, request: Request, peer: Peer) -> Answer:
-        """End the session with an ID, or all of a user."""
+        """End the session with the given ID, or all sessions of a user."""
         session, user = request.path[len("/sessions/") :], request.query.get("user")
         if not session and user is None:
-            return refusal(400, "an ID or a user is required")  # never end all by mistake
-        uid = request.query.get("uid", str(peer.uid))  # a worker asks for the operator
+            return refusal(400, "an ID or a user is required")  # never end all sessions by mistake
+        uid = request.query.get("uid", str(peer.uid))  # in a worker's request, the operator's uid
         ended, finishing, missing = [], [], []
         for connection in self._live.connections():
             if connection.id == session or (not session and connection.user == user):
@@ -205,7 +207,7 @@ class Control:
     async def _ask_siblings(
         self, method: str, target: str
     ) -> list[tuple[int, dict[str, Any] | None]]:
-        """Return the other workers with their answers; None for one that does not answer."""
+        """Send a request to each other worker; return its number and answer, None if missing."""
 
         async def ask(worker: int) -> tuple[int, dict[str, Any] | None]:
             octets = await siblings.content(self._live.socket_of(worker), method, target)

@@ -256,8 +256,8 @@ def select_jobs(config: Configuration, names: Sequence[str], *, select_all: bool
         raise UnsafeArgument("name at least one account, or use --all")
     for name in names:
         if name not in config.account:
-            known = ", ".join(config.account) or "none yet; run: restante account add"
-            raise UnsafeArgument(f"no such account: {name!r}; existing accounts: {known}")
+            existing = ", ".join(config.account) or "none yet; run: restante account add"
+            raise UnsafeArgument(f"no such account: {name!r}; existing accounts: {existing}")
     return [Job.of(config, name) for name in dict.fromkeys(names or config.account)]
 
 

@@ -83,8 +83,8 @@ def _samples(
     yield "restante_collect_messages_total", labels, state.messages
     yield "restante_collect_bytes_total", labels, state.octets
     yield "restante_collect_failures", labels, state.failures
-    if (at := ledger.of(name).last_success()) is not None:
-        yield "restante_collect_last_success_timestamp_seconds", labels, at
+    if (last_success := ledger.of(name).last_success()) is not None:
+        yield "restante_collect_last_success_timestamp_seconds", labels, last_success
     grant = Job.of(config, name).grant
     if grant.options.provider and (end := grant.expires_at()) is not None:
         yield "restante_oauth_token_expiry_timestamp_seconds", labels, end

@@ -83,8 +83,8 @@ class Upkeep:
         days = await self._expiry_days()
         changed = await self._note_rules(days, reading)
         if changed:
-            at = format_time(changed.at)
-            fields = {"held": changed.held, "expiring": changed.expiring, "at": at}
+            first = format_time(changed.at)
+            fields = {"held": changed.held, "expiring": changed.expiring, "at": first}
             _log.warning("rule changed", extra={"fields": fields})
         await self._expire(days, reading)
         await self._purge(reading)
@@ -213,9 +213,9 @@ async def _in_two_steps(
     return removed, 0
 
 
-def format_time(at: float) -> str:
+def format_time(seconds: float) -> str:
     """Return a time, in seconds since the epoch, as it is written to the log and to JSON (UTC)."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%MZ")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 
 async def forecast(
@@ -256,5 +256,5 @@ def describe(changed: Forecast) -> str:
 
 def as_json(changed: Forecast) -> dict[str, object]:
     """Return a forecast as `restante check --json` prints it."""
-    at = format_time(changed.at) if changed else None
-    return {"held": changed.held, "expiring": changed.expiring, "at": at}
+    first = format_time(changed.at) if changed else None
+    return {"held": changed.held, "expiring": changed.expiring, "at": first}

@@ -235,20 +235,20 @@ def _convert(
 
     ``kind`` is the class of the section, and ``path`` are the parts of its name.
     """
-    known = {each.name: each for each in options(kind)}
+    declared = {each.name: each for each in options(kind)}
     values: dict[str, Any] = {}
     for name, value in tree.items():
         key = ".".join((*path, name))
-        if name not in known:
+        if name not in declared:
             from difflib import get_close_matches  # commands start faster without it
 
-            near = get_close_matches(name, known, 1)
+            similar = get_close_matches(name, declared, 1)
             mistakes.append(
-                f"{key}: unknown option" + "".join(f"; did you mean {n}?" for n in near)
+                f"{key}: unknown option" + "".join(f"; did you mean {n}?" for n in similar)
             )
-        elif named := known[name].metadata.get("named"):
+        elif named := declared[name].metadata.get("named"):
             values[name] = _convert_named(named, value, (*path, name), mistakes)
-        elif is_dataclass(section := known[name].default_factory):
+        elif is_dataclass(section := declared[name].default_factory):
             if isinstance(value, dict):
                 assert isinstance(section, type)
                 values[name] = section(**_convert(section, value, (*path, name), mistakes))
@@ -256,7 +256,7 @@ def _convert(
                 mistakes.append(f"{key}: must be a section; write [{key}]")
         else:
             try:
-                values[name] = known[name].metadata["convert"](value)
+                values[name] = declared[name].metadata["convert"](value)
             except BadValue as error:
                 mistakes.append(f"{key}: {error}")
     return values

@@ -178,8 +178,8 @@ def backends(*allowed: str) -> Convert:
             if name not in allowed:
                 from difflib import get_close_matches
 
-                near = get_close_matches(name, allowed, 1)
-                hint = "".join(f"; did you mean {n}?" for n in near)
+                similar = get_close_matches(name, allowed, 1)
+                hint = "".join(f"; did you mean {n}?" for n in similar)
                 raise BadValue("possible back ends are " + ", ".join(allowed) + hint)
         if not names or len(set(names)) < len(names):
             raise BadValue("must list at least one back end, and none more than once")
@@ -269,8 +269,8 @@ def keep(value: Any) -> str:
     try:
         duration(value)
     except BadValue:
-        words = '"all", "none", "until-verified", "until-deleted" or a time such as "14d"'
-        raise BadValue(f"must be {words}") from None
+        valid = '"all", "none", "until-verified", "until-deleted" or a time such as "14d"'
+        raise BadValue(f"must be {valid}") from None
     return str(value)
 
 

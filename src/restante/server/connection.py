@@ -224,7 +224,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         }
 
     def end(self) -> bool:
-        """End the session for the operator.  Return False if it is about to end anyway."""
+        """End the session because the operator requests it; return False if it is already ending."""
         self.drain()
         return True
 

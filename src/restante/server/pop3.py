@@ -180,7 +180,7 @@ class Connection(BaseConnection[Event]):
         # Time of the response to a failed login.  The slot is not released before.
         self._penalty_end = 0.0
         self._account: UserAccount | None = None
-        self._mechanism = ""  # of the last login
+        self._mechanism = ""  # mechanism of the last login
         self._session_log = SessionLog(self._began)
 
     def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:
@@ -232,7 +232,10 @@ class Connection(BaseConnection[Event]):
         }
 
     def end(self) -> bool:
-        """Drop the connection, so no message is removed (RFC 1939 §3), unless QUIT has begun to."""
+        """End the session without removing messages (RFC 1939 §3).
+
+        Returns False if QUIT has begun to remove messages, which is always finished.
+        """
         if self.is_updating:
             return False
         self.abort("ended")
