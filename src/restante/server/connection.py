@@ -224,7 +224,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         }
 
     def end(self) -> bool:
-        """End the session because the operator requests it; return False if it is already ending."""
+        """End the session on the operator's request; return False if it is already ending."""
         self.drain()
         return True
 
