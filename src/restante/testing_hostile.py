@@ -48,9 +48,9 @@ class Attack:
     """One violation of the protocol."""
 
     what: str
-    """A description."""
+    """A description that continues the sentence "The server …"."""
     says: Mapping[str, Say] = field(default_factory=dict)
-    """Responses by verb, by whole command (``RETR 1``), or by ``greeting``."""
+    """Responses, with a verb, a whole command (``RETR 1``) or ``greeting`` as the key."""
     messages: tuple[bytes, ...] = MESSAGES
     """The messages in the maildrop."""
     is_stls: bool = False

@@ -376,7 +376,7 @@ def test_why_reports_password_spraying(restante: Restante, ann: str, state: Path
     assert reported[0] == "ann (back end users): a correct password is accepted from ::1"
     assert "a wrong password is answered after 2.0 s" in reported[1]
     assert reported[2] == (
-        "password spraying: 3 recent attempts with the same passwords at many users; "
+        "password spraying: 3 recent attempts with the same passwords for many users; "
         "these passwords are answered after 7.0 s from any address"
     )
     found = restante("auth", "why", "ann", "::1", "--json").json

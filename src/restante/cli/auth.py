@@ -29,7 +29,7 @@ _REASONS = {
     "clear": "logins without TLS are refused from this address; see auth.allow_plaintext_from",
     "not-offered": "the server does not offer this mechanism; see auth.mechanisms",
     "no-maildrop": "store.path defines no maildrop for this name",
-    "no-password": "no password matches the hash, which is locked, malformed or too costly",
+    "no-password": "the hash is locked, malformed or too expensive, so no password matches it",
 }
 _WITHOUT_PASSWORD = ("OAUTHBEARER", "XOAUTH2", "EXTERNAL")
 # Advice for users in restante's own database; other back ends are managed differently.
@@ -108,7 +108,7 @@ def _describe(facts: Facts) -> str:
 
 def _describe_spray(facts: Facts) -> str:
     return (
-        f"password spraying: {facts.sprayed:.0f} recent attempts with the same passwords at many "
+        f"password spraying: {facts.sprayed:.0f} recent attempts with the same passwords for many "
         f"users; these passwords are answered after {facts.sprayed_delay:.1f} s from any address"
     )
 

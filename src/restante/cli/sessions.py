@@ -42,7 +42,7 @@ def _add_user(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def list_(options: argparse.Namespace) -> int:
-    """Print the sessions; returns EX_TEMPFAIL if a worker does not answer."""
+    """Print the sessions, and return EX_TEMPFAIL if a worker does not answer."""
     query = urlencode({"user": options.user}) if "user" in options else ""
     sessions: list[dict[str, Any]] = []
     missing: list[int] = []

@@ -674,7 +674,7 @@ def connect_blocking(
         server_hostname: Name that the server's certificate must contain; by default the host name.
         fingerprint: SHA-256 of the server's certificate, in hexadecimal.  It replaces the
             verification of issuer and name; with ``ca_file`` or ``context``, both are verified too.
-        timeout: Limit in seconds for each wait: for look-up and connection, for the TLS handshake,
+        timeout: Limit in seconds for each wait: for lookup and connection, for the TLS handshake,
             and for each response.  None: no limit.
         deadline: Limit in seconds for the whole session, counted from this call.  When it has
             passed, the current command or the next one raises DeadlineExceeded; nothing else is

@@ -3,7 +3,7 @@
 Standards: RFC 8305 (happy eyeballs): address families alternate, and the next address is
 tried while earlier ones have not answered yet.  The asyncio and the blocking client use the
 same algorithm.
-Limits: at most ``MAX_ADDRESSES`` addresses of a host are tried.  A look-up that hangs occupies a
+Limits: at most ``MAX_ADDRESSES`` addresses of a host are tried.  A lookup that hangs occupies a
 thread, but neither the client nor the exit of the program waits for it.
 """
 
@@ -144,7 +144,7 @@ def reach_blocking(
 ) -> socket.socket:
     """Connect like ``reach``, but block the calling thread.
 
-    ``seconds`` is the time limit for the look-up and all addresses.
+    ``seconds`` is the time limit for the lookup and all addresses.
 
     Raises:
         OSError: no address answers, or the host has no address.
