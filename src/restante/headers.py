@@ -134,7 +134,7 @@ class _AddressGuard(_Guard):
     @classmethod
     def parse(cls, value: Any, kwds: dict[str, Any]) -> None:
         super().parse(value, kwds)
-        kwds["groups"] = list(map(_as_text, kwds["groups"]))
+        kwds["groups"] = list(map(_without_surrogates, kwds["groups"]))
         if not isinstance(value, str) or not any(map(_is_not_parsed, kwds["defects"])):
             return
         parts = list(split_addresses(text_of(value))) if len(value) <= MAX_VALUE else []
@@ -210,7 +210,7 @@ def _is_text(header: Any) -> bool:
     return any(map(_is_not_parsed, header.defects))
 
 
-def _as_text(group: Group) -> Group:
+def _without_surrogates(group: Group) -> Group:
     """Return a group without lone surrogates, which result from split encoded-words."""
     addresses = [
         Address(*map(text_of, (each.display_name, each.username, each.domain)))

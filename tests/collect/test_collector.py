@@ -385,7 +385,7 @@ def test_octets_count_however_the_session_ends(
     home: Home, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Octets that the server sent are counted even if the connection is lost."""
-    monkeypatch.setattr(fetching, "_GROUP", 1)
+    monkeypatch.setattr(fetching, "_GROUP_SIZE", 1)
     came: list[int] = []
 
     def progress(messages: object, octets: int) -> None:
@@ -432,7 +432,7 @@ def test_disk_full_deletes_nothing_that_is_not_safe(
         real(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetching, "_GROUP", group)
+        patch.setattr(fetching, "_GROUP_SIZE", group)
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             home.collect(Policy(keep=0.0))
@@ -510,7 +510,7 @@ def test_lost_connection_keeps_stored_messages(
     group: int, home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Complete messages are kept, so each attempt makes progress."""
-    monkeypatch.setattr(fetching, "_GROUP", group)
+    monkeypatch.setattr(fetching, "_GROUP_SIZE", group)
     taken: list[int] = []
 
     def progress(messages: object, octets: int) -> None:

@@ -112,7 +112,7 @@ class LoginTooSoon(TemporaryFailure):
 
 
 class LeftWithoutQuit(TemporaryFailure):
-    """At QUIT, the server may remove messages not stored here, so nothing was deleted."""
+    """The session ended without QUIT, at which the server may remove messages not stored here."""
 
     def __init__(self, unstored: int) -> None:
         super().__init__(
@@ -123,15 +123,15 @@ class LeftWithoutQuit(TemporaryFailure):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A maildrop on another server, to collect mail from."""
+    """An account on another server from which mail is collected."""
 
     name: str
     connect: Callable[[], AbstractAsyncContextManager[Client]]
     """Logs in and opens a session, which ends with QUIT unless the context raises an error."""
     policy: Policy = field(default_factory=Policy)
     mailbox: Mailbox | None = None
-    """Address of the mailbox, which identifies the account even after it has been renamed.  None if
-    the account is never renamed."""
+    """Identifies the account by its address, so that it can be renamed.  None if the account is
+    never renamed."""
 
 
 async def collect(
@@ -194,7 +194,7 @@ def check_policy(policy: Policy, destination: Destination) -> None:
     """Check that the destination has the abilities that the policy requires.
 
     Raises:
-        ConfigurationError: the destination lacks one of them.
+        ConfigurationError: the destination lacks a required ability.
     """
     if policy.verified and not offers(destination, Verifying):
         raise ConfigurationError(
@@ -237,7 +237,7 @@ class _Session:
         self._is_done = False  # whether every step before QUIT is done
         self._limited_until = entry.limited_until
         self._newest: frozenset[int] = frozenset()
-        self._why: dict[str, str] = {}  # reasons for deletion, by key
+        self._reasons: dict[str, str] = {}  # reasons for deletion, by key
         self._proved: list[Proved] = []
         self._presence: list[tuple[str, Presence]] = []  # changes at the destination, by key
 
@@ -270,7 +270,7 @@ class _Session:
             else:  # a refused DELE is raised only after QUIT has removed the other messages
                 self._confirm(dry_run=dry_run)
         except ConnectionLost as error:
-            if not self._is_logged_in or not self._is_harmless(error):
+            if not self._is_logged_in or not self._had_finished(error):
                 raise
         else:
             self._confirm(dry_run=dry_run)
@@ -339,7 +339,7 @@ class _Session:
         now, taken = self._now(), self._known.taken
         steps = list(plan(listing, taken, policy, now, allowance, aside, postponed))
         due = [step for step in steps if isinstance(step, Due) and await self._may_delete(step.key)]
-        self._why = {step.key: step.why for step in due}
+        self._reasons = {step.key: step.why for step in due}
         headers = [step for step in steps if isinstance(step, CheckHeader)]
         steps += await self._check_headers([*due, *headers], allowance)
         waiting = [step for step in steps if isinstance(step, Postpone)]
@@ -365,7 +365,7 @@ class _Session:
         outcome, new = self._outcome, [step for step in fetches if isinstance(step, Fetch)]
         outcome.stored, outcome.stubs = len(new), len(stubs)
         outcome.octets = sum(step.message.size for step in new)
-        compared = [step for step in fetches if step.key in self._why]
+        compared = [step for step in fetches if step.key in self._reasons]
         outcome.deleted = len(self._proved) + len(compared)
 
     def _may_list_more(self) -> bool:
@@ -397,7 +397,7 @@ class _Session:
 
     # Loss of the connection.
 
-    def _is_harmless(self, error: ConnectionLost) -> bool:
+    def _had_finished(self, error: ConnectionLost) -> bool:
         """Return whether the session had finished its work when the connection was lost.
 
         If no message was marked, QUIT has no effect (RFC 1939 §6), so its response is not needed.
@@ -413,8 +413,8 @@ class _Session:
         if self._reader.is_pipelining_in_doubt:
             self._accounts.one_by_one(self._name, self._now())
             outcome.notes.append(
-                "the connection was lost after several commands had been sent at once; for a week, "
-                "commands are sent one at a time. If this helps, set quirks = "
+                "the connection was lost after several commands had been sent together; for a "
+                "week, commands are sent one at a time. If this helps, set quirks = "
                 '["auto", "hide:PIPELINING"]'
             )
             outcome.may_go_on = True
@@ -469,8 +469,8 @@ class _Session:
             # If the server lists its mail in parts, every part looks new.  If the user has decided
             # before, the question is not repeated.  In both cases ``dedupe`` is safe: comparing by
             # content neither loses messages nor stores them twice.
-            is_harmless = self._reader.quirks.in_parts or self._entry.answer
-            if not is_harmless and not await self._is_other_mail(listing, expected):
+            is_decided = self._reader.quirks.in_parts or self._entry.answer
+            if not is_decided and not await self._is_other_mail(listing, expected):
                 raise LooksMoved(sum(1 for each in ids.values() if each not in taken), len(listing))
             again = "dedupe"
         self._fetching.dedupe = again != "fetch" and is_strange(listing, taken, expected)
@@ -501,8 +501,8 @@ class _Session:
             and aside_key(each) not in self._fetching.aside
         ]
         sample = new[:: max(len(new) // _SAMPLE_SIZE, 1)]
-        found = (await self._fetching.header_digests(sample)).values()
-        digests = [digest for digest in found if digest]
+        results = (await self._fetching.header_digests(sample)).values()
+        digests = [digest for digest in results if digest]
         return len(digests) >= _MIN_DIGESTS and known.isdisjoint(digests)
 
     # Checks before deletions.
@@ -516,13 +516,13 @@ class _Session:
         """
         self._known.load_records(step.key for step in steps)
         records = {step.key: self._known.record(step.key) for step in steps}
-        useful = [
+        with_digest = [
             step.message
             for step in steps
             if (record := records[step.key]) is not None
             and record.content.header_digest is not None
         ]
-        header_digests = await self._fetching.header_digests(useful)
+        header_digests = await self._fetching.header_digests(with_digest)
         unproved: list[Step] = []
         settled = []
         for step in steps:
@@ -548,13 +548,13 @@ class _Session:
         if not policy.verified:
             return True
         record = self._known.record(key)
-        is_good = (
+        is_intact = (
             record is not None
             and offers(self._destination, Verifying)
             and await in_thread(self._destination.holds, record.identity, record.content.digest)
         )
-        self._outcome.unverified += not is_good
-        return is_good
+        self._outcome.unverified += not is_intact
+        return is_intact
 
     def _was_deleted(self, key: str) -> bool:
         """Return whether the user deleted the message here.  Blocking.
@@ -570,7 +570,7 @@ class _Session:
         return presence is Presence.GONE and known.was_held
 
     def _record_presence(self) -> None:
-        """Record which messages are now present or held."""
+        """Record which messages are now present at the destination, and which are held there."""
         for presence in (Presence.HERE, Presence.HELD):
             keys = [key for key, current in self._presence if current is presence]
             if keys:
@@ -586,33 +586,35 @@ class _Session:
         # The day of a new account begins when its first rule is recorded.
         if (before or self._limited_until) and self._policy.deletions is not None:
             self._limited_until = self._now() + _DAY
-        if before and self._why:
+        if before and self._reasons:
             text = (
                 f"the deletion rule was changed from {before} to {rule}; "
-                f"messages to delete: {len(self._why)}"
+                f"messages to delete: {len(self._reasons)}"
             )
             self._outcome.notes.append(text)
             fields = {
                 "account": self._name,
                 "rule": rule,
                 "before": before,
-                "messages": len(self._why),
+                "messages": len(self._reasons),
             }
             _log.warning("deletion rule changed", extra={"fields": fields})
         self._accounts.change_rule(self._name, rule, self._limited_until)
 
-    async def _why_now(self, seen: Seen) -> str:
+    async def _deletion_reason(self, seen: Seen) -> str:
         """Return why the policy allows deleting a message that was fetched in this session.
 
         The result is empty if the policy does not allow it.
         """
         policy, known = self._policy, self._known.taken[seen.key]
-        # ``_why`` was decided for the message that had this unique-id before.
-        if not seen.is_new and (why := self._why.get(seen.key)):
+        # ``_reasons`` is about the message that had this unique-id before, so it does not apply to
+        # a new message.
+        if not seen.is_new and (why := self._reasons.get(seen.key)):
             return why
         is_for_later = policy.verified or policy.until_deleted or policy.newest > 0
-        is_nameless = seen.key.startswith(" ")  # no unique-id, so ``plan`` did not decide about it
-        if not is_due(known, policy, self._now()) or (is_for_later and not is_nameless):
+        # ``plan`` did not decide about a message without a unique-id.
+        has_unique_id = not seen.key.startswith(" ")
+        if not is_due(known, policy, self._now()) or (is_for_later and has_unique_id):
             return ""
         if is_for_later:
             is_kept = seen.is_new or seen.message.number in self._newest
@@ -624,7 +626,7 @@ class _Session:
         """Return the messages that are due and proved to be stored here."""
         proved = list(self._proved)
         for seen in self._fetching.seen:
-            if why := await self._why_now(seen):
+            if why := await self._deletion_reason(seen):
                 known, record = (
                     self._known.taken[seen.key],
                     self._known.record(seen.key),

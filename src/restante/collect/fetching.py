@@ -42,7 +42,7 @@ from .plan import (
 from .run import Run
 from .stub import stub
 
-_GROUP = 256  # messages between two commits of the ledger; a crash repeats at most two groups
+_GROUP_SIZE = 256  # messages between two commits of the ledger; a crash repeats at most two groups
 _IN_MEMORY = 2**20  # octets; a larger message is buffered on disk while it is compared
 _PIECE = 65_536  # octets read from this buffer at a time
 # Number of octets by which a message may exceed twice its announced size.  Some servers guess
@@ -68,6 +68,7 @@ class Usage:
         self._received = Used(before.messages + messages, before.octets + octets)
 
     def record(self) -> None:
+        """Write the counts to the ledger."""
         received, self._received = self._received, Used()
         if received != Used():
             self._ledger.used(self._run, received, self._clock())
@@ -106,6 +107,7 @@ class Fetching:
     ) -> None:
         """``now`` is the ledger's clock."""
         self.seen: list[Seen] = []
+        """Messages that were received in this session and are recorded in the ledger."""
         self.awaited: Message | None = None
         """The message whose response has not been received completely."""
         self.dedupe = False
@@ -131,14 +133,14 @@ class Fetching:
         self._in_doubt: list[tuple[Message, str]] = []  # consecutive messages, with the reasons
         self._equal: set[str] = set()  # keys of messages that were recognised by their content
         self._waiting: list[_Received] = []  # stored, not in the ledger yet
-        self._writing: asyncio.Task[None] | None = None  # writes the previous group
+        self._writing: asyncio.Task[None] | None = None  # records the previous group
         # A cancellation that arrived while a message was being stored.
         self._cancelled: asyncio.CancelledError | None = None
 
     # Messages.
 
     async def fetch(self, steps: Sequence[Fetch | Compare]) -> None:
-        """Fetch and store, or compare, these messages; ``seen`` lists them on return."""
+        """Fetch these messages, and store them unless an equal message is stored already."""
         try:
             await self._fetch_all(steps)
         except TemporaryFailure:
@@ -162,15 +164,15 @@ class Fetching:
                 await asyncio.gather(self._writing, return_exceptions=True)
 
     async def _fetch_all(self, steps: Sequence[Fetch | Compare]) -> None:
-        wanted = [step.message for step in steps]
-        group = _GROUP if self._destination.is_repeatable else 1
-        self._progress(wanted, 0)
+        messages = [step.message for step in steps]
+        group = _GROUP_SIZE if self._destination.is_repeatable else 1
+        self._progress(messages, 0)
         index = 0
-        requested = takewhile(lambda _: self._refusals < _MAX_REFUSALS, wanted)
-        self.awaited = wanted[0] if wanted else None
+        requested = takewhile(lambda _: self._refusals < _MAX_REFUSALS, messages)
+        self.awaited = messages[0] if messages else None
         async for message, body in self._reader.retrieve_all(requested):
             self.awaited = message
-            if index % _GROUP == 0:
+            if index % _GROUP_SIZE == 0:
                 self._usage.record()
             if index % group == 0:
                 await self._commit_group()
@@ -180,7 +182,7 @@ class Fetching:
             await self._process(steps[index], self._counted(message, body))
             index += 1
             if self.awaited is None:  # if the connection is lost now, the next message is the cause
-                self.awaited = wanted[index] if index < len(wanted) else None
+                self.awaited = messages[index] if index < len(messages) else None
         self.awaited = None
         self._settle_doubts()
         if index < len(steps):

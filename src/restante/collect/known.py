@@ -37,9 +37,9 @@ class Known:
 
     def load_records(self, keys: Iterable[str]) -> None:
         """Load the records of many messages with few queries."""
-        wanted = [key for key in keys if key not in self._records]
-        records = self._ledger.records(wanted)
-        for key in wanted:
+        missing = [key for key in keys if key not in self._records]
+        records = self._ledger.records(missing)
+        for key in missing:
             self._records[key] = self._with_identity(key, records.get(key))
 
     def record(self, key: str) -> Record | None:

@@ -48,7 +48,7 @@ class Dotlock:
         self._touched_at = 0.0  # on the monotonic clock
 
     def take(self) -> bool:
-        """Take the lock, and remove a stale lock first; return whether the lock was taken.
+        """Take the lock if it is free or stale; return whether it was taken.
 
         Raises:
             OSError: the lock file cannot be created.

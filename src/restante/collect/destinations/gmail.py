@@ -86,8 +86,8 @@ class Gmail(Spooled):
         for each in _objects(self._request(path).get("labels")):
             if each.get("name") == self._label and each.get("id"):
                 return str(each["id"])
-        wanted = {"name": self._label, "labelListVisibility": "labelShow"}
-        label_id = self._request(path, json.dumps(wanted).encode(), "application/json").get("id")
+        new_label = {"name": self._label, "labelListVisibility": "labelShow"}
+        label_id = self._request(path, json.dumps(new_label).encode(), "application/json").get("id")
         if not label_id:
             raise TemporaryFailure(f"Gmail did not create the label {self._label}")
         return str(label_id)

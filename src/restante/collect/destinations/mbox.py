@@ -239,15 +239,15 @@ def _compare(file: int, offset: int, message: BinaryIO, octets: int) -> tuple[bo
     """
     has_nul = False
     while octets > 0:
-        wanted = message.read(min(_PIECE, octets))
-        stored = os.pread(file, len(wanted), offset)
-        if not wanted or len(stored) < len(wanted):
+        expected = message.read(min(_PIECE, octets))
+        actual = os.pread(file, len(expected), offset)
+        if not expected or len(actual) < len(expected):
             return False, has_nul
-        if stored != wanted:
-            pairs = zip(stored, wanted, strict=True)
-            if any(actual not in (0, expected) for actual, expected in pairs):
+        if actual != expected:
+            pairs = zip(actual, expected, strict=True)
+            if any(octet not in (0, correct) for octet, correct in pairs):
                 return False, has_nul
             has_nul = True
-        offset += len(wanted)
-        octets -= len(wanted)
+        offset += len(expected)
+        octets -= len(expected)
     return True, has_nul

@@ -148,14 +148,14 @@ class AuthorizationRequest:
             UnsafeArgument: the address is not the response to this request.
             ConsentNeeded, ProviderUnavailable: the provider or the user refused.
         """
-        given = dict(parse_qsl(urlsplit(address.strip()).query))
-        if not compare_digest(given.get("state", "").encode(), self.state.encode()):
+        parameters = dict(parse_qsl(urlsplit(address.strip()).query))
+        if not compare_digest(parameters.get("state", "").encode(), self.state.encode()):
             raise UnsafeArgument("this address is not the response to this sign-in")
-        if "error" in given:
-            raise explain(given["error"], given.get("error_description", ""))
-        if not given.get("code"):
+        if "error" in parameters:
+            raise explain(parameters["error"], parameters.get("error_description", ""))
+        if not parameters.get("code"):
             raise UnsafeArgument("this address contains no code")
-        return given["code"]
+        return parameters["code"]
 
     def redeem(self, code: str) -> Form:
         """Return the request for tokens in exchange for the code (RFC 6749 §4.1.3)."""
