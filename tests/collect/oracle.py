@@ -34,7 +34,7 @@ from unittest import mock
 
 from restante.client import asynchronous
 from restante.collect import collector
-from restante.collect.ledger import Ledger
+from restante.collect.account_ledger import AccountLedger
 
 from ..client.shells import NONE, UNUSED
 from ..life.homes import Home, Ran, memory
@@ -47,7 +47,7 @@ _LOOKS_MOVED = 78  # exit code
 _KILLED = 9  # exit code of a child that was killed
 _MOMENTS: tuple[tuple[Any, str], ...] = (
     *((os, name) for name in ("rename", "link", "unlink")),
-    *((Ledger, name) for name in ("intend", "took", "removing", "gone")),
+    *((AccountLedger, name) for name in ("intend", "took", "removing", "gone")),
     (Disk, "fsync"),
 )
 """A run may be killed before and after each of these."""
@@ -581,7 +581,6 @@ class Death(test_killed.Death):
     def near(self) -> Iterator[None]:
         with ExitStack() as changed:
             for owner, name in _MOMENTS:
-                if hasattr(owner, name):
-                    around = self._around(getattr(owner, name))
-                    changed.enter_context(mock.patch.object(owner, name, around))
+                around = self._around(getattr(owner, name))
+                changed.enter_context(mock.patch.object(owner, name, around))
             yield
