@@ -389,7 +389,7 @@ def test_no_password_is_stored_in_the_cache() -> None:
     cache = Cache(Telling())
     verify(cache)
     refused(cache)
-    kept = repr([cache._correct._entries, cache._wrong._entries])
+    kept = repr([cache._correct_passwords._entries, cache._wrong_passwords._entries])
     assert "UserAccount" in kept
     assert "staaf" not in kept
     assert "'wrong'" not in kept

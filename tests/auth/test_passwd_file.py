@@ -458,7 +458,9 @@ def test_wrong_digest_is_refused_for_every_user(
     monkeypatch.setattr(hmac, "compare_digest", compare)
     tries = [("mrose", "wrong"), ("mrose", ""), ("nobody", "tanstaaf"), ("ann", "password")]
     tries += [("ann", hashed), ("bob", ""), ("eve", "")]
-    tries += [(name, passwd_file._UNKNOWN.decode()) for name in ("ann", "bob", "eve", "nobody")]
+    tries += [
+        (name, passwd_file._UNKNOWN_PASSWORD.decode()) for name in ("ann", "bob", "eve", "nobody")
+    ]
     reasons = []
     for identity, password in tries:
         with pytest.raises(AuthenticationFailed) as raised:

@@ -350,7 +350,7 @@ def test_remembered_logins_keep_a_home(throttle: Throttle, clock: Clock) -> None
 def test_recent_homes_are_bounded(throttle: Throttle) -> None:
     for number in range(10_000):
         throttle.record_success(shown(address=f"10.{number >> 8}.{number & 255}.1"), MROSE)
-    assert len(throttle._recent) <= 4096
+    assert len(throttle._recent_logins) <= 4096
 
 
 def test_user_is_known_by_typed_and_own_name(throttle: Throttle) -> None:

@@ -34,7 +34,7 @@ from restante.errors import (
     TooBusy,
 )
 from restante.passdb import Credentials, UserAccount
-from restante.sasl.prepare import prepared
+from restante.sasl.prepare import saslprep
 
 
 def verify(users: Users, identity: str, password: str, **more: str) -> UserAccount:
@@ -304,7 +304,7 @@ def test_new_name_must_survive_saslprep(users: Users, name: str, use: str) -> No
         users.add(name, "pw")
     if use:
         users.add(use, "pw")
-        assert verify(users, unicodedata.normalize("NFKC", prepared(name)), "pw").user == use
+        assert verify(users, unicodedata.normalize("NFKC", saslprep(name)), "pw").user == use
 
 
 @given(st.text(max_size=12))
@@ -315,7 +315,7 @@ def test_new_name_is_unchanged_by_every_login(name: str) -> None:
         normal = check_new_name(name)
     except BadName:
         return
-    assert key(prepared(normal)) == normal
+    assert key(saslprep(normal)) == normal
     assert check_new_name(normal) == normal
 
 

@@ -376,10 +376,10 @@ def test_names_and_passwords_are_measured_in_octets_before_they_are_normalised(
     monkeypatch.setattr(prepare, "ucd_3_2_0", SimpleNamespace(normalize=normalize))
     text = "\u1e9b" * (size // 3) if size % 3 == 0 else "a" * (size - 2) + "é"
     if size <= 1024:
-        prepare.prepared(text)
+        prepare.saslprep(text)
     else:
         with pytest.raises(AuthenticationFailed):
-            prepare.prepared(text)
+            prepare.saslprep(text)
     assert bool(normalised) == (size <= 1024)
 
 

@@ -7,7 +7,7 @@ from base64 import b64encode
 import pytest
 
 from restante.errors import AuthenticationFailed
-from restante.sasl.prepare import prepared
+from restante.sasl.prepare import saslprep
 
 from .core import Core
 
@@ -59,7 +59,7 @@ def test_outlook_may_send_utf8_behind_pass() -> None:
 )
 @pytest.mark.rfc("P-147")
 def test_passwords_that_look_alike_are_one(typed: str, password: str) -> None:
-    assert prepared(typed) == password
+    assert saslprep(typed) == password
     core = Core([], password=password)
     assert core.send(b"USER mrose\r\nPASS %s\r\n" % typed.encode()).count(b"+OK") == 2
     core = Core([], password=password)
@@ -86,7 +86,7 @@ def test_passwords_that_look_alike_are_one(typed: str, password: str) -> None:
 def test_forbidden_characters_fail_like_a_wrong_password(forbidden: bytes) -> None:
     """And USER does not report it, because that would reveal names."""
     with pytest.raises(AuthenticationFailed):
-        prepared(forbidden.decode("utf-8", "surrogateescape"))
+        saslprep(forbidden.decode("utf-8", "surrogateescape"))
     wrong = b"-ERR [AUTH] authentication failed\r\n"
     for name, password in ((forbidden, b"x"), (b"mrose", forbidden)):
         core = Core([])

@@ -65,8 +65,8 @@ class Cache:
         self._has_all_generations = has_all_generations
         self._service = service
         self._secret = secrets.token_bytes(32)
-        self._correct = _Table[UserAccount](_MAX_CORRECT, clock)
-        self._wrong = _Table[str](_MAX_WRONG, clock)
+        self._correct_passwords = _Table[UserAccount](_MAX_CORRECT, clock)
+        self._wrong_passwords = _Table[str](_MAX_WRONG, clock)
 
     def remembered(self, credentials: Credentials) -> UserAccount | None:
         if self._prompt_generations is None:
@@ -79,7 +79,7 @@ class Cache:
     async def verify(self, credentials: Credentials) -> UserAccount:
         generation = await self._generation(credentials)
         key = self._key(credentials, generation)
-        account, reason = self._cached_account(credentials, key), self._wrong.get(key)
+        account, reason = self._cached_account(credentials, key), self._wrong_passwords.get(key)
         if account is not None:
             return account
         if reason is not None:
@@ -89,16 +89,16 @@ class Cache:
         except AuthenticationFailed as error:
             # Without a generation, the cache could not detect that the password was corrected.
             if self._is_exact(generation) and generation == await self._generation(credentials):
-                self._wrong.put(key, error.reason, _WRONG_LIFETIME)
+                self._wrong_passwords.put(key, error.reason, _WRONG_LIFETIME)
             raise
         if generation == await self._generation(credentials):  # no change during the check
             is_exact = self._is_exact(generation)
             lifetime = _CORRECT_LIFETIME if is_exact else _CORRECT_LIFETIME_WITHOUT_GENERATION
-            self._correct.put(key, account, lifetime)
+            self._correct_passwords.put(key, account, lifetime)
         return account
 
     def _cached_account(self, credentials: Credentials, key: bytes) -> UserAccount | None:
-        account = self._correct.get(key)
+        account = self._correct_passwords.get(key)
         if account is not None and self._last_uses is not None:
             self._last_uses.used(account, credentials.address)
         return account
@@ -109,8 +109,8 @@ class Cache:
 
     def clear(self) -> None:
         """Remove all entries."""
-        self._correct.clear()
-        self._wrong.clear()
+        self._correct_passwords.clear()
+        self._wrong_passwords.clear()
 
     async def _generation(self, credentials: Credentials) -> bytes | None:
         if self._generations is None:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Collection
 
 from ..errors import AuthenticationFailed, RestanteError
-from ..sasl.prepare import prepared
+from ..sasl.prepare import saslprep
 
 MAX_NAME = 128  # octets of UTF-8 in each part; twice the limit of RFC 5321 §4.5.3.1.1
 # Octets of UTF-8 in a name that a client sends; limited because normalising takes quadratic time.
@@ -61,7 +61,7 @@ def check_new_name(name: str) -> str:
     normal = check_name(name)
     try:
         # Some clients prepare names with current Unicode; restante uses Unicode 3.2 of 2002.
-        sent = check_name(unicodedata.normalize("NFKC", prepared(normal)))
+        sent = check_name(unicodedata.normalize("NFKC", saslprep(normal)))
     except (AuthenticationFailed, BadName):
         raise BadName(
             f"no client could log in as {normal}, because SASLprep forbids it (RFC 4013)"

@@ -41,13 +41,14 @@ from .names import BadName, check_name
 from .names import key as _key
 
 _log = logging.getLogger("restante.auth")
-_LOCKED = 2  # maximum length of "*", "!" and "!!", which mean that the user has no password
+_MAX_LOCKED = 2  # maximum length of "*", "!" and "!!", which mean that the user has no password
 _MAX_FILE = 64 * 2**20  # octets; an estimate, enough for about 400,000 lines
 # Seconds after which another change certainly results in a different time stamp.  The time stamps
 # of FAT have a resolution of 2 s; those of other file systems are finer.
-_SETTLED = 2.0
-_HARMLESS = ("userdb_", "event_", "forward_")  # prefixes of fields that do not restrict logins
-_UNKNOWN = b"sixteen octets.."  # used for the digest if the password itself is not stored
+_SETTLING_TIME = 2.0
+# Prefixes of extra fields that do not restrict logins.
+_HARMLESS_PREFIXES = ("userdb_", "event_", "forward_")
+_UNKNOWN_PASSWORD = b"sixteen octets.."  # used for the digest if only a hash is stored
 _LOOKUP_THREADS = 4  # few, because a look-up rarely has to read the file again
 # Maximum number of attempts to read the file while it is being written, and seconds between them.
 _ATTEMPTS, _PAUSE = 5, 0.01
@@ -75,7 +76,7 @@ class _Entry:
     """One line of the file."""
 
     account: UserAccount
-    stored: str = field(repr=False)
+    stored_hash: str = field(repr=False)
     is_refused: bool = False
     """The line is malformed or the user has several lines, so the user cannot log in."""
 
@@ -129,13 +130,13 @@ class PasswdFile:
         if not passwords.is_possible(password):
             raise AuthenticationFailed("impossible-password")
         name, content = _key(credentials.identity), self._read()
-        entry, stored = content.entries.get(name), content.hashes.get(name)
-        is_match = schemes.matches(password, stored or content.decoy(name), self._scheme)
+        entry, stored_hash = content.entries.get(name), content.hashes.get(name)
+        is_match = schemes.matches(password, stored_hash or content.decoy(name), self._scheme)
         if entry is None:
             raise AuthenticationFailed("unknown-user")
         if entry.is_refused:
             raise AuthenticationFailed("line-refused")
-        if not is_match or stored is None:  # a decoy may match, but must not admit the user
+        if not is_match or stored_hash is None:  # a decoy may match, but must not admit the user
             raise AuthenticationFailed("bad-password")
         if credentials.authorization and _key(credentials.authorization) != name:
             raise AuthenticationFailed("authorization")  # RFC 4616 §2
@@ -147,9 +148,9 @@ class PasswdFile:
     def _digested(self, login: Digest) -> UserAccount:
         name, content = _key(login.identity), self._read()
         entry = content.entries.get(name)
-        stored = entry.stored if entry and not entry.is_refused else content.decoy(name)
-        secret = schemes.secret(stored, self._scheme)
-        octets = login.time_stamp.encode() + (secret or _UNKNOWN)
+        stored_hash = entry.stored_hash if entry and not entry.is_refused else content.decoy(name)
+        secret = schemes.secret(stored_hash, self._scheme)
+        octets = login.time_stamp.encode() + (secret or _UNKNOWN_PASSWORD)
         expected = md5(octets, usedforsecurity=False).hexdigest()
         digest = login.digest.encode("utf-8", "surrogatepass")
         is_match = hmac.compare_digest(expected.encode(), digest)
@@ -245,15 +246,15 @@ class PasswdFile:
 
     def _read_again(self) -> _Content:
         octets, stamp = self._read_whole()
-        is_settled = time.time() - stamp.modified / 1e9 > _SETTLED
+        is_settled = time.time() - stamp.modified / 1e9 > _SETTLING_TIME
         digest = sha256(octets).digest()
         if self._content and self._content.digest == digest:
             return replace(self._content, stamp=stamp, is_settled=is_settled)
         entries = self._parse(octets)
         hashes = {
-            name: each.stored
+            name: each.stored_hash
             for name, each in entries.items()
-            if not each.is_refused and schemes.is_sane(each.stored, self._scheme)
+            if not each.is_refused and schemes.is_sane(each.stored_hash, self._scheme)
         }
         return _Content(entries, hashes, tuple(hashes.values()), digest, stamp, is_settled)
 
@@ -277,7 +278,8 @@ class PasswdFile:
             f"{self._path}: the hash of {name} is malformed or too expensive, so no password "
             "matches it"
             for name, entry in entries.items()
-            if len(entry.stored) > _LOCKED and not schemes.is_sane(entry.stored, self._scheme)
+            if len(entry.stored_hash) > _MAX_LOCKED
+            and not schemes.is_sane(entry.stored_hash, self._scheme)
         ]
         return [each.account for each in entries.values() if not each.is_refused], problems
 
@@ -349,7 +351,7 @@ def _parse(line: str) -> _Entry:
             account = account._replace(is_enabled=False)
         elif key == "allow_nets" and not account.networks:
             account = account._replace(networks=tuple(_networks(value, user)))
-        elif not key.startswith(_HARMLESS):
+        elif not key.startswith(_HARMLESS_PREFIXES):
             raise _BadLine("has an unknown extra field", user)
     return _Entry(account, fields[0])
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..errors import AuthenticationFailed, BackendMisconfigured
-from ..sasl.prepare import prepared
+from ..sasl.prepare import saslprep
 from . import passwords, scram
 
 # The limits are higher than the defaults of the programs that create hashes, but no hash takes more
@@ -48,13 +48,13 @@ class _Scheme(NamedTuple):
     """Must be called only for sane hashes."""
 
 
-def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
+def matches(password: str, stored_hash: str, scheme: str = "CRYPT") -> bool:
     """Return whether this password has this hash.  ``scheme`` is used if the hash has no prefix.
 
     Raises:
         BackendMisconfigured: the scheme needs a library that is not installed.
     """
-    name, encoding, text = _split(stored, scheme)
+    name, encoding, text = _split(stored_hash, scheme)
     known = _SCHEMES.get(name)
     if known is None or not known.is_sane(text, encoding):
         return False
@@ -66,35 +66,35 @@ def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
         ) from error
 
 
-def is_known(stored: str) -> bool:
+def is_known(stored_hash: str) -> bool:
     """Return whether a hash has the prefix of a known scheme, or no prefix."""
-    return bool(stored) and _split(stored, "CRYPT")[0] in _SCHEMES
+    return bool(stored_hash) and _split(stored_hash, "CRYPT")[0] in _SCHEMES
 
 
-def is_sane(stored: str, scheme: str = "CRYPT") -> bool:
+def is_sane(stored_hash: str, scheme: str = "CRYPT") -> bool:
     """Return whether ``matches`` would compute this hash.
 
     It does not compute hashes that are unknown, malformed or too expensive.
     """
-    name, encoding, text = _split(stored, scheme)
+    name, encoding, text = _split(stored_hash, scheme)
     known = _SCHEMES.get(name)
     return known is not None and known.is_sane(text, encoding)
 
 
-def secret(stored: str, scheme: str = "CRYPT") -> bytes | None:
+def secret(stored_hash: str, scheme: str = "CRYPT") -> bytes | None:
     """Return the password, prepared by RFC 4013, or None if only its hash is stored."""
-    name, encoding, text = _split(stored, scheme)
+    name, encoding, text = _split(stored_hash, scheme)
     if name == "PLAIN":
         with suppress(AuthenticationFailed, UnicodeError):
-            return prepared(_in_clear(text, encoding).decode()).encode()
+            return saslprep(_in_clear(text, encoding).decode()).encode()
     return None
 
 
-def _split(stored: str, scheme: str) -> tuple[str, str, str]:
+def _split(stored_hash: str, scheme: str) -> tuple[str, str, str]:
     """Return the scheme, the encoding and the hash."""
-    match = _PREFIXED.fullmatch(stored)
+    match = _PREFIXED.fullmatch(stored_hash)
     if match is None:
-        return scheme, "", stored
+        return scheme, "", stored_hash
     return match[1].upper(), (match[2] or "").upper(), match[3]
 
 
@@ -187,10 +187,10 @@ def _scram(password: str, text: str, _: str) -> bool:
     iterations, salt, stored_key, _ = text.split(",")
     try:
         keys = scram.make_keys(password, b64decode(salt, validate=True), int(iterations)).sha256
-        stored = b64decode(stored_key, validate=True)
+        expected = b64decode(stored_key, validate=True)
     except ValueError:
         return False
-    return keys is not None and hmac.compare_digest(keys[:32], stored)
+    return keys is not None and hmac.compare_digest(keys[:32], expected)
 
 
 def _plain(password: str, text: str, encoding: str) -> bool:

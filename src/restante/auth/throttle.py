@@ -129,13 +129,13 @@ class Throttle:
         self._lock = SharedLock()
         self._guesses = Weights(entries, _HALF_LIFE, clock=clock, secret=self._secret)
         self._known_networks = Weights(entries, 30 * _DAY, clock=clock, secret=self._secret)
-        self._wrong = Weights(entries, _DAY, clock=clock)
-        self._correct = Weights(entries, 30 * _DAY, clock=clock)
+        self._wrong_passwords = Weights(entries, _DAY, clock=clock)
+        self._correct_passwords = Weights(entries, 30 * _DAY, clock=clock)
         # Failed pairs of user and password, and for each password the number of such pairs.
-        self._tried = Weights(entries, _DAY, clock=clock)
+        self._spraying = Weights(entries, _DAY, clock=clock)
         self._clock = clock
         # The time at which this worker last recorded each login.
-        self._recent: dict[tuple[str, str, str], float] = {}
+        self._recent_logins: dict[tuple[str, str, str], float] = {}
 
     def close(self) -> None:
         self._lock.close()
@@ -148,7 +148,9 @@ class Throttle:
         The group is the user if the priority is ``KNOWN`` or the network is trusted; otherwise it
         is the network.
         """
-        if self._correct.weight(_password_key(credentials.identity, credentials.password)):
+        if self._correct_passwords.weight(
+            _password_key(credentials.identity, credentials.password)
+        ):
             return Priority.KNOWN, credentials.identity
         if self._is_trusted(credentials.address):
             return Priority.CLEAN, credentials.identity
@@ -184,7 +186,7 @@ class Throttle:
         login = (credentials.identity, account.user, credentials.address)
         now = self._clock()
         has_new_password = isinstance(credentials, Credentials) and not is_cached
-        if not has_new_password and 0 <= now - self._recent.get(login, -inf) < _RECENT:
+        if not has_new_password and 0 <= now - self._recent_logins.get(login, -inf) < _RECENT:
             return
         users = {_canonical_name(credentials.identity), _canonical_name(account.user)}
         entries = [
@@ -193,16 +195,17 @@ class Throttle:
         ]
         if isinstance(credentials, Credentials) and has_new_password:
             entries += [
-                (self._correct, _password_key(name, credentials.password)) for name in users
+                (self._correct_passwords, _password_key(name, credentials.password))
+                for name in users
             ]
         new = [(table, key) for table, key in entries if table.weight(key) < _FRESH_WEIGHT]
         if new:
             with self._lock:
                 for table, key in new:
                     table.add(key, 1.0, maximum=1.0)
-        if len(self._recent) >= _MAX_RECENT:
-            self._recent.clear()
-        self._recent[login] = now
+        if len(self._recent_logins) >= _MAX_RECENT:
+            self._recent_logins.clear()
+        self._recent_logins[login] = now
 
     def is_known_network(self, address: str) -> bool:
         """Return whether any user has logged in from this network in the last 30 days."""
@@ -225,14 +228,14 @@ class Throttle:
             _password_key(credentials.identity, credentials.password),
             _hash(credentials.password),
         )
-        if not self._tried.weight(user):
-            self._tried.add(user, 1.0, maximum=1.0)
-            before = self._tried.weight(password)
-            self._tried.add(password, 1.0)
+        if not self._spraying.weight(user):
+            self._spraying.add(user, 1.0, maximum=1.0)
+            before = self._spraying.weight(password)
+            self._spraying.add(password, 1.0)
             if before < _SPRAYED_WEIGHT <= before + 1:
                 fields = {"ip": credentials.address, "users": round(before + 1)}
                 _log.warning("password sprayed", extra={"fields": fields})
-        is_sprayed = self._tried.weight(password) >= _SPRAYED_WEIGHT
+        is_sprayed = self._spraying.weight(password) >= _SPRAYED_WEIGHT
         if is_sprayed:
             self._guesses.add(_SPRAYS, 1.0)
         return is_sprayed
@@ -241,8 +244,8 @@ class Throttle:
         narrow, wide = _networks(credentials.address)
         if isinstance(credentials, Credentials):
             guess = _password_key(credentials.identity, credentials.password) + narrow.encode()
-            is_repeated = self._wrong.weight(guess) > 0.0
-            self._wrong.add(guess, 1.0, maximum=1.0)
+            is_repeated = self._wrong_passwords.weight(guess) > 0.0
+            self._wrong_passwords.add(guess, 1.0, maximum=1.0)
             if is_repeated:
                 return
         for key in (narrow.encode(), wide.encode(), _pair_key(credentials.identity, narrow)):

@@ -30,7 +30,7 @@ from ..errors import (
 )
 from ..maildrop import View
 from ..passdb import MAX_PASSWORD, Credentials, Network, Proof, ScramSecrets, Terms, UserAccount
-from ..sasl.prepare import prepared
+from ..sasl.prepare import saslprep
 from ..threads import to_thread
 from . import passwords, scram
 from .database import ReadOnlyDatabase, temporary_failure, transaction
@@ -535,7 +535,7 @@ def _make_secrets(password: str, salt_and_iterations: tuple[bytes, int] | None =
         BadPassword: the password is invalid.
     """
     _check_password(password)
-    password = prepared(password)
+    password = saslprep(password)
     salt, iterations = salt_and_iterations or (os.urandom(scram.SALT), scram.ITERATIONS)
     keys = scram.make_keys(password, salt, iterations)
     return _Secrets(passwords.make_hash(password), salt, iterations, keys)
@@ -545,7 +545,7 @@ def _check_password(password: str) -> None:
     if not passwords.is_possible(password):
         raise BadPassword(f"a password must have 1 to {MAX_PASSWORD} octets and no NUL")
     try:
-        prepared(password)
+        saslprep(password)
     except AuthenticationFailed as error:
         raise BadPassword(
             "the password contains a character that SASLprep forbids (RFC 4013)"

@@ -12,7 +12,7 @@ from ipaddress import IPv6Address, ip_address
 from ..errors import BadCommand, HostileInput, NoExchange, TLSRequired
 from ..passdb import Credentials, Digest
 from ..sasl.mechanisms import MECHANISMS
-from ..sasl.prepare import prepared
+from ..sasl.prepare import saslprep
 from ..words import counted
 from . import texts
 from .grammar import Repeated, Response, parse_count, parse_number
@@ -38,7 +38,7 @@ def pass_(session: Session, password: str) -> Event:
         raise BadCommand("send USER first")
     if not password:
         raise BadCommand("PASS requires a password")
-    return Login(Credentials("USER", prepared(session.user), prepared(password)))
+    return Login(Credentials("USER", saslprep(session.user), saslprep(password)))
 
 
 def apop(session: Session, name: str, digest: str) -> Event:
@@ -46,7 +46,7 @@ def apop(session: Session, name: str, digest: str) -> Event:
 
     After STLS, the time stamp is not valid any more (RFC 2595 §4), and APOP is an unknown command.
     """
-    return Login(Digest("APOP", prepared(name), session.time_stamp, digest))
+    return Login(Digest("APOP", saslprep(name), session.time_stamp, digest))
 
 
 def auth(session: Session, name: str, initial_response: str | None = None) -> Event:

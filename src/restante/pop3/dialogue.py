@@ -140,7 +140,7 @@ class Retrieval:
         messages."""
         self.deletes = deletes
         """Whether ``next_message`` deletes the messages that were read."""
-        self.deleted: set[int] = set()
+        self.deleted_numbers: set[int] = set()
         """Numbers of the messages that ``next_message`` or the caller has deleted.  A second DELE
         for them would fail."""
 
@@ -162,15 +162,15 @@ class Dialogue:
         self._command = "greeting"  # the last command whose response was awaited
         self._line_ends = LineEnds()
         self._unread = bytearray()  # octets that were received but not processed
-        self._deletions: deque[Answer] = deque()  # DELE commands to send before ``_queue``
+        self._queued_deletions: deque[Answer] = deque()  # DELE commands to send before ``_queue``
         self._queue: Iterator[Answer] = iter(())  # RETR or TOP commands to send
         self._next_queued: Answer | None = None  # the first command, already taken from ``_queue``
         self._window = WINDOW_COMMANDS  # number of commands to pipeline; smaller after a refusal
-        self._sent: deque[Answer] = deque()  # commands whose response has not been read
+        self._unanswered: deque[Answer] = deque()  # commands whose response has not been read
         self._retrieval: Retrieval | None = None
         self._reading: Answer | None = None  # the message whose body is being read
         self._body: Unstuffer | None = None  # the multi-line response that is being read
-        self._refused: CommandFailed | None = None  # the error of the first refused DELE
+        self._first_refusal: CommandFailed | None = None  # the error of the first refused DELE
         self._has_sent_quit = False
         self._has_pipelined_uidl = False  # UIDL was sent with LIST and has not been answered
         self._has_pipelined = False  # a command for a message was sent before an earlier response
@@ -223,7 +223,7 @@ class Dialogue:
         QUIT then has no effect (RFC 1939 §6), so its response does not matter.
         """
         is_after_quit = self._has_sent_quit and type(error) is ConnectionLost
-        return is_after_quit and not self.deletions and self._refused is None
+        return is_after_quit and not self.deletions and self._first_refusal is None
 
     # Greeting, capabilities and login
 
@@ -299,11 +299,11 @@ class Dialogue:
             yield from self._log_in(login, end_point)
 
     def _log_in(self, login: ClientLogin, end_point: Callable[[], bytes]) -> Procedure[None]:
-        offered = self.capabilities.sasl
-        binding = end_point() if uses_binding((*offered, login.mechanism.upper())) else b""
-        accepts_user = not offered or "USER" in self.capabilities.tags
+        offer = self.capabilities.sasl
+        binding = end_point() if uses_binding((*offer, login.mechanism.upper())) else b""
+        accepts_user = not offer or "USER" in self.capabilities.tags
         advice = f"if it also accepts USER and PASS, set {describe('add:USER')}"
-        mechanism = choose(login, offered, bool(binding), accepts_user=accepts_user, advice=advice)
+        mechanism = choose(login, offer, bool(binding), accepts_user=accepts_user, advice=advice)
         if mechanism == "APOP":
             yield from self._apop(login)
         elif mechanism == USER_AND_PASS:
@@ -502,10 +502,10 @@ class Dialogue:
         """
         if retrieval is not self._retrieval:
             raise BodySkipped("another command has ended this retrieval")
-        if done is not None and done.number not in retrieval.deleted:
+        if done is not None and done.number not in retrieval.deleted_numbers:
             self.deletions += 1
-            self._deletions.append(self._queued(done, "DELE"))
-            retrieval.deleted.add(done.number)
+            self._queued_deletions.append(self._queued(done, "DELE"))
+            retrieval.deleted_numbers.add(done.number)
         return (yield from self._next_answer())
 
     def _next_answer(self) -> Procedure[Answer | None]:
@@ -513,9 +513,9 @@ class Dialogue:
         while True:
             if octets := self._fill_window():
                 yield octets
-            if not self._sent:
+            if not self._unanswered:
                 break
-            answer = self._sent.popleft()
+            answer = self._unanswered.popleft()
             self._command = answer.keyword
             try:
                 yield from self._status(answer.keyword)
@@ -532,7 +532,7 @@ class Dialogue:
             if answer.error is not None:
                 self.deletions -= 1
                 self.refused.append(answer.message)
-                self._refused = self._refused or answer.error
+                self._first_refusal = self._first_refusal or answer.error
         return None
 
     def piece(self, answer: Answer) -> Procedure[bytes]:
@@ -584,11 +584,11 @@ class Dialogue:
         return self._delete([self._queued(message, "DELE") for message in messages])
 
     def _delete(self, commands: Sequence[Answer]) -> Procedure[None]:
-        is_idle = self._reading is None and not self._sent and self._next_command() is None
+        is_idle = self._reading is None and not self._unanswered and self._next_command() is None
         self.deletions += len(commands)
-        self._deletions += commands
+        self._queued_deletions += commands
         if self._retrieval is not None and self._retrieval.deletes:
-            self._retrieval.deleted.update(each.message.number for each in commands)
+            self._retrieval.deleted_numbers.update(each.message.number for each in commands)
         if is_idle:
             yield from self._next_answer()
         elif octets := self._fill_window():
@@ -598,7 +598,7 @@ class Dialogue:
         """Send RSET, which unmarks all messages (RFC 1939 §5)."""
         yield from self._send("RSET")
         yield from self._status("RSET")
-        self.deletions, self._refused = 0, None
+        self.deletions, self._first_refusal = 0, None
 
     def noop(self) -> Procedure[None]:
         """Send NOOP, which resets the server's autologout timer (RFC 1939 §3, §5)."""
@@ -619,8 +619,8 @@ class Dialogue:
         self._has_sent_quit = True
         yield from self._status("QUIT")
         self.deletions = 0
-        if self._refused is not None:
-            raise self._refused
+        if self._first_refusal is not None:
+            raise self._first_refusal
 
     # Internal
 
@@ -640,7 +640,7 @@ class Dialogue:
         return Answer(message, f"{verb} {message.number} {rest}".rstrip().encode() + CRLF)
 
     def _next_command(self) -> Answer | None:
-        return self._deletions[0] if self._deletions else self._peek()
+        return self._queued_deletions[0] if self._queued_deletions else self._peek()
 
     def _peek(self) -> Answer | None:
         """Return the next command of ``_queue`` without removing it.
@@ -664,30 +664,30 @@ class Dialogue:
         for the client to read.  The size of the messages is limited, because a caller that stops
         early must still read the messages that were requested.
         """
-        if len(self._sent) > self._window // 2:
+        if len(self._unanswered) > self._window // 2:
             return b""
-        if self._reading is not None and not self._sent:
+        if self._reading is not None and not self._unanswered:
             return b""  # superfluous octets after this body could be mistaken for a response
         commands = []
-        octets = sum(answer.message.size for answer in self._sent if answer.has_body)
+        octets = sum(answer.message.size for answer in self._unanswered if answer.has_body)
         while (answer := self._next_command()) is not None:
             size = answer.message.size if answer.has_body else 0
-            if self._sent and (
+            if self._unanswered and (
                 not self.capabilities.pipelining
-                or len(self._sent) >= self._window
+                or len(self._unanswered) >= self._window
                 or octets + size > WINDOW_OCTETS
             ):
                 break
             octets += size
-            if not self._sent:
+            if not self._unanswered:
                 self._refuse_unrequested_data()
-            answer.is_pipelined = bool(self._sent) or self._reading is not None
+            answer.is_pipelined = bool(self._unanswered) or self._reading is not None
             self._has_pipelined |= answer.is_pipelined
             if answer.has_body:
                 self._next_queued = None
             else:
-                self._deletions.popleft()
-            self._sent.append(answer)
+                self._queued_deletions.popleft()
+            self._unanswered.append(answer)
             commands.append(answer.command)
         return b"".join(commands)
 
@@ -699,7 +699,7 @@ class Dialogue:
         if (
             (retrieval is not None and retrieval.deletes)
             or self._peek() is not None
-            or any(answer.has_body for answer in self._sent)
+            or any(answer.has_body for answer in self._unanswered)
         ):
             self._retrieval = None
         self._next_queued, self._queue = None, iter(())

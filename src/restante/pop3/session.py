@@ -139,7 +139,7 @@ class Session:
         "_terms",
         "_verbs",
         "accepts_xclient",
-        "cancelled",
+        "cancelled_mechanism",
         "is_secure",
         "is_utf8",
         "language",
@@ -180,7 +180,7 @@ class Session:
         """Language of the texts: a tag in ``texts.LANGUAGES``."""
         self.mechanism = ""
         """Mechanism of the last AUTH command."""
-        self.cancelled = ""
+        self.cancelled_mechanism = ""
         """The mechanism of the last exchange that the client cancelled."""
         self.is_utf8 = False
         """Whether the client has sent UTF8 and so accepts UTF-8 in headers (RFC 6856 §2)."""
@@ -471,7 +471,7 @@ class Session:
     def _continue_exchange(self, exchange: Exchange, line: bytes) -> Event:
         self._end_exchange()
         if line == b"*":
-            self.cancelled = self.mechanism
+            self.cancelled_mechanism = self.mechanism
             raise NoExchange("authentication cancelled")
         return self._respond(exchange, line.decode("ascii", "replace"))
 

@@ -18,7 +18,7 @@ USER_AND_PASS = "USER"  # the commands USER and PASS, which are not a SASL mecha
 
 def choose(
     login: ClientLogin,
-    offered: Collection[str],
+    offer: Collection[str],
     has_binding: bool,
     *,
     accepts_user: bool = True,
@@ -27,7 +27,7 @@ def choose(
     """Return the name of the mechanism for a login, or ``USER`` for USER and PASS.
 
     Args:
-        offered: the mechanisms that the server announces.
+        offer: the mechanisms that the server announces.
         has_binding: whether channel binding is possible on this connection.
         accepts_user: whether the server may accept USER and PASS.  A server that announces SASL
             without USER does not accept them (RFC 2449 §6.3), so the password must not be sent in
@@ -37,9 +37,9 @@ def choose(
     Raises:
         LoginFailed: the server offers no suitable mechanism; no credential was sent.
     """
-    names = _candidates(login, offered, accepts_user)
+    names = _candidates(login, offer, accepts_user)
     if not names:
-        raise _no_candidate(login, offered, advice)
+        raise _no_candidate(login, offer, advice)
     for name in names:
         if (has_binding or not _requires_binding(name)) and _strength(name) >= login.strength:
             return name
@@ -52,7 +52,7 @@ def uses_binding(names: Collection[str]) -> bool:
     return any(MECHANISMS[name].binding is not Binding.NONE for name in names if name in MECHANISMS)
 
 
-def _candidates(login: ClientLogin, offered: Collection[str], accepts_user: bool) -> list[str]:
+def _candidates(login: ClientLogin, offer: Collection[str], accepts_user: bool) -> list[str]:
     """Return the mechanisms that suit the login and the server's offer, strongest first."""
     if login.mechanism:
         return [login.mechanism.upper()]
@@ -60,7 +60,7 @@ def _candidates(login: ClientLogin, offered: Collection[str], accepts_user: bool
     names = [
         name
         for name, mechanism in MECHANISMS.items()
-        if mechanism.needs is needs and mechanism.is_usual and name in offered
+        if mechanism.needs is needs and mechanism.is_usual and name in offer
     ]
     return [*names, USER_AND_PASS] if needs is Needs.PASSWORD and accepts_user else names
 
@@ -71,11 +71,11 @@ def _credential(login: ClientLogin) -> Needs:
     return Needs.CERTIFICATE if login.has_certificate and not login.password else Needs.PASSWORD
 
 
-def _no_candidate(login: ClientLogin, offered: Collection[str], advice: str) -> LoginFailed:
+def _no_candidate(login: ClientLogin, offer: Collection[str], advice: str) -> LoginFailed:
     needs = _credential(login)
     if needs is not Needs.PASSWORD and not login.password:
         return LoginFailed("AUTH", f"the server does not accept {needs.value}", None)
-    announced = ", ".join(sorted(offered)[:_MAX_LISTED])
+    announced = ", ".join(sorted(offer)[:_MAX_LISTED])
     text = f"client and server have no mechanism in common: the server announces only {announced}"
     return LoginFailed("AUTH", text, None, advice)
 

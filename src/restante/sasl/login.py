@@ -10,14 +10,14 @@ from collections.abc import Generator
 from ..errors import UnsafeArgument
 from ..passdb import Credentials
 from .exchange import Channel, ClientExchange, ClientStep
-from .prepare import prepared
+from .prepare import saslprep
 
 
 def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
     """Run the server's side.  It begins with a challenge, so initial responses are refused."""
     identity = (yield b"Username:").decode("utf-8", "surrogateescape")
     password = (yield b"Password:").decode("utf-8", "surrogateescape")
-    return Credentials("LOGIN", prepared(identity), prepared(password))
+    return Credentials("LOGIN", saslprep(identity), saslprep(password))
 
 
 def client(identity: str, password: str) -> ClientExchange:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from ..errors import BadCommand, UnsafeArgument
 from ..passdb import Credentials
 from .exchange import Channel, ClientExchange, ClientStep
-from .prepare import prepared
+from .prepare import saslprep
 
 
 def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
@@ -22,8 +22,8 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
     if len(parts) != 3:
         raise BadCommand("malformed PLAIN message")
     authorization, identity, password = parts
-    authorization = authorization and prepared(authorization)
-    return Credentials("PLAIN", prepared(identity), prepared(password), authorization)
+    authorization = authorization and saslprep(authorization)
+    return Credentials("PLAIN", saslprep(identity), saslprep(password), authorization)
 
 
 def client(identity: str, password: str, authorization: str = "") -> ClientExchange:

@@ -27,7 +27,7 @@ _FORBIDDEN = (
 )
 
 
-def prepared(text: str) -> str:
+def saslprep(text: str) -> str:
     """Return the text, prepared as a query string.
 
     It may contain characters that are not assigned in Unicode 3.2 (RFC 4013 §2.5).

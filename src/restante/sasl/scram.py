@@ -44,21 +44,21 @@ def server(name: str) -> Callable[[Channel], Exchange]:
         from scramp import ScramException
         from scramp.core import IterationCount, Salt
 
-        opening, authorization = _without_authorization((yield b""))
+        client_first, authorization = _without_authorization((yield b""))
         nonce = secrets.token_urlsafe(24)
         try:
-            server, identity = _begin(name, channel, opening, nonce)
+            server, identity = _begin(name, channel, client_first, nonce)
             if authorization not in ("", identity):
                 raise BadCommand("SCRAM: other-error")  # acting for another user is not supported
             lookup = Lookup(identity, "sha256" if "SHA-256" in name else "sha1")
             yield lookup
-            stored = lookup.secrets
-            assert stored is not None
+            user_secrets = lookup.secrets
+            assert user_secrets is not None
             if authorization:
                 server.gs2_header = _Authorized(server.gs2_header, authorization)
-            server.salt, server.i = Salt(stored.salt), IterationCount(stored.iterations)
-            closing = yield server.get_server_first().encode()
-            key = _matching_key(server, stored, closing)
+            server.salt, server.i = Salt(user_secrets.salt), IterationCount(user_secrets.iterations)
+            client_final = yield server.get_server_first().encode()
+            key = _matching_key(server, user_secrets, client_final)
             if key is None:
                 return Disproof(name, identity)
             rest = yield server.get_server_final().encode()
@@ -71,7 +71,7 @@ def server(name: str) -> Callable[[Channel], Exchange]:
     return exchange
 
 
-def _begin(name: str, channel: Channel, opening: str, nonce: str) -> tuple[ScramServer, str]:
+def _begin(name: str, channel: Channel, client_first: str, nonce: str) -> tuple[ScramServer, str]:
     """Pass the client's first message to the library.
 
     Returns the library's server and the identity.  The library requests the keys immediately, so it
@@ -87,13 +87,15 @@ def _begin(name: str, channel: Channel, opening: str, nonce: str) -> tuple[Scram
 
     binding = (_TYPE, channel.end_point) if channel.end_point else None
     server = ScramMechanism(name).make_server(look_up, channel_binding=binding, s_nonce=nonce)
-    server.set_client_first(opening)
+    server.set_client_first(client_first)
     if server.m.name != name:
         raise BadCommand("SCRAM: channel binding requires a mechanism that ends with -PLUS")
     return server, identities[0]
 
 
-def _matching_key(server: ScramServer, stored: ScramSecrets, closing: bytes) -> ScramKey | None:
+def _matching_key(
+    server: ScramServer, user_secrets: ScramSecrets, client_final: bytes
+) -> ScramKey | None:
     """Return the key that matches the client's proof, or None.
 
     A user may have many keys, one for each app password.  All keys share the salt and the number of
@@ -101,8 +103,8 @@ def _matching_key(server: ScramServer, stored: ScramSecrets, closing: bytes) -> 
     """
     from scramp import ScramException
 
-    stage, text = server.stage, _text(closing)
-    for key in stored.keys:
+    stage, text = server.stage, _text(client_final)
+    for key in user_secrets.keys:
         server.stage, server.error = stage, None
         server.stored_key, server.server_key = key.stored_key, key.server_key
         try:
@@ -115,13 +117,13 @@ def _matching_key(server: ScramServer, stored: ScramSecrets, closing: bytes) -> 
     return None
 
 
-def _without_authorization(opening: bytes) -> tuple[str, str]:
+def _without_authorization(client_first: bytes) -> tuple[str, str]:
     """Return the first message without its authorization identity, and this identity.
 
     The library does not accept an authorization identity, but mutt sends the user name as one.  The
     message begins with ``gs2-cbind-flag "," [ authzid ] ","`` (RFC 5802 §7).
     """
-    text = _text(opening)
+    text = _text(client_first)
     flag, comma, rest = text.partition(",")
     authorization, second, bare = rest.partition(",")
     if not (comma and second and authorization.startswith("a=")):
@@ -163,12 +165,12 @@ def client(name: str, identity: str, password: str, end_point: bytes = b"") -> C
     try:
         binding = (_TYPE, end_point) if end_point else None
         library = ScramClient([name], identity, password, channel_binding=binding)
-        opening = library.get_client_first().encode()
+        client_first = library.get_client_first().encode()
     except ScramException as error:
         raise UnsafeArgument(
             "the user name or the password contains characters that SASLprep forbids (RFC 4013)"
         ) from error
-    challenge = yield ClientStep(opening, may_be_last=False)
+    challenge = yield ClientStep(client_first, may_be_last=False)
     try:
         library.set_server_first(_text(challenge))
         if library.iterations.value > MAX_ITERATIONS:

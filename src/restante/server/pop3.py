@@ -630,13 +630,13 @@ class Connection(BaseConnection[Event]):
                 quit=self._session_log.update or self._end,
                 ms=round(self._session_log.seconds * 1000),
             )
-        elif self._session.cancelled:
+        elif self._session.cancelled_mechanism:
             self._log_event(
                 "login cancelled",
                 ip=self._address,
                 proto=self._proto,
                 tls=self._tls_version(),
-                mech=self._session.cancelled,
+                mech=self._session.cancelled_mechanism,
             )
 
 
