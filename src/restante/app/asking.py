@@ -36,6 +36,7 @@ class Reply:
 
     @property
     def status(self) -> int:
+        """The status code."""
         return self._exchange.status
 
     def pieces(self) -> Iterator[bytes]:
@@ -63,6 +64,7 @@ class Reply:
         return document
 
     def text(self) -> str:
+        """Return the content, which is text."""
         return b"".join(self.pieces()).decode("utf-8", "replace").strip()
 
     def live(self) -> None:

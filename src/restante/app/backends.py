@@ -212,6 +212,7 @@ def _issuer(oauth: Provider) -> Issuer:
 
 
 def passwd_file(auth: Auth) -> PasswdFile:
+    """Build the back end for the configured passwd-file."""
     from ..auth.passwd_file import PasswdFile
 
     return PasswdFile(Path(auth.passwd_file.path), scheme=auth.passwd_file.scheme)

@@ -47,6 +47,7 @@ class Job:
 
     @classmethod
     def of(cls, config: Configuration, name: str) -> Job:
+        """Return the account with this name in the configuration."""
         return cls(name, config.account[name], config)
 
     @property

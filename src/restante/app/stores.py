@@ -88,6 +88,7 @@ def users(config: Configuration) -> Users:
 
 
 def clock(config: Configuration) -> Clock:
+    """Return the clock, whose file is in the state directory."""
     from ..clock import Clock
 
     return Clock(config.state / "clock")

@@ -28,12 +28,14 @@ class BadValue(Exception):
 
 
 def text(value: Any) -> str:
+    """Return text without control characters."""
     if not isinstance(value, str) or not value.isprintable():
         raise BadValue('must be text, such as "mail"')
     return value
 
 
 def separator(value: Any) -> str:
+    """Return characters that can separate a user from a folder, because names cannot have them."""
     if re.search(r"[\w\s@/.:-]", result := text(value)):
         raise BadValue('must consist of characters that names cannot contain, such as "+"')
     return result
@@ -80,6 +82,7 @@ def octets_or_auto(value: Any) -> int | None:
 
 
 def count(value: Any) -> int:
+    """Return a whole number, at least 1."""
     if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,8}", str(value)):
         raise BadValue("must be a whole number, at least 1")
     return int(value)
@@ -107,6 +110,7 @@ def workers(value: Any) -> int:
 
 
 def web_address(value: Any) -> str:
+    """Return an https URL, or an http URL on this machine; may be empty."""
     if result := text(value):
         from ..auth.http import is_safe
 
@@ -121,6 +125,7 @@ def path_or_web_address(value: Any) -> str:
 
 
 def ldap_url(value: Any) -> str:
+    """Return the URL of an LDAP server; may be empty."""
     if result := text(value):
         from ..auth.ldap import is_safe
 
@@ -130,18 +135,21 @@ def ldap_url(value: Any) -> str:
 
 
 def search_filter(value: Any) -> str:
+    """Return an LDAP filter that contains the user's name as ``%u``."""
     if "%u" not in text(value):
         raise BadValue('must be a filter with %u, such as "(uid=%u)"')
     return text(value)
 
 
 def pam_service(value: Any) -> str:
+    """Return the name of a PAM service."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text(value)):
         raise BadValue('must be the name of a file in /etc/pam.d, such as "restante"')
     return text(value)
 
 
 def scheme(value: Any) -> str:
+    """Return the name of a scheme for password hashes, in upper case."""
     result: str = one_of(*SCHEMES)(str(value).upper())
     return result
 
@@ -202,6 +210,7 @@ def list_of(convert: Convert) -> Convert:
 
 
 def network(value: Any) -> IPv4Network | IPv6Network:
+    """Return an IP network."""
     try:
         return ip_network(value)
     except (ValueError, TypeError) as error:
@@ -289,6 +298,7 @@ def quirks(value: Any) -> tuple[str, ...]:
 
 
 def number(value: Any) -> int:
+    """Return a whole number, at least 0."""
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)):
         raise BadValue("must be a whole number, at least 0")
     return int(value)
@@ -307,6 +317,7 @@ def at_least(minimum: float, convert: Convert, reason: str) -> Convert:
 
 
 def greeting(value: Any) -> str:
+    """Return text for the POP3 greeting."""
     result = text(value)
     if not result.isascii() or "<" in result or result.startswith("[") or len(result) > 500:
         raise BadValue('must be ASCII without "<", and not begin with "[" (RFC 2449 §3)')

@@ -152,6 +152,8 @@ class Admission:
         evict()
         return True
 
+    # Called by ``Slot``.
+
     def make_evictable(self, slot: Slot, source: str, evict: Callable[[], object]) -> None:
         self._evictable[slot] = evict
         self._evictable_by_source.setdefault(source, OrderedDict())[slot] = None

@@ -81,12 +81,15 @@ E_co = TypeVar("E_co", covariant=True)
 class LineSession(Protocol[E_co]):
     """The methods of a session that ``BaseConnection`` uses.  Sessions do no I/O."""
 
-    def receive(self, octets: bytes) -> None: ...
+    def receive(self, octets: bytes) -> None:
+        """Add octets from the client."""
 
-    def next(self) -> E_co | None: ...
+    def next(self) -> E_co | None:
+        """Process the input up to the next event; None if more octets are required."""
 
     @property
-    def unread(self) -> int: ...
+    def unread(self) -> int:
+        """Number of octets that have not been processed."""
 
 
 @dataclass(slots=True, kw_only=True)
