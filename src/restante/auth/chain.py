@@ -99,8 +99,7 @@ class Chain:
             domains: mail domains of users whose names contain no domain.
             deadline: maximum number of seconds for all queries of one login together.
             issuer: verifies OAuth 2 tokens; if given, the chain implements ``Tokens``.
-            accepts_unknown_users: whether a valid token admits a user who is in none of the back
-                ends.
+            accepts_unknown_users: whether a valid token admits a user who is not in any back end.
             accepts_certificates: whether the chain implements ``Certificates``.
             verifiers: for some back ends, by name, the object that checks passwords instead, for
                 example a queue in front of the back end.  With a queue for each back end, a back

@@ -92,11 +92,11 @@ class Ldap:
 
     def _verify(self, credentials: Credentials, end: float) -> UserAccount:
         name = _key(credentials.identity)
-        found = self._find(name, end)
-        entry = found or f"{_DECOY},{self._search.base}"
+        user_dn = self._find(name, end)
+        entry = user_dn or f"{_DECOY},{self._search.base}"
         password = credentials.password.encode("utf-8", "surrogateescape")
-        if not self._accepts(entry, password, end) or found is None:
-            raise AuthenticationFailed("unknown-user" if found is None else "bad-password")
+        if not self._accepts(entry, password, end) or user_dn is None:
+            raise AuthenticationFailed("unknown-user" if user_dn is None else "bad-password")
         return UserAccount(name, name)
 
     async def account(self, identity: str) -> UserAccount | None:

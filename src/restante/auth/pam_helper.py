@@ -4,9 +4,8 @@ The server starts ``python -m restante.auth.pam_helper N``, where N is the descr
 socket.  For each check, the server sends one octet over this socket, together with the descriptor
 of a second socket for the check.  The helper forks a child, which reads the service, the user and
 the password from the second socket, each terminated by NUL.  The child answers ``STATUS TEXT``:
-PAM's status code (``_pam_types.h``) and message.  If a module kills the child, the helper answers
-instead, with a text without a code.  If the server closes the second socket, the helper kills the
-child.
+PAM's status code (``_pam_types.h``) and message.  If a module kills the child, the helper sends an
+answer that has only a text.  If the server closes the second socket, the helper kills the child.
 
 Security: the password goes directly from the server to the child.  The helper itself never receives
 it.  Accounts without a password are refused (``PAM_DISALLOW_NULL_AUTHTOK``).

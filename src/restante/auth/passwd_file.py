@@ -359,8 +359,8 @@ def _parse(line: str) -> _Entry:
 def _intended_user(name: str) -> str:
     """Return the user name that a malformed name was probably meant to be.
 
-    White space and invisible characters are removed, such as a byte order mark.  Editors and web
-    pages add them.
+    White space and invisible characters, such as a byte order mark, are removed, because editors
+    and web pages add them.
     """
     return _key("".join(each for each in name if unicodedata.category(each) != "Cf").strip())
 
