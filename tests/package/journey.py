@@ -1,0 +1,234 @@
+"""The life of the Debian package on a new machine; runs in the booted system (see booted.py).
+
+Each step prints its name when it has succeeded; the last line is "all steps succeeded".
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import smtplib
+import socket
+import ssl
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+MAIL = Path("/var/mail/restante")
+STATE = Path("/var/lib/restante")
+CONFIG = Path("/etc/restante/restante.toml")
+ADDRESS = "ann@example.org"
+UNITS = ["restante.service", "restante.socket", "restante-collect.service"]
+STEPS: list[Callable[[], None]] = []
+
+
+def step(function: Callable[[], None]) -> Callable[[], None]:
+    STEPS.append(function)
+    return function
+
+
+def run(*command: str, text: str = "", fails: bool = False) -> str:
+    """Run a command and return its standard output; ``fails`` says whether it must fail."""
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
+    output = f"exit code {done.returncode}: {done.stdout}{done.stderr}"
+    assert (done.returncode != 0) is fails, f"{command}: {output}"
+    return done.stdout
+
+
+def restante(*arguments: str, text: str = "") -> str:
+    return run("runuser", "-u", "restante", "--", "restante", *arguments, text=text)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"waited 30 s for: {what}")
+
+
+def open_ports() -> set[str]:
+    lines = run("ss", "-ltnH").splitlines()
+    return {line.split()[3] for line in lines}
+
+
+def state_of(unit: str) -> str:
+    done = subprocess.run(["systemctl", "is-active", unit], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+class Pop3:
+    """A client on port 995 that verifies nothing: the certificate is made in this machine."""
+
+    def __init__(self) -> None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        raw = socket.create_connection(("127.0.0.1", 995), timeout=30)
+        self.socket = context.wrap_socket(raw)
+        self.file = self.socket.makefile("rb")
+        assert self.file.readline().startswith(b"+OK")
+
+    def ask(self, line: str) -> str:
+        self.socket.sendall(line.encode() + b"\r\n")
+        return self.file.readline().decode().strip()
+
+    def log_in(self) -> Pop3:
+        assert self.ask(f"USER {ADDRESS}").startswith("+OK")
+        answer = self.ask(f"PASS {PASSWORD[0]}")
+        assert answer.startswith("+OK"), answer
+        return self
+
+    def count(self) -> int:
+        return int(self.ask("STAT").split()[1])
+
+
+PASSWORD = [""]
+
+
+def messages() -> int:
+    client = Pop3().log_in()
+    count = client.count()
+    client.ask("QUIT")
+    return count
+
+
+@step
+def install() -> None:
+    run("apt-get", "install", "--yes", "--no-install-recommends", "/test/restante.deb")
+    assert "restante 0" in run("restante", "--version")
+
+
+@step
+def nothing_is_enabled_and_no_port_is_open() -> None:
+    assert open_ports() == set()
+    for unit in UNITS:
+        assert run("systemctl", "is-enabled", unit, fails=True).strip() == "disabled"
+
+
+@step
+def files_have_owners_and_modes() -> None:
+    owner = pwd.getpwnam("restante")
+    for directory, uid, mode in (
+        (MAIL, owner.pw_uid, 0o700),
+        (STATE, owner.pw_uid, 0o700),
+        (CONFIG.parent, 0, 0o750),
+    ):
+        status = directory.stat()
+        assert (status.st_uid, oct(stat.S_IMODE(status.st_mode))) == (uid, oct(mode)), directory
+        assert status.st_gid == owner.pw_gid, directory
+
+
+@step
+def libraries_are_compiled() -> None:
+    assert len(list(Path("/usr/lib/restante").rglob("*.pyc"))) > 100
+
+
+@step
+def the_launcher_ignores_python_variables_and_the_current_directory() -> None:
+    Path("/tmp/restante").mkdir()
+    Path("/tmp/restante/__init__.py").write_text("raise SystemExit('the wrong module')")
+    command = ["env", "-C", "/tmp", "PYTHONPATH=/tmp", "restante", "--version"]
+    assert "restante 0" in run(*command)
+
+
+@step
+def configure_and_start() -> None:
+    CONFIG.write_text(
+        f"""\
+[server]
+hostname = "mail.example.org"
+listen = ["pop3s://[::]:995"]
+workers = 2
+[store]
+path = "{MAIL}/%d/%n"
+[intake.lmtp]
+listen = ["127.0.0.1:2424"]
+"""
+    )
+    run("chgrp", "restante", str(CONFIG))
+    restante("check")
+    PASSWORD[0] = restante("user", "add", ADDRESS, "--generate").strip()
+    run("systemctl", "enable", "--now", "restante.socket", "restante.service")
+    assert state_of("restante.service") == "active"
+
+
+@step
+def deliver_by_lmtp_and_download_by_curl() -> None:
+    with smtplib.LMTP("127.0.0.1", 2424) as client:
+        client.sendmail("bob@example.net", [ADDRESS], "Subject: hello\r\n\r\nIt works.\r\n")
+    command = ["curl", "--silent", "--insecure", "--user", f"{ADDRESS}:{PASSWORD[0]}"]
+    assert "It works." in run(*command, "pop3s://127.0.0.1/1")
+
+
+@step
+def reload_keeps_sessions() -> None:
+    client = Pop3().log_in()
+    run("systemctl", "reload", "restante")
+    assert client.count() == 1
+    client.ask("QUIT")
+
+
+@step
+def a_killed_server_is_started_again() -> None:
+    run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "restante.service")
+    wait_for(lambda: state_of("restante.service") == "active", "the restarted server")
+    assert messages() == 1
+
+
+@step
+def the_sandbox_is_strict() -> None:
+    last = run("systemd-analyze", "security", "--no-pager", "restante.service").splitlines()[-1]
+    assert last.rstrip().endswith(("OK", "OK 🙂", "OK :-)")), last
+    for unit in UNITS:
+        run("systemd-analyze", "verify", "--man=no", f"/lib/systemd/system/{unit}")
+
+
+@step
+def upgrade_with_a_client_in_a_session() -> None:
+    client = Pop3().log_in()
+    client.ask("DELE 1")
+    run("apt-get", "install", "--yes", "/test/newer.deb")
+    assert "+test" in run("dpkg-query", "-W", "-f", "${Version}", "restante")
+    wait_for(lambda: state_of("restante.service") == "active", "the upgraded server")
+    # The session ended without QUIT, so its message is still there (RFC 1939 §6).
+    assert messages() == 1
+
+
+@step
+def roll_back() -> None:
+    run("apt-get", "install", "--yes", "--allow-downgrades", "/test/restante.deb")
+    assert "+test" not in run("dpkg-query", "-W", "-f", "${Version}", "restante")
+    wait_for(lambda: state_of("restante.service") == "active", "the older server")
+    assert messages() == 1
+
+
+@step
+def remove_stops_everything_and_keeps_the_configuration_and_mail() -> None:
+    run("apt-get", "remove", "--yes", "restante")
+    assert open_ports() == set()
+    assert run("pgrep", "-u", "restante", fails=True) == ""
+    assert CONFIG.exists()
+    assert list(MAIL.glob("**/new/*")) + list(MAIL.glob("**/cur/*"))
+    assert not list(Path("/usr/lib").glob("restante/**/*.pyc"))
+
+
+@step
+def purge_keeps_mail_and_users() -> None:
+    said = run("sh", "-c", "apt-get purge --yes restante 2>&1")
+    assert f"{MAIL} is not empty and was kept" in said
+    assert list(MAIL.glob("**/new/*")) + list(MAIL.glob("**/cur/*"))
+    assert (STATE / "users.sqlite3").exists() or list(STATE.iterdir())
+
+
+def main() -> None:
+    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+    for each in STEPS:
+        print(f"{each.__name__} …", flush=True)
+        each()
+    print("all steps succeeded", flush=True)
+
+
+if __name__ == "__main__":
+    main()
