@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import os
 import signal
@@ -158,7 +159,13 @@ class _Parser(argparse.ArgumentParser):
         """Add the arguments and examples of a command and of its actions."""
         if self.module:
             module, self.module = self.module, ""
-            import_module(module, __package__).add_arguments(self)
+            gc.disable()  # modules are no garbage, and searching them takes 6 of 120 ms
+            try:
+                imported = import_module(module, __package__)
+                gc.freeze()
+            finally:
+                gc.enable()
+            imported.add_arguments(self)
             _add_examples(self)
 
     def __init__(self, **options: Any) -> None:
