@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.clock import PLAUSIBLE, RELEASED, SETTLES, SLACK, UNKNOWN, Clock, is_credible
+from restante.clock import PLAUSIBLE, RELEASED, SETTLING_TIME, SLACK, UNKNOWN, Clock, is_credible
 
 from .machine import DAY, TODAY, Machine
 
@@ -38,8 +38,8 @@ def test_a_clock_that_jumps_ahead_is_believed_after_a_day(machine: Machine, jump
     reading = machine.set(TODAY + jump)
     assert reading.now == TODAY + jump
     assert reading.proven == TODAY
-    reading = machine.run(SETTLES - 1)
-    assert reading.proven == pytest.approx(TODAY + SETTLES - 1)
+    reading = machine.run(SETTLING_TIME - 1)
+    assert reading.proven == pytest.approx(TODAY + SETTLING_TIME - 1)
     assert not reading.is_behind
     reading = machine.run(1)
     assert reading.proven == reading.now
@@ -55,20 +55,20 @@ def test_small_step_is_not_a_jump(machine: Machine, jump: float) -> None:
 
 def test_a_clock_that_is_put_right_leaves_no_trace(machine: Machine) -> None:
     machine.set(TODAY + 300 * DAY)
-    machine.run(SETTLES - 1)
+    machine.run(SETTLING_TIME - 1)
     reading = machine.set(machine.true)
     assert reading.proven == reading.now == machine.true
     machine.set(machine.true + 300 * DAY)
-    assert machine.run(SETTLES - 1).proven == pytest.approx(machine.true)
+    assert machine.run(SETTLING_TIME - 1).proven == pytest.approx(machine.true)
 
 
 def test_each_jump_waits_a_day_of_its_own(machine: Machine) -> None:
     first = machine.set(TODAY + 300 * DAY).now
-    machine.run(SETTLES - 600)
+    machine.run(SETTLING_TIME - 600)
     machine.set(TODAY + 9000 * DAY)
     reading = machine.run(1200)
-    assert reading.proven == pytest.approx(first + SETTLES + 600)
-    assert machine.run(SETTLES).proven == machine.now
+    assert reading.proven == pytest.approx(first + SETTLING_TIME + 600)
+    assert machine.run(SETTLING_TIME).proven == machine.now
 
 
 def test_a_clock_that_was_ahead_and_is_put_back(machine: Machine) -> None:
@@ -79,7 +79,7 @@ def test_a_clock_that_was_ahead_and_is_put_back(machine: Machine) -> None:
     assert reading.is_behind
     assert reading.proven == machine.true, "what was due is due"
     assert machine.clock().stamp() == UNKNOWN
-    reading = machine.run(SETTLES)
+    reading = machine.run(SETTLING_TIME)
     assert not reading.is_behind
     assert machine.clock().stamp() == int(machine.true)
     machine.set(machine.true + 300 * DAY)
@@ -105,7 +105,7 @@ def test_a_machine_whose_clock_stops_with_it(machine: Machine) -> None:
     assert before.proven == before.now
     reading = machine.set(machine.true)
     assert reading.proven == before.proven
-    assert machine.run(SETTLES).proven == machine.now
+    assert machine.run(SETTLING_TIME).proven == machine.now
 
 
 def test_a_machine_that_is_off_at_night_goes_on(machine: Machine) -> None:
@@ -140,11 +140,11 @@ def test_the_machine_runs_on_after_a_reboot_though_nothing_of_ours_does(machine:
 
 def test_a_clock_that_is_put_half_right_is_believed_after_a_day(machine: Machine) -> None:
     machine.set(TODAY + 300 * DAY)
-    machine.run(SETTLES / 2)
+    machine.run(SETTLING_TIME / 2)
     machine.set(TODAY + 100 * DAY)
-    assert machine.run(SETTLES - 1).proven == pytest.approx(TODAY + 1.5 * SETTLES - 1)
+    assert machine.run(SETTLING_TIME - 1).proven == pytest.approx(TODAY + 1.5 * SETTLING_TIME - 1)
     reading = machine.run(1)
-    assert reading.proven == reading.now == TODAY + 100 * DAY + SETTLES
+    assert reading.proven == reading.now == TODAY + 100 * DAY + SETTLING_TIME
 
 
 def test_another_process_sees_the_mark_before_it_is_written_again(machine: Machine) -> None:
@@ -176,7 +176,7 @@ def test_lost_mark_is_replaced_by_the_newest_file_beside_it(
     machine.path.unlink()
     reading = machine.clock().advance()
     assert reading.proven == (RELEASED if newest is None else newest)
-    assert machine.run(SETTLES).proven == machine.now
+    assert machine.run(SETTLING_TIME).proven == machine.now
 
 
 def test_a_file_of_the_future_is_no_evidence(machine: Machine) -> None:
@@ -196,7 +196,7 @@ def test_a_backup_that_is_restored_makes_the_clock_wait(machine: Machine) -> Non
     machine.path.write_bytes(backup)
     machine.reboot(off=0)
     assert machine.clock().read().proven == pytest.approx(TODAY + 20)
-    assert machine.run(SETTLES).proven == machine.now
+    assert machine.run(SETTLING_TIME).proven == machine.now
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_a_wrong_clock_proves_nothing_before_it_ran_on_for_a_day(
         reading = clock.advance()
         if abs(machine.now - machine.true) <= SLACK:
             wrong_for = 0.0
-        if wrong_for >= SETTLES:
+        if wrong_for >= SETTLING_TIME:
             return
         assert reading.proven <= machine.true + SLACK * max(1, [w for w, _ in steps].count("jump"))
         assert reading.proven <= reading.now

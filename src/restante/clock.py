@@ -6,7 +6,7 @@ within the hour.  Therefore a file contains a high-water mark: the latest time t
 been reached.  The mark advances with the uptime of the machine, which does not depend on the system
 clock.  If the clock and the mark agree, the mark is set to the clock.  If they differ, because the
 clock jumped or the machine was off, the mark is set to the clock only after a day of uptime
-(``SETTLES``), so that the operator can notice and correct a wrong clock.
+(``SETTLING_TIME``), so that the operator can notice and correct a wrong clock.
 
 Limits: a jump of less than an hour is accepted immediately.  A long time without power cannot be
 distinguished from a jump and is treated in the same way.  A lost mark is replaced with the time
@@ -28,7 +28,7 @@ from typing import NamedTuple
 SLACK = 3600.0
 """Seconds by which the clock and the mark may differ, for example after a reboot or because the
 time zone is wrong by an hour."""
-SETTLES = 86_400.0
+SETTLING_TIME = 86_400.0
 """Seconds of uptime after which a clock that jumped is trusted: a day to correct a wrong clock."""
 PLAUSIBLE = 10**9
 """The earliest credible time (in 2001), in seconds since the epoch.  Machines without a battery for
@@ -117,7 +117,7 @@ class Clock:
         self._state: _State | None = None  # used if there is no file
 
     def read(self) -> Reading:
-        """Read the clock and the mark.  Does not raise; a mark that cannot be read is lost."""
+        """Read the clock and the mark.  Does not raise; an unreadable mark is treated as lost."""
         now = self._wall()
         return Reading(now, self._current_state(now).mark)
 
@@ -221,8 +221,8 @@ def _advance(before: _State, now: float, boot: str, running: float) -> _State:
     """Return the state that follows the state ``before`` when the clock shows ``now``.
 
     The mark is increased by the uptime since ``before``.  While the clock is not trusted, ``claim``
-    is the time of the clock.  The claim becomes the mark after ``SETTLES`` seconds of uptime.  If
-    the clock is set to a time before the claim, or to the other side of the mark, a new claim
+    is the time of the clock.  The claim becomes the mark after ``SETTLING_TIME`` seconds of uptime.
+    If the clock is set to a time before the claim, or to the other side of the mark, a new claim
     begins.
     """
     passed = max(0.0, running - before.running) if boot == before.boot else running
@@ -234,7 +234,7 @@ def _advance(before: _State, now: float, boot: str, running: float) -> _State:
         claim += passed
     if claim is None or now < claim - SLACK or (claim < mark) != (now < mark):
         claim, waited = now, 0.0
-    if waited >= SETTLES and claim >= RELEASED:
+    if waited >= SETTLING_TIME and claim >= RELEASED:
         return _advance(_State(claim, boot, running), now, boot, running)
     return _State(mark, boot, running, claim, waited)
 

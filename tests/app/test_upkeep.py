@@ -21,7 +21,7 @@ from restante.app.upkeep import Upkeep
 from restante.auth.chain import Chain
 from restante.auth.passwd_file import PasswdFile
 from restante.auth.users import Users
-from restante.clock import RELEASED, SETTLES, SLACK
+from restante.clock import RELEASED, SETTLING_TIME, SLACK
 from restante.maildrop import ServableStore
 from restante.passdb import Terms, UserAccount
 from restante.store.maildir import MaildirStore
@@ -169,7 +169,7 @@ def test_a_jump_destroys_only_a_few(
     if goes:
         return
     assert reported["purge withheld"] == {"messages": ann + bob, "seconds": round(jump)}
-    house.machine.run(SETTLES - 60)
+    house.machine.run(SETTLING_TIME - 60)
     house.round()
     assert (house.held("ann"), house.held("bob")) == (ann, bob)
     house.machine.run(120)
@@ -228,7 +228,7 @@ def test_a_backup_that_is_restored_is_not_purged_at_once(house: House) -> None:
     house.machine.reboot()
     house.round()
     assert house.held() == 200
-    house.machine.run(SETTLES)
+    house.machine.run(SETTLING_TIME)
     house.round()
     assert house.held() == 0
 
@@ -305,7 +305,7 @@ def test_a_jump_makes_only_a_few_messages_expire(
     house.round()
     assert house.mail() == (0 if goes else count)
     assert ("expiry withheld" in dict(events(caplog))) is not goes
-    house.machine.run(SETTLES + 60)
+    house.machine.run(SETTLING_TIME + 60)
     house.round()
     assert house.mail() == 0
 
@@ -350,7 +350,7 @@ def test_no_history_of_a_machine_shortens_a_hold(
             removed[str(len(removed))] = machine.true
         if abs(machine.now - machine.true) <= SLACK:
             wrong_for = 0.0
-        if wrong_for >= SETTLES:
+        if wrong_for >= SETTLING_TIME:
             break
         house.round()
         there = {each.name.partition(".")[2] for each in (place / "mail/ann/held").iterdir()}

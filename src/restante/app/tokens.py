@@ -54,14 +54,14 @@ class Grant:
             ConfigurationError: an option is missing.
         """
         from ..collect.oauth.flow import Application
-        from ..collect.oauth.web import check
+        from ..collect.oauth.web import check_endpoint
 
         if not self.options.client_id:
             raise ConfigurationError(f"{self.key}.client_id: is missing")
         provider = self._provider()
         for url in (provider.authorize, provider.token, provider.device):
             if url:
-                check(url)
+                check_endpoint(url)
         if not provider.token:
             raise ConfigurationError(f"{self.key}.token_url: is missing")
         secret = ""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 _PLAUSIBLE = 86_400.0  # seconds; collectors run daily or more often
-_TRIAL = 86_400.0  # seconds; the same time as ``clock.SETTLES``
+_TRIAL = 86_400.0  # seconds; the same time as ``clock.SETTLING_TIME``
 
 
 class Reading(NamedTuple):

@@ -17,7 +17,7 @@ _TRIES = 2  # for each message in one run, because the first failure may be a co
 
 
 class Run:
-    """The state that is shared by consecutive sessions of an account, without pauses between."""
+    """State that is shared by sessions of an account that follow each other without a pause."""
 
     def __init__(self) -> None:
         self.is_last = False
@@ -43,7 +43,7 @@ class Run:
         return new
 
     def failed(self, key: str) -> bool:
-        """Count a failure of a message; return whether it is the message's first in this run.
+        """Count a failure of a message; return whether it is the message's first one in this run.
 
         ``key`` is the message's ``aside_key``.
         """
@@ -51,10 +51,11 @@ class Run:
         return self._failures[key] == 1
 
     def postponed(self, aside: Iterable[str]) -> set[str]:
-        """Return the messages that wait for the next run; ``aside`` contains all set aside.
+        """Return the messages that wait for the next run, by ``aside_key``.
 
-        In the last session of a run, all messages in ``aside`` wait.  Then the connection can only
-        be broken by a message that has never failed before.
+        ``aside`` contains the keys of all messages that are set aside.  In the last session of a
+        run, all of them wait.  Then only a message that has never failed before can break the
+        connection.
         """
         failed = aside if self.is_last else (key for key in aside if self._failures[key] >= _TRIES)
         return self.unstored.union(failed)

@@ -65,7 +65,7 @@ class Spooled:
         return False
 
     def begin(self, identity: str) -> bool:
-        self._message = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  # until abort
+        self._message = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  # ``abort`` closes it
         return True
 
     def write(self, octets: bytes) -> None:
@@ -83,7 +83,10 @@ class Spooled:
         raise NotImplementedError
 
     def _doubtful_error(self, text: str, weight: int = 1) -> MessageRefused | TemporaryFailure:
-        """Return the error for a response that may apply to this message or to all messages."""
+        """Return the error for a response that may apply to this message or to all messages.
+
+        ``weight`` is the number of doubts that the response counts as.
+        """
         self._doubts += weight
         if self._doubts < _MAX_DOUBTS:
             return Doubtful(text)

@@ -28,6 +28,7 @@ _DONE = b"Signed in. You can close this window.\n"
 _WRONG = b"This is not the response that restante expects.\n"
 
 Show = Callable[[str], None]
+"""Shows an address to the user."""
 
 
 def post(url: str, form: Form, context: SSLContext | None = None) -> JsonObject:
@@ -37,7 +38,7 @@ def post(url: str, form: Form, context: SSLContext | None = None) -> JsonObject:
         ProviderUnavailable: there was no response, or it is not JSON.
         ConfigurationError: the URL uses plain HTTP to another machine.
     """
-    check(url)
+    check_endpoint(url)
     host = urlsplit(url).hostname
     try:
         client = JsonClient(context or client_context(), timeout=_TIMEOUT)
@@ -61,7 +62,7 @@ def endpoints(issuer: str, context: SSLContext | None = None) -> JsonObject:
         ConfigurationError: the response is not the metadata of this issuer, or the URL uses plain
             HTTP to another machine.
     """
-    check(issuer)
+    check_endpoint(issuer)
     client = JsonClient(context or client_context(), timeout=_TIMEOUT)
     try:
         _, metadata = client.request(issuer.rstrip("/") + "/.well-known/openid-configuration")
@@ -72,15 +73,15 @@ def endpoints(issuer: str, context: SSLContext | None = None) -> JsonObject:
     return metadata
 
 
-def check(url: str) -> None:
+def check_endpoint(url: str) -> None:
     """Check that an endpoint is reached over TLS.
 
     Raises:
         ConfigurationError: secrets would be sent unencrypted.
     """
     parts = urlsplit(url)
-    is_here = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
-    if parts.scheme != "https" and not is_here:
+    is_local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
+    if parts.scheme != "https" and not is_local:
         raise ConfigurationError(f"an OAuth 2 endpoint must be an https address, not {url!r}")
 
 
