@@ -69,8 +69,8 @@ class Gateway:
     async def poll(self, maildrop: str) -> None:
         """Poll all accounts of a maildrop at the same time, and wait for the polls.
 
-        Returns at the latest after the longest ``poll_on_login`` of the accounts.  Polls that take
-        longer continue.
+        The wait is limited to the longest ``poll_on_login`` of these accounts.  Polls that take
+        longer continue in the background.
         """
         await self._resolve()
         names = self._accounts.get(maildrop, ())
@@ -102,8 +102,8 @@ class Gateway:
         poll = self._polls.get(name)
         if poll is None or poll.done():
             done: Future[None] = Future()
-            # The server must not wait for the thread when it stops.  To interrupt a poll is as safe
-            # as a crash.
+            # A daemon thread, because the server must not wait for polls when it stops.  To
+            # interrupt a poll is as safe as a crash.
             Thread(target=self._poll, args=(name, done), name=f"poll {name}", daemon=True).start()
             poll = self._polls[name] = asyncio.wrap_future(done)
         return poll

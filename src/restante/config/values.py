@@ -1,7 +1,7 @@
 """Check and convert the values of options, with a function for each kind of value.
 
-The functions raise ``BadValue``, whose text says which values are valid.  The functions import
-modules that only some values need, because every command loads the configuration.
+The functions raise ``BadValue``, whose text says which values are valid.  Modules that only some
+values need are not imported at the top, because every command loads the configuration.
 """
 
 from __future__ import annotations

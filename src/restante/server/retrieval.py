@@ -31,7 +31,7 @@ from .output import Output
 
 _MAX_CACHED = 65_536  # octets of messages that are read in the event loop and sent in one write
 _PIECE = 32_768  # octets of a file that are read at a time
-_PAGE = 4096  # octets read if the socket is full; a page for each of thousands of slow clients
+_PAGE = 4096  # octets read at a time for a client whose socket is full, because many may wait
 _MAX_COPIED = 1_048_576  # octets that the kernel copies at a time, so that other clients get a turn
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 
