@@ -115,7 +115,8 @@ MEANINGS = {
     "limit.",
     "session end": "A session with a login is over.",
     "size differs": "A message does not have the announced size. The connection was dropped.",
-    "control": "The operator changed something: with the verb `end` a session was ended. `uid` is "
+    "control": "The operator changed something: with the verb `end` a session was ended, with "
+    "the verb `reload` a reload was requested. `uid` is "
     "the number of the user who ran the command.",
     "control refused": "A process of another user connected to a control socket. `uid` is its "
     "user. It was disconnected without an answer.",
@@ -653,7 +654,8 @@ FILES = (
     ("intake.sqlite3", "the record of deliveries that a sender may repeat", "serve"),
     ("tls", "the certificate that was created at the first start", "serve"),
     ("first-password", "the password of the first user", "serve"),
-    ("control", "the control sockets, if there is no runtime directory", "serve sessions status"),
+    ("control", "the control sockets, if there is no runtime directory",
+     "reload serve sessions status"),
 )  # fmt: skip
 _FILES_OF = {
     "demo": "This command uses only temporary files, which it removes at the end.\n",
@@ -665,6 +667,7 @@ _SEE_ALSO = {
     "import": ("maildrop", "account"), "account": ("collect", "fetch"),
     "collect": ("account", "fetch"), "fetch": ("collect",), "check": ("serve",),
     "auth": ("user", "serve"), "demo": ("serve",), "status": ("sessions", "check"),
+    "reload": ("check", "status"),
     "sessions": ("status", "maildrop"),
 }  # fmt: skip
 

@@ -340,3 +340,75 @@ def test_sessions_of_a_stopped_worker_are_not_said_to_have_ended(
     assert done.code == os.EX_TEMPFAIL
     assert (done.json["ended"], len(done.json["missing"])) == ([], 1)
     client.close()
+
+
+# -- Reload
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reload_waits_for_all_workers_or_prints_the_reason(workers: int, site: Site) -> None:
+    first = site.use_certificate("first")
+    site.write(workers=workers)
+    site.start()
+    operator = Operator(site)
+    assert site.certificate_seen() == first
+    for name in ("second", "third"):
+        certificate = site.use_certificate(name)
+        done = operator.run("reload")
+        noun = "worker" if workers == 1 else "workers"
+        assert (done.code, done.out) == (0, f"Configuration reloaded by {workers} {noun}.\n")
+        assert {site.certificate_seen() for _ in range(10)} == {certificate}
+        assert f"control: uid={os.geteuid()} verb=reload" in site.wait_for("control:")
+    client = site.client().log_in("ann")
+    site.write(workers=workers, limits="per_adress = 5")
+    done = operator.run("reload")
+    assert (done.code, done.out) == (os.EX_CONFIG, "")
+    assert "did you mean per_address" in done.err
+    assert "restante.toml:" in done.err
+    status = operator.status()
+    assert status["ready"]
+    assert "per_adress" in status["reload_refused"]["reason"]
+    assert len(status["attention"]) == 1
+    assert "per_adress" in operator.run("status").out
+    site.write(workers=workers, limits='message = "1MiB"')
+    done = operator.run("reload", "--json")
+    assert (done.json["workers"], done.json["restart_needed"]) == (workers, True)
+    assert operator.status()["attention"] == ["changed settings require a restart"]
+    assert client.is_alive()
+    client.close()
+
+
+def test_reload_names_a_worker_that_does_not_reload(site: Site, operator: Operator) -> None:
+    with stopped(operator.status()["workers"][1]["pid"]):
+        done = operator.run("reload")
+    assert (done.code, done.out) == (os.EX_TEMPFAIL, "Configuration reloaded by 2 workers.\n")
+    assert "worker 1 has not reloaded" in done.err
+
+
+def test_reloads_at_the_same_time_all_get_a_result(site: Site, operator: Operator) -> None:
+    """Also while a worker is killed, and with plain SIGHUP in between."""
+    with ExitStack() as stack:
+        for number in range(3):
+            running = [stack.enter_context(operator.started("reload")) for _ in range(3)]
+            site.process.send_signal(signal.SIGHUP)
+            if number == 1:
+                os.kill(site.workers()[0], signal.SIGKILL)
+            assert http(site, 2, "GET", "/status")[0] == 200
+            codes = [each.wait(WAIT) for each in running]
+            assert codes in ([0, 0, 0],) or number == 1
+    operator.until(ready=True)
+    assert operator.run("reload").out == "Configuration reloaded by 3 workers.\n"
+
+
+def test_a_worker_that_starts_later_uses_the_reloaded_configuration(site: Site) -> None:
+    site.use_certificate("first")
+    site.start()
+    operator = Operator(site)
+    second = site.use_certificate("second")
+    assert operator.run("reload").code == 0
+    victim = site.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    site.wait_for("worker ended")
+    operator.until(ready=True)
+    assert {site.certificate_seen() for _ in range(20)} == {second}
+    assert {each["reload"] for each in operator.status()["workers"]} == {1}

@@ -41,7 +41,7 @@ ONLY_PARSED = {
 
 CONTROL = [
     example
-    for verb in ("status", "sessions", "sessions list", "sessions end")
+    for verb in ("status", "reload", "sessions", "sessions list", "sessions end")
     for example in EXAMPLES[verb]
 ]
 

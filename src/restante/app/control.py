@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import re
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from operator import itemgetter
 from typing import Any
 from urllib.parse import urlencode
@@ -24,6 +25,7 @@ from ..server.control import JSON, LINES, Answer, ControlService, Peer, refusal
 from ..server.http import Request
 from . import siblings
 from .live import Live
+from .reloads import Refusal
 from .upkeep import format_time
 
 _log = logging.getLogger("restante.control")
@@ -31,6 +33,10 @@ _DESCRIBED_PER_TURN = 100  # sessions described in one turn of the event loop: a
 # The operator is warned this number of days before the certificate expires.  ACME clients renew 30
 # days before it expires, so at this time the renewal has failed for weeks.
 CERTIFICATE_DAYS = 7
+# Seconds in which the supervisor must have read the configuration, and after that all workers.  The
+# sum is less than the time that ``restante reload`` waits.
+_DECISION, _ADOPTION = 20.0, 10.0
+_POLL = 0.02  # seconds between two looks at the shared memory
 
 
 class Control:
@@ -43,6 +49,7 @@ class Control:
             ("GET", "/sessions"): self._sessions,
             ("DELETE", "/sessions"): self._end_sessions,
             ("DELETE", "/sessions/"): self._end_sessions,
+            ("POST", "/reload"): self._reload,
         }
 
     def service(self) -> ControlService:
@@ -204,6 +211,43 @@ class Control:
                     finishing += answer["finishing"]
         return _json({"ended": ended, "finishing": finishing, "missing": missing})
 
+    # POST /reload
+
+    async def _reload(self, request: Request, peer: Peer) -> Answer:
+        """Wait until all workers use the new configuration, or it is refused."""
+        site, reloads = self._live.site, self._live.site.reloads
+        if site.pid not in (os.getpid(), os.getppid()):
+            return refusal(503, "the server is stopping")
+        _log.info("control", extra={"fields": {"uid": str(peer.uid), "verb": "reload"}})
+        number = reloads.request(self._live.number)
+        os.kill(site.pid, signal.SIGHUP)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DECISION):
+                while (result := reloads.result(number)) is False:  # noqa: ASYNC110
+                    await asyncio.sleep(_POLL)
+        if result is False:
+            return refusal(503, f"the server has not reloaded within {_DECISION:.0f} seconds")
+        if isinstance(result, Refusal):
+            return _json({"reason": result.reason}, status=409)
+        missing = await self._late_workers(number)
+        return _json(
+            {
+                "workers": site.workers - len(missing),
+                "missing": missing,
+                "restart_needed": self._live.needs_restart(),
+            }
+        )
+
+    async def _late_workers(self, number: int) -> list[int]:
+        """Wait for the workers to reload; return those that did not in time."""
+        reloads, missing = self._live.site.reloads, list(range(self._live.site.workers))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ADOPTION):
+                while missing:
+                    await asyncio.sleep(_POLL)
+                    missing = [each for each in missing if reloads.adopted(each) < number]
+        return missing
+
     async def _ask_siblings(
         self, method: str, target: str
     ) -> list[tuple[int, dict[str, Any] | None]]:
@@ -231,5 +275,5 @@ def _changed_at(live: Live) -> float | None:
         return None
 
 
-def _json(document: dict[str, Any]) -> Answer:
-    return Answer(200, JSON, json.dumps(document).encode() + b"\n")
+def _json(document: dict[str, Any], status: int = 200) -> Answer:
+    return Answer(status, JSON, json.dumps(document).encode() + b"\n")

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 
 _TEXT = 2000  # maximum octets of a reason, which names a file, a line and an option
+_TICKS = 1_000_000  # in a second; a file may be changed in the second in which it was read
 _CELLS = 8
 _BEGUN, _BEGUN_AT, _ACCEPTED, _ACCEPTED_AT = range(4)
 _REFUSED, _REFUSED_AT, _LENGTH, _REQUESTED = range(4, _CELLS)
@@ -35,27 +36,29 @@ class Reloads:
         self.workers = workers
         self._cells = memoryview(mmap.mmap(-1, (workers + 1) * _CELLS * 8)).cast("Q")
         self._text = memoryview(mmap.mmap(-1, _TEXT))  # of row 0
-        self._cells[_ACCEPTED_AT] = int(time.time())
+        self._cells[_ACCEPTED_AT] = int(time.time() * _TICKS)
 
     # Called by the owner of row 0.
 
     def begin(self) -> int:
         """Count a reload, before any file is read, and return its number."""
-        self._cells[_BEGUN_AT] = int(time.time())
+        self._cells[_BEGUN_AT] = int(time.time() * _TICKS)
         self._cells[_BEGUN] += 1
         return self._cells[_BEGUN]
 
-    def accept(self) -> None:
-        """Record that the reload in progress was accepted."""
-        self._cells[_ACCEPTED_AT] = self._cells[_BEGUN_AT]
-        self._cells[_ACCEPTED] = self._cells[_BEGUN]
+    def end(self, refusal: str | None) -> None:
+        """Record the end of the reload in progress, which was refused for a reason, or accepted."""
+        if refusal is None:
+            self._cells[_ACCEPTED_AT] = self._cells[_BEGUN_AT]
+            self._cells[_ACCEPTED] = self._cells[_BEGUN]
+        else:
+            self._refuse(refusal)
 
-    def refuse(self, reason: str) -> None:
-        """Record that the reload in progress was refused."""
+    def _refuse(self, reason: str) -> None:
         octets = reason.encode("utf-8", "replace")[:_TEXT]
         self._text[: len(octets)] = octets
         self._cells[_LENGTH] = len(octets)
-        self._cells[_REFUSED_AT] = int(time.time())
+        self._cells[_REFUSED_AT] = int(time.time() * _TICKS)
         self._cells[_REFUSED] = self._cells[_BEGUN]
 
     # Called by workers.
@@ -84,9 +87,9 @@ class Reloads:
         return self._cells[_ACCEPTED]
 
     @property
-    def loaded_at(self) -> int:
+    def loaded_at(self) -> float:
         """When the accepted configuration was read, in seconds since the epoch."""
-        return self._cells[_ACCEPTED_AT]
+        return self._cells[_ACCEPTED_AT] / _TICKS
 
     def adopted(self, worker: int) -> int:
         """Return the number of the last reload that this worker has adopted."""
@@ -98,7 +101,7 @@ class Reloads:
         if not number:
             return None
         text = bytes(self._text[: self._cells[_LENGTH]]).decode("utf-8", "replace")
-        return Refusal(number, float(self._cells[_REFUSED_AT]), text)
+        return Refusal(number, self._cells[_REFUSED_AT] / _TICKS, text)
 
     def result(self, number: int) -> Refusal | bool:
         """Return the refusal of a reload, True if it was accepted, or False if it has not ended.

@@ -137,8 +137,8 @@ async def _await(work: Awaitable[None]) -> None:
     await work
 
 
-def reload(adopt: Callable[[], object]) -> bool:
-    """Call ``adopt`` to reload the configuration, and return whether this succeeded.
+def reload(adopt: Callable[[], object]) -> str | None:
+    """Call ``adopt`` to reload the configuration, and return why it was refused, or None.
 
     If the new configuration is invalid, the old one stays in force.
     """
@@ -147,13 +147,13 @@ def reload(adopt: Callable[[], object]) -> bool:
         adopt()
     except RestanteError as error:
         _log.error("reload failed", extra={"fields": {"reason": str(error)}})
-        return False
+        return str(error)
     except Exception as error:  # the server must survive any content of a file
         _log.exception("reload failed", extra={"fields": {"reason": repr(error)}})
-        return False
+        return repr(error)
     finally:
         systemd.notify("READY=1")
-    return True
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class SharedResources:
     """Back ends that were built before the workers were forked, by name."""
     number: int = 0
     """This worker's number."""
-    site: Site = field(default_factory=lambda: Site(1, Reloads(1)))
+    site: Site = field(kw_only=True)
     """What the control sockets show of the whole server."""
 
 
@@ -208,8 +208,12 @@ async def running(
     users: Users,
     store: ServableStore,
     shared: SharedResources | None = None,
+    *,
+    site: Site | None = None,
 ) -> AsyncIterator[Running]:
     """Run the server; when the context ends, drain the sessions and stop the server.
+
+    ``site`` is for a server without ``shared`` resources.
 
     Raises:
         ConfigurationError: a certificate or an address cannot be used.
@@ -218,7 +222,7 @@ async def running(
     async with AsyncExitStack() as exit_stack:
         exit_stack.callback(users.close)
         if shared is None:
-            shared = exit_stack.enter_context(_own_resources(config))
+            shared = exit_stack.enter_context(_own_resources(config, site or Site(1, Reloads(1))))
         parts = _ServerParts(Running(config, certificate), users, store, shared, exit_stack)
         # Closed last, so that the operator sees the server drain.
         await exit_stack.enter_async_context(control_socket.opened(parts.live))
@@ -228,10 +232,11 @@ async def running(
 
 
 @contextmanager
-def _own_resources(config: Configuration) -> Iterator[SharedResources]:
+def _own_resources(config: Configuration, site: Site) -> Iterator[SharedResources]:
     """Open the resources of a server that runs in a single process."""
     with listening(config) as sockets, throttling.saved_throttle(config) as throttle:
-        yield SharedResources(sockets, tls_context(config), Tally(), throttle, does_upkeep=True)
+        context = tls_context(config)
+        yield SharedResources(sockets, context, Tally(), throttle, does_upkeep=True, site=site)
 
 
 class _ServerParts:

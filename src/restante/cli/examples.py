@@ -10,6 +10,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "restante serve --listen pop3s://127.0.0.1:1995",
     ),
     "status": ("restante status", "restante status --exit-code", "restante status --json"),
+    "reload": ("restante reload", "restante -c /etc/restante/restante.toml reload"),
     "sessions": ("restante sessions", "restante sessions --user ann --json"),
     "sessions list": ("restante sessions list", "restante sessions list --user ann"),
     "sessions end": (

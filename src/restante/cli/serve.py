@@ -89,15 +89,28 @@ def _prepared_configuration(options: argparse.Namespace) -> Iterator[Configurati
 
 async def _serve(config: Configuration, options: argparse.Namespace) -> None:
     """Serve in this process."""
-    terminal, stop = Terminal(), _listen_to_signals()
+    reloads = Reloads(1)
+    terminal, stop = _Terminal(reloads), _listen_to_signals()
     stores.validate(config)
     users = stores.users(config)
     store = stores.store(config, users)
     first_user = await asyncio.to_thread(make_first_user, config, users)
     await asyncio.to_thread(gateway.validate, config)
-    async with running(config, users, store) as server:
+    async with running(config, users, store, site=Site(1, reloads)) as server:
         server.users = dict([first_user] if first_user else [])
-        _listen_to_hangup(server, options, stop, lambda: terminal.is_closed() or options.ephemeral)
+
+        def load() -> Configuration:
+            return config if options.ephemeral else _configuration(options)
+
+        def handle_hangup() -> None:
+            if terminal.is_closed() or (options.ephemeral and not reloads.is_requested):
+                stop.set()
+                return
+            reloads.begin()
+            reloads.end(reload(lambda: server.adopt(load())))
+            reloads.adopt(0, reloads.accepted)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, handle_hangup)
         heartbeat = asyncio.create_task(_report_heartbeat(lambda: systemd.notify("WATCHDOG=1")))
         with _announcement(server, options):
             if options.ephemeral:
@@ -119,7 +132,8 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
     context = tls_context(config)
     server = Running(config, certificate)
     server.users = dict([first_user] if first_user else [])
-    site = Site(count, Reloads(count))
+    reloads = Reloads(count)
+    site, latest = Site(count, reloads), config
 
     def work(pipes: WorkerPipes) -> None:
         tally.serve_as(pipes.number)
@@ -135,10 +149,20 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             number=pipes.number,
             site=site,
         )
-        run_loop(_work(config, options, shared, pipes))
+        run_loop(_work(config, latest, options, shared, pipes))
 
-    def reload_certificate() -> bool:
-        return reload(lambda: tls_context(_configuration(options)))
+    def accept() -> None:
+        """Check the configuration and the certificate; workers that start later use them."""
+        nonlocal latest
+        loaded = _configuration(options)
+        tls_context(loaded)
+        latest = loaded
+
+    def decide() -> bool:
+        reloads.begin()
+        refusal = reload(accept)
+        reloads.end(refusal)
+        return refusal is None
 
     with ExitStack() as stack:
         sockets = stack.enter_context(listening(config))
@@ -149,27 +173,59 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             count,
             work,
             on_ready=lambda: stack.enter_context(_announcement(server, options)),
-            reload=reload_certificate,
+            reload=decide,
             on_exit=tally.forget,
-            terminal=Terminal(),
+            terminal=_Terminal(reloads),
         )
         shared_backends = backends.read_ahead(config)
         freeze()
         return supervisor.run()
 
 
+class _Terminal(Terminal):
+    """The terminal of a server, where SIGHUP may also be a request of ``restante reload``."""
+
+    def __init__(self, reloads: Reloads) -> None:
+        super().__init__()
+        self._reloads = reloads
+
+    def is_closed(self) -> bool:
+        return not self._reloads.is_requested and super().is_closed()
+
+
 async def _work(
-    config: Configuration, options: argparse.Namespace, shared: SharedResources, pipes: WorkerPipes
+    config: Configuration,
+    latest: Configuration,
+    options: argparse.Namespace,
+    shared: SharedResources,
+    pipes: WorkerPipes,
 ) -> None:
-    """Serve in one worker process."""
+    """Serve in one worker process.
+
+    ``config`` is the configuration at the start of the server.  ``latest`` is that of the last
+    reload: settings that a reload does not change stay the same in all workers.
+    """
+    reloads = shared.site.reloads
+    number = reloads.accepted
     stop = _listen_to_signals()
     # This pipe becomes readable when the supervisor has ended.
     asyncio.get_running_loop().add_reader(pipes.supervisor_pipe, stop.set)
     users = stores.users(config)
     store = stores.store(config, users)
     async with running(config, users, store, shared) as server:
+        if latest is not config:
+            reload(lambda: server.adopt(latest))
+        reloads.adopt(pipes.number, number)
+
+        def adopt() -> None:
+            number = reloads.accepted  # before the file is read
+            if reload(lambda: server.adopt(_configuration(options))) is None:
+                reloads.adopt(pipes.number, number)
+
         # The supervisor, not a worker, stops at SIGHUP when the terminal is closed.
-        _listen_to_hangup(server, options, stop, lambda: False)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, adopt)
+        if reloads.accepted != number:  # a reload during the start
+            adopt()
         heartbeat = asyncio.create_task(_report_heartbeat(pipes.beat))
         await stop.wait()
         heartbeat.cancel()
@@ -184,23 +240,6 @@ async def _report_heartbeat(notify: Callable[[], None]) -> None:
 
 def _configuration(options: argparse.Namespace) -> Configuration:
     return common.configuration(options, server__listen=options.listen)
-
-
-def _listen_to_hangup(
-    server: Running, options: argparse.Namespace, stop: asyncio.Event, must_stop: Callable[[], bool]
-) -> None:
-    """On SIGHUP, stop the server if ``must_stop`` returns True; otherwise reload."""
-
-    def apply_configuration() -> None:
-        server.adopt(_configuration(options))
-
-    def handle_hangup() -> None:
-        if must_stop():
-            stop.set()
-        else:
-            reload(apply_configuration)
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, handle_hangup)
 
 
 @contextmanager
