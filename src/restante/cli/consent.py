@@ -37,7 +37,7 @@ def sign_in(grant: Grant, flow: str) -> Tokens:
     """Let the user sign in, and store the tokens on disk.
 
     Raises:
-        ConsentNeeded: the user did not sign in, or signed in as another user.
+        ConsentNeeded: the user did not sign in, or the provider refused the consent.
     """
     flow = _choose_flow(flow, grant.options)
     with grant.naming_command():

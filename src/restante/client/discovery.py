@@ -1,9 +1,9 @@
-"""Find the POP3 server for a mail address by SRV records (RFC 6186), with the library dnspython.
+"""Find the POP3 server for a mail address with SRV records (RFC 6186), using dnspython.
 
 Security: an attacker who can forge DNS responses chooses the server, so its certificate must name
 the mail domain (RFC 7817 §3).  A certificate for the host's own name is accepted only if the host
 is in the mail domain or the user has confirmed it (RFC 8314 §5.1).
-Limits: DNSSEC is not validated.  Run a discovery only when an account is set up, and store the
+Limits: DNSSEC is not validated.  Discover the server once, when an account is set up, and store the
 result; unsigned records must not determine the server of each connection (RFC 8314 §5.1).
 """
 
@@ -46,7 +46,7 @@ def discover_blocking(
     """Find the POP3 servers of a mail address or a domain from its SRV records (RFC 6186).
 
     Returns the servers in the order in which to try them.  Servers with TLS from the first octet
-    come first, whatever their priorities (RFC 8314 §5.1).  An empty list means that the domain
+    come first, regardless of their priorities (RFC 8314 §5.1).  An empty list means that the domain
     announces no server.
 
     Args:
@@ -80,7 +80,7 @@ async def discover(
     """Find the POP3 servers of a mail address or a domain from its SRV records (RFC 6186).
 
     Returns the servers in the order in which to try them.  Servers with TLS from the first octet
-    come first, whatever their priorities (RFC 8314 §5.1).  An empty list means that the domain
+    come first, regardless of their priorities (RFC 8314 §5.1).  An empty list means that the domain
     announces no server.
 
     Args:
