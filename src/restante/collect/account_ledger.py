@@ -17,7 +17,7 @@ from .ledger_file import LedgerFile
 from .plan import Aside, Doubt, Proved, Record, Taken, Used
 
 _MAX_KEYS = 500  # keys in one query; SQLite before 3.32 allows 999 parameters
-OF_ACCOUNTS = ("messages", "sessions", "runs", "health", "told", "accounts", "removals", "aside")
+ACCOUNT_TABLES = ("messages", "sessions", "runs", "health", "told", "accounts", "removals", "aside")
 """Names of the tables in which every row belongs to one account."""
 _UNLISTED = (
     "account = ? AND taken_at NOTNULL AND NOT is_gone"
@@ -360,7 +360,7 @@ class AccountLedger:
                 table: database.execute(
                     f"DELETE FROM {table} WHERE account = ?", (self.name,)
                 ).rowcount
-                for table in OF_ACCOUNTS
+                for table in ACCOUNT_TABLES
             }
         return counts["messages"]
 

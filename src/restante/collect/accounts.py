@@ -13,7 +13,7 @@ from itertools import count
 from typing import NamedTuple
 
 from ..errors import ConfigurationError
-from .account_ledger import OF_ACCOUNTS
+from .account_ledger import ACCOUNT_TABLES
 from .ledger import Ledger
 from .plan import Doubt
 
@@ -149,7 +149,7 @@ class Accounts:
                 raise ConfigurationError(f"the ledger already has an account {new!r}")
             if not self._is_known(old):  # an older version wrote the records
                 database.execute("INSERT INTO accounts (account, label) VALUES (?, ?)", (old, old))
-            for table in OF_ACCOUNTS:
+            for table in ACCOUNT_TABLES:
                 database.execute(f"DELETE FROM {table} WHERE account = ?", (new,))
                 database.execute(f"UPDATE {table} SET account = ? WHERE account = ?", (new, old))
 

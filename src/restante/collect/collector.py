@@ -62,8 +62,8 @@ from .plan import (
     aside_key,
     compare,
     is_due,
-    is_strange,
     is_too_large,
+    lists_hardly_any,
     looks_moved,
     newest_of,
     plan,
@@ -473,7 +473,7 @@ class _Session:
             if not is_decided and not await self._is_other_mail(listing, expected):
                 raise LooksMoved(sum(1 for each in ids.values() if each not in taken), len(listing))
             again = "dedupe"
-        self._fetching.dedupe = again != "fetch" and is_strange(listing, taken, expected)
+        self._fetching.dedupe = again != "fetch" and lists_hardly_any(listing, taken, expected)
         is_complete = 0 < len(listing) == len(ids) and not self._reader.quirks.in_parts
         listed = [taken[key] for key in ids.values() if key in taken]
         seen = sum(1 for each in listed if each.at and each.is_expected and not each.is_gone)

@@ -5,11 +5,11 @@ another year must not make them look old.  The ledger adds up the time between i
 machine's clock:
 
 - If the machine's clock was set back, nothing is added.
-- The time between two readings is added immediately, up to ``_PLAUSIBLE``.
+- The time between two readings is added immediately, up to ``_MAX_STEP``.
 - If more time seems to have passed, the machine was switched off or its clock is wrong.  The rest
-  is added after the clock has run for ``_TRIAL`` without being set back, so a wrong date that is
-  corrected within a day deletes nothing.  The rest is added only to the age of messages that were
-  taken before the jump.  Otherwise messages taken after the jump would look too old.
+  is added after the clock has run for ``_SETTLING_TIME`` without being set back, so a wrong date
+  that is corrected within a day deletes nothing.  The rest is added only to the age of messages
+  that were taken before the jump.  Otherwise messages taken after the jump would look too old.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-_PLAUSIBLE = 86_400.0  # seconds; collectors run daily or more often
-_TRIAL = 86_400.0  # seconds; the same time as ``clock.SETTLING_TIME``
+_MAX_STEP = 86_400.0  # seconds between two readings; collectors run daily or more often
+_SETTLING_TIME = 86_400.0  # seconds; the same time as ``clock.SETTLING_TIME``
 
 
 class Reading(NamedTuple):
@@ -45,12 +45,12 @@ def advance(last: Reading | None, wall: float) -> Reading:
     passed = wall - last.wall
     if passed < 0:
         return Reading(wall, last.time)  # an earlier jump forward was wrong
-    time, pending, since = last.time + min(passed, _PLAUSIBLE), last.pending, last.pending_since
-    caught_up = pending if pending and time - since >= _TRIAL else 0.0
+    time, pending, since = last.time + min(passed, _MAX_STEP), last.pending, last.pending_since
+    caught_up = pending if pending and time - since >= _SETTLING_TIME else 0.0
     if caught_up:
         time, pending = time + caught_up, 0.0
-    if passed > _PLAUSIBLE:
-        pending, since = pending + passed - _PLAUSIBLE, time
+    if passed > _MAX_STEP:
+        pending, since = pending + passed - _MAX_STEP, time
     return Reading(wall, time, pending, since if pending else 0.0, caught_up)
 
 
@@ -62,4 +62,4 @@ class Elapsed:
         self._time, self._clock, self._began = time, wall, wall()
 
     def __call__(self) -> float:
-        return self._time + min(max(self._clock() - self._began, 0.0), _PLAUSIBLE)
+        return self._time + min(max(self._clock() - self._began, 0.0), _MAX_STEP)

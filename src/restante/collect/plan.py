@@ -614,7 +614,7 @@ def unique_ids(listing: Sequence[Message]) -> dict[int, str]:
     }
 
 
-def is_strange(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
+def lists_hardly_any(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
     """Return whether hardly any of the ``expected`` messages are listed.
 
     ``expected`` is the number of taken messages that were not deleted.  If hardly any of them are
@@ -630,7 +630,7 @@ def looks_moved(listing: Sequence[Message], taken: Mapping[str, Taken], expected
     decide whether to fetch all of it again.
     """
     new = len(listing) - _count_known(listing, taken)
-    return min(expected, new) >= _MIN_MESSAGES and is_strange(listing, taken, expected)
+    return min(expected, new) >= _MIN_MESSAGES and lists_hardly_any(listing, taken, expected)
 
 
 def _count_known(listing: Sequence[Message], taken: Mapping[str, Taken]) -> int:
