@@ -189,7 +189,7 @@ def _make_directory(name: str, parent: int) -> bool:
 
 def exists(name: str, parent: int) -> bool:
     try:
-        status(name, parent)
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return True

@@ -180,18 +180,14 @@ def _remove_seen(
                 if removed_at is None:
                     files.unlink(file.name, directory)
                 else:
-                    _hold(file, unique_id, directory, held, removed_at)
+                    new_name = _name_in_held(file.name, unique_id)
+                    _move(file.name, directory, new_name, held, removed_at)
             except FileNotFoundError:
                 renamed.add(unique_id)
             except OSError as error:
                 _log_event("message not removed", reason=error.strerror, unique_id=unique_id)
                 left.add(unique_id)
     return left, renamed
-
-
-def _hold(file: File, unique_id: str, directory: int, held: int, removed_at: int) -> None:
-    """Move a message into ``held/``."""
-    _move(file.name, directory, _name_in_held(file.name, unique_id), held, removed_at)
 
 
 def _name_in_held(name: str, unique_id: str) -> str:
