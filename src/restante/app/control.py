@@ -33,10 +33,10 @@ _DESCRIBED_PER_TURN = 100  # sessions described in one turn of the event loop: a
 # The operator is warned this number of days before the certificate expires.  ACME clients renew 30
 # days before it expires, so at this time the renewal has failed for weeks.
 CERTIFICATE_DAYS = 7
-# Seconds in which the supervisor must have read the configuration, and after that all workers.  The
-# sum is less than the time that ``restante reload`` waits.
+# Seconds for the supervisor to read the new configuration, and then for all workers to adopt it.
+# The sum is less than the time that ``restante reload`` waits.
 _DECISION, _ADOPTION = 20.0, 10.0
-_POLL = 0.02  # seconds between two looks at the shared memory
+_POLL = 0.02  # seconds between two reads of the shared memory
 
 
 class Control:
@@ -214,7 +214,7 @@ class Control:
     # POST /reload
 
     async def _reload(self, request: Request, peer: Peer) -> Answer:
-        """Wait until all workers use the new configuration, or it is refused."""
+        """Request a reload, and wait until all workers have reloaded or it is refused."""
         site, reloads = self._live.site, self._live.site.reloads
         if site.pid not in (os.getpid(), os.getppid()):
             return refusal(503, "the server is stopping")
@@ -239,7 +239,7 @@ class Control:
         )
 
     async def _late_workers(self, number: int) -> list[int]:
-        """Wait for the workers to reload; return those that did not in time."""
+        """Wait for all workers to reload; return those that have not reloaded in time."""
         reloads, missing = self._live.site.reloads, list(range(self._live.site.workers))
         with suppress(TimeoutError):
             async with asyncio.timeout(_ADOPTION):

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 _TEXT = 2000  # maximum octets of a reason, which names a file, a line and an option
-_TICKS = 1_000_000  # in a second; a file may be changed in the second in which it was read
+_TICKS = 1_000_000  # per second, because a file may be changed in the second in which it is read
 _CELLS = 8
 _BEGUN, _BEGUN_AT, _ACCEPTED, _ACCEPTED_AT = range(4)
 _REFUSED, _REFUSED_AT, _LENGTH, _REQUESTED = range(4, _CELLS)
@@ -47,7 +47,7 @@ class Reloads:
         return self._cells[_BEGUN]
 
     def end(self, refusal: str | None) -> None:
-        """Record the end of the reload in progress, which was refused for a reason, or accepted."""
+        """Record that the reload in progress was refused for this reason, or accepted if None."""
         if refusal is None:
             self._cells[_ACCEPTED_AT] = self._cells[_BEGUN_AT]
             self._cells[_ACCEPTED] = self._cells[_BEGUN]

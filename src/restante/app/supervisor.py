@@ -140,7 +140,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             for each in _SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
-            # A reload must not end a worker that starts.  It looks for a missed reload later.
+            # SIGHUP must not end a worker that is starting; it checks later for a missed reload.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
             unused = (self._supervisor_pipe[1], self._heartbeat_pipe[0], *self._signal_pipe)
