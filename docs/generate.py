@@ -655,7 +655,7 @@ FILES = (
     ("tls", "the certificate that was created at the first start", "serve"),
     ("first-password", "the password of the first user", "serve"),
     ("control", "the control sockets, if there is no runtime directory",
-     "reload serve sessions status"),
+     "log reload serve sessions status"),
 )  # fmt: skip
 _FILES_OF = {
     "demo": "This command uses only temporary files, which it removes at the end.\n",
@@ -667,7 +667,7 @@ _SEE_ALSO = {
     "import": ("maildrop", "account"), "account": ("collect", "fetch"),
     "collect": ("account", "fetch"), "fetch": ("collect",), "check": ("serve",),
     "auth": ("user", "serve"), "demo": ("serve",), "status": ("sessions", "check"),
-    "reload": ("check", "status"),
+    "reload": ("check", "status"), "log": ("status", "maildrop"),
     "sessions": ("status", "maildrop"),
 }  # fmt: skip
 

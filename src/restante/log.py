@@ -13,12 +13,15 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from .config import Log
 from .escaping import bounded, escape, printable
 
 _logger = logging.getLogger("restante")
+_followers: list[Callable[[logging.LogRecord], None]] = []
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -80,6 +83,8 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
             self.stream.flush()
         except Exception:
             self.handleError(record)
+        for follow in list(_followers):
+            follow(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -126,6 +131,27 @@ def set_up(options: Log) -> None:
         logger.propagate = False
     _logger.setLevel(options.level.upper())
     logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+
+JSON = Json()
+
+
+@contextmanager
+def followed(follow: Callable[[logging.LogRecord], None]) -> Iterator[None]:
+    """Call ``follow``, which must not raise or log, for each event of this process.
+
+    It is called in the thread that logs.
+    """
+    _followers.append(follow)
+    try:
+        yield
+    finally:
+        _followers.remove(follow)
+
+
+def follower_count() -> int:
+    """Return the number of functions that follow the events of this process."""
+    return len(_followers)
 
 
 def _formatter(name: str) -> logging.Formatter:

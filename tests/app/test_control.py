@@ -412,3 +412,57 @@ def test_a_worker_that_starts_later_uses_the_reloaded_configuration(site: Site) 
     operator.until(ready=True)
     assert {site.certificate_seen() for _ in range(20)} == {second}
     assert {each["reload"] for each in operator.status()["workers"]} == {1}
+
+
+# -- The log
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def following(site: Site, count: int) -> None:
+    """Wait until the workers have as many control connections, of followers and siblings."""
+    for _ in range(200):
+        if sum(http_followers(site, worker) for worker in range(3)) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the log is not followed")
+
+
+def http_followers(site: Site, worker: int) -> int:
+    status, body = http(site, worker, "GET", "/status?here=1")
+    assert status == 200
+    followers: int = json.loads(body)["followers"]
+    return followers
+
+
+def test_log_shows_the_events_of_all_workers(site: Site, operator: Operator) -> None:
+    with (
+        operator.started("log", "-f") as all_events,
+        operator.started("--json", "log", "-f", "--user", "bob", "--level", "info") as of_bob,
+    ):
+        following(site, 6)
+        seen = []
+        for pid in site.workers():
+            for user in ("ann", "bob"):
+                site.client_of(pid).log_in(user).quit()
+                seen += [line_of(all_events).split()[1:3], line_of(all_events).split()[1:3]]
+        assert seen == 6 * [["login", "ok:"], ["session", "end:"]]
+        for name in 3 * ("login.ok", "session.end"):
+            row = json.loads(line_of(of_bob))
+            assert (row["event"], row["user"]) == (name, "bob")
+        victim = operator.status()["workers"][1]["pid"]
+        os.kill(victim, signal.SIGKILL)
+        assert "does not answer" in line_of(all_events)
+        operator.until(ready=True)
+        following(site, 6)
+        site.client().log_in("ann").quit()
+        assert "user=ann" in line_of(all_events)
+        with stopped(all_events.pid):
+            for _ in range(20):
+                site.client().log_in("ann").quit()
+        assert site.stop() == 0
+        assert of_bob.wait(WAIT) == os.EX_UNAVAILABLE
+        assert all_events.wait(WAIT) == os.EX_UNAVAILABLE

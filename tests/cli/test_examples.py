@@ -34,6 +34,7 @@ ALL = {example for examples in EXAMPLES.values() for example in examples}
 
 # Examples that cannot run in a test. Their arguments are parsed all the same.
 ONLY_PARSED = {
+    'restante log --since "-1 hour"': "reads the journal of systemd",
     "restante account add ann@outlook.com --to maildrop:ann": "signs in at Microsoft",
     "restante account auth isp": "signs in at a provider",
     "restante account auth isp --device": "signs in at a provider",
@@ -41,7 +42,7 @@ ONLY_PARSED = {
 
 CONTROL = [
     example
-    for verb in ("status", "reload", "sessions", "sessions list", "sessions end")
+    for verb in ("status", "log", "reload", "sessions", "sessions list", "sessions end")
     for example in EXAMPLES[verb]
 ]
 

@@ -67,7 +67,8 @@ COMMANDS: dict[str, list[str] | None] = {
     "demo": None,
     "account auth": [],  # tests/collect/test_oauth.py
     "serve": [],  # tests/cli/test_serve.py
-    "reload": [],  # tests/app/test_control.py
+    "log": [],  # tests/app/test_control.py
+    "reload": [],  # the same
     "sessions list": [],  # the same
     "sessions end": [],  # the same
     "status": [],  # the same

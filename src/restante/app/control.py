@@ -20,10 +20,11 @@ from operator import itemgetter
 from typing import Any
 from urllib.parse import urlencode
 
-from .. import __version__
+from .. import __version__, log
 from ..server.control import JSON, LINES, Answer, ControlService, Peer, refusal
 from ..server.http import Request
 from . import siblings
+from .events import EventQueue
 from .live import Live
 from .reloads import Refusal
 from .upkeep import format_time
@@ -37,6 +38,7 @@ CERTIFICATE_DAYS = 7
 # The sum is less than the time that ``restante reload`` waits.
 _DECISION, _ADOPTION = 20.0, 10.0
 _POLL = 0.02  # seconds between two reads of the shared memory
+_RETRY = 1.0  # seconds before the events of a worker that does not answer are requested again
 
 
 class Control:
@@ -50,6 +52,7 @@ class Control:
             ("DELETE", "/sessions"): self._end_sessions,
             ("DELETE", "/sessions/"): self._end_sessions,
             ("POST", "/reload"): self._reload,
+            ("GET", "/events"): self._events,
         }
 
     def service(self) -> ControlService:
@@ -85,6 +88,7 @@ class Control:
             "logged_in": sum(bool(each.user) for each in live.connections()),
             "reload": live.site.reloads.adopted(live.number),
             "stopping": live.is_stopping,
+            "followers": log.follower_count(),
         }
 
     def _summary(self, workers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -247,6 +251,50 @@ class Control:
                     await asyncio.sleep(_POLL)
                     missing = [each for each in missing if reloads.adopted(each) < number]
         return missing
+
+    # GET /events
+
+    async def _events(self, request: Request, peer: Peer) -> Answer:
+        """One JSON object in each line, as in the log, until the client disconnects."""
+        level = logging.getLevelNamesMapping().get(request.query.get("level", "debug").upper())
+        if level is None:
+            return refusal(400, "the level is unknown")
+        events = EventQueue(level, request.query.get("user"))
+        return Answer(200, LINES, self._follow(events, request), is_live=True)
+
+    async def _follow(self, events: EventQueue, request: Request) -> AsyncGenerator[bytes, None]:
+        workers = range(self._live.site.workers) if "here" not in request.query else ()
+        target = "/events?" + urlencode({**request.query, "here": "1"})
+        with log.followed(events.put):
+            tasks = [
+                asyncio.create_task(self._follow_sibling(worker, target, events))
+                for worker in workers
+                if worker != self._live.number
+            ]
+            try:
+                while True:
+                    yield await events.take()
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def _follow_sibling(self, worker: int, target: str, events: EventQueue) -> None:
+        """Add the events of another worker, also after it was started again."""
+        is_missing = False
+        while True:
+            with suppress(siblings.Silent):
+                path = self._live.socket_of(worker)
+                async with siblings.asked(path, "GET", target) as answer:
+                    is_missing, rest = False, b""
+                    async with aclosing(answer.pieces(timeout=None)) as pieces:
+                        async for piece in pieces:
+                            *lines, rest = (rest + piece).split(b"\n")
+                            for line in lines:
+                                events.put_line(line)
+            if not is_missing:
+                events.put_line(json.dumps({"missing": worker}).encode())
+            is_missing = True
+            await asyncio.sleep(_RETRY)
 
     async def _ask_siblings(
         self, method: str, target: str

@@ -39,6 +39,7 @@ _GROUPS = {
     },
     "Control a running server": {
         "status": "show whether the server is ready, and what needs attention",
+        "log": "follow the log",
         "reload": "read the configuration again, and show why it is refused",
         "sessions": "list the open sessions, and end sessions",
     },

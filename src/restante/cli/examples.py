@@ -10,6 +10,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "restante serve --listen pop3s://127.0.0.1:1995",
     ),
     "status": ("restante status", "restante status --exit-code", "restante status --json"),
+    "log": (
+        "restante log -f",
+        "restante log -f --user ann --level warning",
+        'restante log --since "-1 hour"',
+    ),
     "reload": ("restante reload", "restante -c /etc/restante/restante.toml reload"),
     "sessions": ("restante sessions", "restante sessions --user ann --json"),
     "sessions list": ("restante sessions list", "restante sessions list --user ann"),
