@@ -52,6 +52,37 @@ def test_an_empty_file_is_all_defaults(file: Path) -> None:
     assert (found.source, found.state) == (expected.source, expected.state)
 
 
+@pytest.mark.parametrize(
+    ("source", "environment", "expected"),
+    [
+        ("/etc/restante/restante.toml", {}, "{run}"),
+        ("/etc/restante/other.toml", {"RUNTIME_DIRECTORY": "/run/other:/run/more"}, "/run/other"),
+        ("/srv/restante.toml", {}, "/home/ann/.local/state/restante"),
+        ("/srv/restante.toml", {"STATE_DIRECTORY": "/state/a"}, "/state/a"),
+    ],
+)
+def test_the_runtime_directory_is_known_without_the_file(
+    source: str,
+    environment: dict[str, str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loading, "RUNTIME", tmp_path)
+    monkeypatch.setenv("HOME", "/home/ann")
+    found = config.runtime(Path(source), environment=environment)
+    assert str(found) == expected.format(run=tmp_path)
+    monkeypatch.setattr(loading, "RUNTIME", tmp_path / "missing")
+    if expected == "{run}":
+        found = config.runtime(Path(source), environment=environment)
+        assert str(found) == "/var/lib/restante"
+
+
+def test_the_server_and_its_commands_find_the_same_runtime_directory(file: Path) -> None:
+    found = config.runtime(file, environment={"XDG_STATE_HOME": "/state"})
+    assert load("", file).runtime == found == Path("/state/restante")
+
+
 def test_a_section_is_a_value_that_cannot_change() -> None:
     log = config.Log(level="debug")
     assert log == replace(config.Log(), level="debug") != config.Log()

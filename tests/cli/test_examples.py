@@ -232,6 +232,7 @@ def world(home: Path, monkeypatch: pytest.MonkeyPatch, restante: Restante) -> It
 OPENED: list[set[str]] = []
 # Listed files that no example opens here, and when they are.
 UNOPENED = {
+    **{verb: {"control"} for verb in ("log", "reload", "sessions", "status")},  # no server runs
     "account": {"users.sqlite3", "tokens"},  # for maildrop:USER; after signing in
     "collect": {"users.sqlite3", "mail", "tokens"},  # the same
     "check": {"users.sqlite3"},  # where a configuration is checked that has users

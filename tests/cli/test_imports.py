@@ -145,4 +145,6 @@ def test_workers_share_only_the_modules_that_they_need(
     assert {"uvloop", "restante.auth.passwd_file"} <= modules
     assert heavy(modules) <= _STORE | {"tempfile", "uvloop"}
     assert not modules & {"restante.surrogate", "email.headerregistry"}
+    # Only an operator's command needs it, after which one worker has it.
+    assert not modules & {"h11", "restante.app.control", "restante.server.control"}
     assert packages(modules) == _PACKAGES - {"client", "collect"}
