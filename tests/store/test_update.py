@@ -499,6 +499,70 @@ def test_victims_that_are_renamed_are_found(maildir: MaildirStore, full: Path) -
     assert held(maildir) == ["1.a", "2.a"]
 
 
+def _replace(place: Path) -> None:
+    put(place, "tmp/other", b"another")
+    rename(place, "tmp/other", "new/1.a")
+
+
+@pytest.mark.parametrize(
+    ("change", "others"),
+    [
+        (lambda place: None, []),
+        (lambda place: rename(place, "new/1.a", "cur/1.a:2,S"), []),
+        (lambda place: os.link(place / "new/1.a", place / "cur/1.a:2,S"), []),
+        (lambda place: unlink(place, "new/1.a"), []),
+        (_replace, [b"another\r\n"]),
+        (lambda place: os.symlink("../cur/2.a:2,S", _without(place / "new/1.a")), []),
+    ],
+    ids=["unchanged", "renamed", "linked", "unlinked", "replaced", "symlink"],
+)
+@pytest.mark.parametrize("hold", [0, 14 * 86_400])
+def test_one_of_many_messages_is_removed_after_any_change_by_another_program(
+    tmp_path: Path, full: Path, change: Callable[[Path], None], others: list[bytes], hold: int
+) -> None:
+    store = MaildirStore(f"{tmp_path}/%u", hold=hold)
+
+    async def story() -> None:
+        async with store.open("ann") as maildrop:
+            change(full)
+            marked = [each for each in maildrop.listing if each.unique_id == "1.a"]
+            assert list(await maildrop.remove(marked)) == []
+
+    run(story())
+    texts = run(contents(store, "ann"))
+    assert sorted(texts) == sorted([*others, *(b"%d.a\r\n" % number for number in range(2, 6))])
+
+
+def _without(path: Path) -> Path:
+    path.unlink()
+    return path
+
+
+def test_removal_of_few_messages_does_not_read_the_directories(
+    maildir: MaildirStore, full: Path
+) -> None:
+    listed(maildir)
+    time.sleep(0.02)
+    listed(maildir)
+    with watched(full.parent) as system:
+        assert run(mark(maildir, ["1.a", "2.a"])) == []
+    assert "scandir" not in {call[0] for call in system.calls}
+    assert held(maildir) == ["1.a", "2.a"]
+
+
+def test_message_reported_as_not_removed_is_never_removed_later(
+    maildir: MaildirStore, full: Path
+) -> None:
+    def hook(call: Call) -> None:
+        if call[0] == "stat" and call[1].endswith("new/1.a"):
+            raise OSError(errno.EIO, "input/output error")
+
+    listed(maildir)
+    with watched(full.parent, hook):
+        assert run(mark(maildir, ["1.a", "2.a"])) == ["1.a", "2.a"]
+    assert listed(maildir) == ["1.a", "2.a", "3.a", *KEPT]
+
+
 def test_victim_that_keeps_being_renamed_is_left(maildir: MaildirStore, full: Path) -> None:
     def hook(call: Call) -> None:
         if call[0] == "rename" and "2.a:2," in call[1]:

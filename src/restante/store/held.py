@@ -11,8 +11,10 @@ separate rename and the machine may crash between two of them:
 
 If a session finds a list when it begins, it repeats steps 2 to 4 before it lists any message.
 This is safe because a victim is identified by unique part and inode number: a message that arrived
-later never matches, and a victim that is already held is not found again.  A victim that was not
-seen counts as removed only after an exact scan; otherwise the client gets -ERR with the number of
+later never matches, and a victim that is already held is not found again.  If few messages of a
+large maildrop are removed, each is first looked up under the name in the index.  The directories
+are scanned for victims that are not there, or that have a second link.  A victim that was not seen
+counts as removed only after an exact scan; otherwise the client gets -ERR with the number of
 messages not removed.
 
 Restoring renames a held file back into ``cur/`` or ``new/``.  By default the message gets another
@@ -84,10 +86,14 @@ Victims = Mapping[Identity, str]
 # -- UPDATE
 
 
-def update(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
+def update(
+    maildrop: int, victims: Victims, removed_at: int | None, expected: Iterable[File] = ()
+) -> set[str]:
     """Remove messages durably.  Returns the unique-ids of those that could not be removed.
 
     ``removed_at``: the time from which the messages are held; None destroys them.
+    ``expected``: files of victims, which are looked up before the maildrop is scanned.  If all are
+    there, the cost does not depend on the size of the maildrop.
 
     If the list of victims cannot be written because the disk is full, the messages are removed
     without a list, because users delete mail to free space, and each single rename is atomic.
@@ -101,7 +107,7 @@ def update(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
                     _delete_list(maildrop)
                     raise
                 files.sync(".", parent=maildrop)  # held/ may be new
-            return _remove_victims(maildrop, victims, removed_at)
+            return _remove_victims(maildrop, victims, removed_at, expected)
     except OSError as error:
         _log_event("update failed", reason=error.strerror)
         return set(victims.values())
@@ -135,21 +141,26 @@ def _finish(maildrop: int, removed_at: int | None) -> None:
         journal.record(maildrop, SessionRecord(now, now, "", "", "", (), removed, "crash"))
 
 
-def _remove_victims(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
+def _remove_victims(
+    maildrop: int, victims: Victims, removed_at: int | None, expected: Iterable[File] = ()
+) -> set[str]:
     """Perform steps 2 to 4 of UPDATE.  The call can be repeated, and affects only the victims."""
-    wanted, left = dict(victims), set[str]()
+    wanted, left, is_exact = dict(victims), set[str](), True
     try:
-        for _ in range(_ATTEMPTS):
-            scan, selected = scan_for(maildrop, wanted)
+        selected = [(file.identity, file) for file in _in_place(maildrop, expected)]
+        for attempt in range(1 + _ATTEMPTS):
+            if attempt:
+                scan, selected = scan_for(maildrop, wanted)
+                is_exact = scan.is_exact
             seen = [(file, wanted[identity]) for identity, file in selected]
             failed, renamed = _remove_seen(maildrop, seen, removed_at)
             left |= failed
             done = {unique_id for _, unique_id in seen} - renamed
             wanted = {key: each for key, each in wanted.items() if each not in done}
-            if not renamed:
+            if not wanted or (attempt and not renamed):
                 break
         left |= renamed
-        if not scan.is_exact:  # a message that was not seen may still be there
+        if not is_exact:  # a message that was not seen may still be there
             left |= set(wanted.values())
         # held/ is synced first, so that a message cannot be lost in a crash.
         files.sync(files.HELD, "cur", "new", parent=maildrop)
@@ -158,6 +169,18 @@ def _remove_victims(maildrop: int, victims: Victims, removed_at: int | None) -> 
         left = set(victims.values())
     _delete_list(maildrop, durably=bool(left))
     return left
+
+
+def _in_place(maildrop: int, expected: Iterable[File]) -> list[File]:
+    """Return the files that still have their names, and have no second link elsewhere."""
+    found = []
+    with files.directory("new", maildrop) as new, files.directory("cur", maildrop) as cur:
+        for file in expected:
+            with suppress(FileNotFoundError):
+                status = files.status(file.name, new if file.directory == "new" else cur)
+                if status.st_ino == file.inode and status.st_nlink == 1:
+                    found.append(file)
+    return found
 
 
 def _remove_seen(
