@@ -88,15 +88,23 @@ def test_a_full_queue_counts_skipped_events(count: int) -> None:
 
 def test_events_of_threads_arrive() -> None:
     async def main() -> None:
+        # Then a thread that uses the loop's functions gets an exception.
+        asyncio.get_running_loop().set_debug(True)
         queue = EventQueue()
+        found: list[object] = []
+
+        async def collect() -> None:
+            while len(found) < 50:
+                found.extend(names(await queue.take()))
+
         with log.followed(queue.put):
+            collecting = asyncio.create_task(collect())
+            await settled()
             threads = [threading.Thread(target=event, args=(f"t {n}",)) for n in range(50)]
             for each in threads:
                 each.start()
-            found: list[object] = []
             async with asyncio.timeout(10):
-                while len(found) < 50:
-                    found += names(await queue.take())
+                await collecting
             for each in threads:
                 each.join()
         assert sorted(map(str, found)) == sorted(f"t.{n}" for n in range(50))

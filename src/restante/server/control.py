@@ -205,12 +205,6 @@ class ControlConnection(BaseConnection["Request | BadRequest"]):
             return False
         return super().eof_received()
 
-    def pause_writing(self) -> None:
-        if self._is_live:
-            self._output.block()
-        else:
-            super().pause_writing()
-
     def _check_deadlines(self) -> None:
         if not self._is_live:
             super()._check_deadlines()
