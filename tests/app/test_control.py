@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -15,14 +16,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from restante.app.asking import ask
 from restante.server.http import ClientExchange
 from restante.store.maildir import MaildirStore
 
-from ..cli.conftest import Outcome
+from ..cli.conftest import Outcome, program, started
 from ..support import once
 from .test_supervisor import WAIT, Site
 from .test_supervisor import site as site
@@ -228,7 +231,7 @@ def test_status_needs_no_valid_configuration(site: Site, operator: Operator) -> 
     assert "not reloaded" in "".join(status["attention"])
 
 
-# -- Private mode
+# -- One process
 
 
 def test_a_server_without_workers_has_a_control_socket(site: Site) -> None:
@@ -322,7 +325,7 @@ def test_an_ended_session_removes_no_message(site: Site, operator: Operator) -> 
         assert operator.run("sessions", "end", "--user", "bob").out == "Ended 0 sessions.\n"
         assert operator.run("sessions", "end", rows[0]["id"]).code == os.EX_USAGE
         assert operator.run("sessions", "end", "../x").code == os.EX_USAGE
-        for arguments in ([], ["1f3a5c7e90", "--user", "ann"]):
+        for arguments in ([], ["--user", ""], ["1f3a5c7e90", "--user", "ann"]):
             assert operator.run("sessions", "end", *arguments).code == os.EX_USAGE
         assert http(site, 0, "DELETE", "/sessions")[0] == 400
         assert http(site, 0, "DELETE", "/sessions?user=")[0] == 400
@@ -466,3 +469,52 @@ def test_log_shows_the_events_of_all_workers(site: Site, operator: Operator) -> 
         assert site.stop() == 0
         assert of_bob.wait(WAIT) == os.EX_UNAVAILABLE
         assert all_events.wait(WAIT) == os.EX_UNAVAILABLE
+
+
+# -- Private mode
+
+
+def test_private_mode_has_a_control_socket(home: Path, state: Path) -> None:
+    """Without a configuration file, the sockets are below the private state directory."""
+    addresses = ["--listen", "pop3s://127.0.0.1:0"]
+    with started("--json", "serve", *addresses, env=private(home)) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith(b"{")
+        assert stat.S_IMODE((state / "control").stat().st_mode) == 0o700
+        status = program("status", "--json", env=private(home)).json
+        assert (status["ready"], status["configuration"]["file"]) == (True, None)
+        assert program("status", env=private(home)).out.count("private mode") == 1
+        done = program("reload", env=private(home))
+        assert (done.code, done.out) == (0, "Configuration reloaded by 1 worker.\n")
+        server.terminate()
+        assert server.wait(WAIT) == 0
+    assert program("reload", env=private(home)).code == os.EX_UNAVAILABLE
+
+
+def test_reload_does_not_stop_an_ephemeral_server(home: Path) -> None:
+    """SIGHUP alone stops it, because its terminal or its test has ended."""
+    with started("serve", "--ephemeral", env=private(home)) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        [path] = (home / "tmp").glob("restante-*/control")
+        reply = ask(path, "POST", "/reload", timeout=WAIT)
+        assert (reply.status, reply.json()["workers"]) == (200, 1)
+        assert ask(path, "GET", "/status").json()["ready"]
+        server.send_signal(signal.SIGHUP)
+        assert server.wait(WAIT) == 0
+
+
+def private(home: Path) -> dict[str, str]:
+    return {**os.environ, "RESTANTE__INTAKE__SMTP__LISTEN": "127.0.0.1:0"}
+
+
+def test_a_group_member_may_read_in_the_runtime_directory(site: Site) -> None:
+    """As with systemd's RuntimeDirectory=; the directory lets the server's group in."""
+    runtime = site.place / "run"
+    runtime.mkdir()
+    site.start(RUNTIME_DIRECTORY=str(runtime))
+    folder = runtime / "control"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    assert {stat.S_IMODE(each.stat().st_mode) for each in folder.iterdir()} == {0o660}
+    assert ask(folder, "GET", "/status").json()["ready"]
+    assert not (site.place / "control").exists()

@@ -40,14 +40,15 @@ class Reply:
         return self._exchange.status
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the content.
+        """Yield the content, and close the connection.
 
         Raises:
             OSError: the connection has ended, or nothing arrived in time.
         """
-        yield from self._received
-        while not self._exchange.is_over:
-            yield from self._exchange.receive(self._connected.recv(_PIECE))
+        with self._connected:
+            yield from self._received
+            while not self._exchange.is_over:
+                yield from self._exchange.receive(self._connected.recv(_PIECE))
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the JSON objects of the content, which has one object per line."""

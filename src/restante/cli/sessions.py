@@ -72,12 +72,15 @@ def end(options: argparse.Namespace) -> int:
     user = getattr(options, "user", None)
     if (options.id is None) == (user is None):
         raise UnsafeArgument("give the ID of a session, or --user USER")
-    target = f"/sessions?{urlencode({'user': user})}" if user else f"/sessions/{quote(options.id)}"
-    reply = ask(control.folder(options), "DELETE", target)
-    result = reply.json() if reply.status == 200 else {"ended": [], "finishing": [], "missing": []}
+    selected = f"/{quote(options.id, safe='')}" if user is None else f"?{urlencode({'user': user})}"
+    reply = ask(control.folder(options), "DELETE", f"/sessions{selected}")
+    if reply.status != 200:
+        reason = reply.text()
+        raise UnsafeArgument(reason if options.id is None else _unknown(options.id))
+    result = reply.json()
     is_found = result["ended"] or result["finishing"] or result["missing"]
     if options.id is not None and not is_found:
-        raise UnsafeArgument(f"there is no session with the ID {options.id}")
+        raise UnsafeArgument(_unknown(options.id))
     if options.json:
         common.print_json("sessions-end", **result)
     else:
@@ -85,6 +88,10 @@ def end(options: argparse.Namespace) -> int:
         if result["finishing"]:
             print(f"{counted(len(result['finishing']), 'session')} will end after QUIT.")
     return _report(result["missing"], "its sessions may continue")
+
+
+def _unknown(session: str) -> str:
+    return f"there is no session with the ID {session}"
 
 
 def _report(missing: list[int], consequence: str) -> int:
