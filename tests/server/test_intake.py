@@ -644,3 +644,32 @@ def test_envelope_cannot_inject_header_fields(line: bytes, run: Run[None]) -> No
         assert letter.count(b"\r\n\r\n") == 1
 
     run(main())
+
+
+@pytest.mark.parametrize("smtp", [False, True])
+def test_connection_ended_by_the_operator_gets_the_reply_to_its_message(
+    smtp: bool, run: Run[None]
+) -> None:
+    """Without the reply the sender would send the message again, and the user would get two."""
+
+    async def main() -> None:
+        memory = MemoryStore()
+        store = SlowStore(memory)
+        intake = Intake(store, Ann(), "mail.example.org", 100_000)
+        factory = intake.smtp(["example.org"]) if smtp else intake.lmtp()
+        with listening(factory) as port:
+            client = Client(*await asyncio.open_connection("127.0.0.1", port))
+            client.send(b"EHLO x\r\n" if smtp else b"LHLO x\r\n")
+            client.send(b"MAIL FROM:<>\r\nRCPT TO:<ann@example.org>\r\nDATA\r\n")
+            while not (await client.line()).startswith(b"354"):
+                pass
+            client.send(b"Subject: hello\r\n\r\nhi\r\n.\r\n")
+            await store.begun.wait()
+            [connection] = intake.connections
+            assert connection.end()
+            store.may_end.set()
+            assert (await client.rest()).startswith(b"250 ")
+            assert len(await letters(memory)) == 1
+            client.writer.close()
+
+    run(main())
