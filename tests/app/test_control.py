@@ -27,6 +27,7 @@ from restante.server.http import ClientExchange
 from restante.store.maildir import MaildirStore
 
 from ..cli.conftest import Outcome, program, started
+from ..server.test_control import OTHER, needs_root
 from ..support import once
 from .test_supervisor import WAIT, Site
 from .test_supervisor import site as site
@@ -214,13 +215,28 @@ def test_another_server_and_other_files_keep_their_place(site: Site) -> None:
     assert sockets(site) == ["0.sock", "1.sock"]
 
 
-def test_the_directory_of_another_user_is_not_used(site: Site) -> None:
+@pytest.mark.parametrize("kind", ["link", pytest.param("directory", marks=needs_root)])
+def test_the_directory_of_another_user_is_not_used(kind: str, site: Site) -> None:
     site.write(workers=1)
-    (site.place / "elsewhere").mkdir()
-    (site.place / "control").symlink_to("elsewhere")
+    elsewhere = site.place / ("elsewhere" if kind == "link" else "control")
+    elsewhere.mkdir()
+    if kind == "link":
+        (site.place / "control").symlink_to("elsewhere")
+    else:
+        os.chown(elsewhere, OTHER, OTHER)
     site.start()
     site.wait_for("control unavailable")
-    assert list((site.place / "elsewhere").iterdir()) == []
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_file_that_replaced_the_socket_is_not_removed(site: Site) -> None:
+    site.write(workers=1)
+    site.start()
+    path = site.place / "control" / "0.sock"
+    path.unlink()
+    path.write_text("a file")
+    assert site.stop() == 0
+    assert path.read_text() == "a file"
 
 
 def test_status_needs_no_valid_configuration(site: Site, operator: Operator) -> None:

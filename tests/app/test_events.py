@@ -128,11 +128,8 @@ def test_a_long_traceback_is_left_out() -> None:
 
 
 def control(folder: Path) -> Control:
-    class Configured:
-        runtime = folder
-
     unused: Any = None
-    return Control(Live(0, Site(1, Reloads(1)), lambda: Configured, unused, unused))  # type: ignore
+    return Control(Live(0, Site(1, Reloads(1)), folder, unused, unused, unused))
 
 
 def test_a_stopped_reader_costs_little_and_gets_the_number_of_skipped_events(

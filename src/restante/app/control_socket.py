@@ -39,7 +39,7 @@ async def opened(live: Live) -> AsyncIterator[None]:
     """Serve this worker's control socket until the context ends."""
     path = live.socket_of(live.number)
     try:
-        _make_folder(path.parent, is_shared=live.config().runtime != live.config().state)
+        _make_folder(path.parent, is_shared=live.runtime != live.config().state)
         listening = bind(Address(path=str(path)), "the runtime directory")
         created = os.lstat(path)
     except (OSError, RestanteError) as error:

@@ -32,6 +32,8 @@ class Live:
 
     number: int
     site: Site
+    runtime: Path
+    """The runtime directory at the start; a reload does not move the sockets."""
     config: Callable[[], Configuration]
     """Returns the configuration in use."""
     certificate_end: Callable[[], float]
@@ -49,7 +51,7 @@ class Live:
 
     def socket_of(self, worker: int) -> Path:
         """Return the control socket of a worker of this server."""
-        return socket_of(self.config().runtime, worker)
+        return socket_of(self.runtime, worker)
 
     def connections(self) -> Iterator[BaseConnection[Any]]:
         """Yield the connections of clients that are open now."""

@@ -272,6 +272,7 @@ class _ServerParts:
         self.live = Live(
             number=shared.number,
             site=shared.site,
+            runtime=running.config.runtime,
             config=lambda: self.running.config,
             certificate_end=lambda: self._context.ends_at,
             needs_restart=self._needs_restart,
