@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from restante.errors import UnsafeArgument
-from restante.message import Envelope, LineEnds, Top, crlf_text, separate
+from restante.message import Envelope, LineEndings, Top, crlf_text, header_insertion
 
 from .test_wire import cut, cuts, texts
 
@@ -21,7 +21,7 @@ NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
 
 def on_the_wire(pieces: list[bytes]) -> tuple[bytes, int]:
-    ends = LineEnds()
+    ends = LineEndings()
     text = b"".join([ends.feed(piece) for piece in pieces]) + ends.finish()
     return text, ends.size
 
@@ -155,4 +155,4 @@ def test_header_fields_can_be_put_before_any_message(
     message: bytes, expected: tuple[int, bytes]
 ) -> None:
     """RFC 5322 §2.2: every line of a header is a field; text is not a header."""
-    assert separate(message) == expected
+    assert header_insertion(message) == expected

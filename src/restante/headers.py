@@ -221,7 +221,7 @@ def _without_surrogates(group: Group) -> Group:
 
 
 def _is_one_field(field: str) -> bool:
-    """Return whether the text is one folded field: encoded-words may have contained line ends."""
+    """Whether the text is one folded field; encoded-words may have contained line endings."""
     _, *lines, last = LINE_END.split(field)
     return not last and all(line[:1] in (" ", "\t") and line.strip() for line in lines)
 

@@ -159,7 +159,7 @@ class View(NamedTuple):
 
 
 @runtime_checkable
-class Prompt(Protocol):
+class OpensImmediately(Protocol):
     """Add-on of a store that opens and closes most maildrops without waiting.
 
     With this add-on, the server opens maildrops without creating a task.  ``asyncio.timeout`` and
@@ -167,7 +167,7 @@ class Prompt(Protocol):
     """
 
     @property
-    def is_prompt(self) -> bool:
+    def opens_immediately(self) -> bool:
         """Always True; a store without this add-on does not have the property."""
 
 

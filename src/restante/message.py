@@ -1,4 +1,4 @@
-"""Process messages as octets: line ends, sizes, the response to TOP, and trace fields.
+"""Process messages as octets: line endings, sizes, the response to TOP, and trace fields.
 
 Standards: RFC 1939 §7 (TOP), §11 (sizes); RFC 5321 §4.4 (trace fields).
 Security: messages are not parsed, except for the search for the end of the header.
@@ -28,11 +28,11 @@ _MONTHS = (
 )
 
 
-class LineEnds:
+class LineEndings:
     """Convert stored octets to CRLF text (RFC 1939 §11).
 
-    A bare LF becomes CRLF, and a missing last line end is added.  All other octets, including a
-    bare CR and NUL, are not changed, so CRLF text remains the same.
+    A bare LF becomes CRLF, and CRLF is appended if the last line has no line ending.  All other
+    octets, including a bare CR and NUL, are not changed, so CRLF text remains the same.
     """
 
     def __init__(self) -> None:
@@ -55,14 +55,14 @@ class LineEnds:
         return text
 
     def finish(self) -> bytes:
-        """Return the last octets: a CR that was held back, and a missing line end."""
+        """Return the last octets: a CR that was held back, and a missing line ending."""
         end = b"" if self._at_line_start and not self._cr else self._cr + CRLF
         self.size += len(end)
         return end
 
 
 def crlf_text(message: bytes) -> bytes:
-    """Convert a whole message to CRLF text, as ``LineEnds`` does for pieces."""
+    """Convert a whole message to CRLF text, as ``LineEndings`` does for pieces."""
     text = _with_crlf(message)
     return text if not text or text.endswith(CRLF) else text + CRLF
 
@@ -83,7 +83,7 @@ class Survey:
         """Number of stored octets."""
         self.dotted = 0
         """Number of lines that begin with a dot, if all lines end with CRLF."""
-        self._ends = LineEnds()
+        self._ends = LineEndings()
         self._last = b"\n"  # the previous octet; a message begins at the start of a line
 
     def feed(self, octets: bytes) -> None:
@@ -114,7 +114,7 @@ class Top:
         """Whether the response is complete."""
         self._lines = lines  # number of lines of the body that are still needed
         self._in_header = True
-        self._last = CRLF  # the end of the previous octets, which may be part of a line end
+        self._last = CRLF  # the end of the previous octets, which may be part of a line ending
 
     def feed(self, octets: bytes) -> bytes:
         """Return the part of ``octets`` (CRLF text) that belongs to the response."""
@@ -183,7 +183,7 @@ def _date(at: datetime) -> str:
     return f"{_DAYS[at.weekday()]}, {at.day:02} {_MONTHS[at.month - 1]} {at:%Y %H:%M:%S %z}"
 
 
-def separate(message: bytes) -> tuple[int, bytes]:
+def header_insertion(message: bytes) -> tuple[int, bytes]:
     """Determine how to insert header fields before a message that begins with these octets.
 
     Returns:

@@ -157,7 +157,7 @@ class TolerantMessage(EmailMessage):
         return super().get_payload(i, decode)
 
     def as_bytes(self, unixfrom: bool = False, policy: Policy[Any] | None = None) -> bytes:
-        """Return the message with the line ends and the line length of ``policy``.
+        """Return the message with the line endings and the line length of ``policy``.
 
         Unchanged header fields are written as received.
         """
@@ -249,7 +249,7 @@ class TolerantPolicy(EmailPolicy):
 
 
 def _refolded(value: str, line_end: str) -> str:
-    """Return a value as received, with other line ends.
+    """Return a value as received, with other line endings.
 
     The parser has checked that each line after the first begins with white space.
     """

@@ -271,7 +271,7 @@ class ScramKeys(Protocol):
 
 
 @runtime_checkable
-class PromptScramKeys(Protocol):
+class ImmediateScramKeys(Protocol):
     """Add-on for SCRAM: does the same as ``ScramKeys`` if this is possible without waiting."""
 
     def scram_now(self, identity: str, digest: str) -> ScramSecrets | None:
@@ -358,7 +358,7 @@ class Generations(Protocol):
 
 
 @runtime_checkable
-class PromptGenerations(Protocol):
+class ImmediateGenerations(Protocol):
     """Add-on for a cache: does the same as ``Generations`` if this is possible without waiting."""
 
     def generation_now(self, identity: str) -> bytes | None:
@@ -366,7 +366,7 @@ class PromptGenerations(Protocol):
 
 
 @runtime_checkable
-class PromptAnswers(Protocol):
+class ImmediateAnswers(Protocol):
     """Add-on for a cache: returns the account for a cached password without waiting."""
 
     def remembered(self, credentials: Credentials) -> UserAccount | None:

@@ -280,7 +280,7 @@ class POP3:
         return self.__long("UIDL") if which is None else self.__short(f"UIDL {which}")
 
     def retr(self, which: object) -> LongResponse:
-        """Return the response, the lines, and the number of octets including line ends."""
+        """Return the response, the lines, and the number of octets including line endings."""
         return self.__long(f"RETR {which}")
 
     def top(self, which: object, howmuch: int) -> LongResponse:

@@ -27,7 +27,7 @@ Neither a lock nor a count of entries can replace this: Maildir has no lock, and
 renames on a count can cancel out.  See docs/decisions/0200-holes.md.
 
 Standards: POSIX.1-2008 (readdir); https://cr.yp.to/proto/maildir.html.
-Limits: at most ``_PAUSES`` passes and 0.7 s of waiting.  All calls block.
+Limits: at most one pass for each entry of ``_PAUSES``, and 0.7 s of waiting.  All calls block.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ NO_STAMP: Stamp = (0, 0, 1)
 _MISSING: Stamp = (0, 0, 0)
 
 # Seconds of waiting before each pass.  The second pass follows immediately, because most renames
-# are over by then.  Later passes wait for a tick of the file system's clock, then increasingly
-# longer.  The total is 0.64 s, far below the timeout of any client.
+# are over by then.  Later passes wait for a tick of the file system's clock, then for
+# increasingly long times.  The total is 0.64 s, far below the timeout of any client.
 _PAUSES = (0.0, 0.0, 0.02, 0.02, 0.04, 0.08, 0.16, 0.32)
 # Nanoseconds by which the clock of a file system may be behind the clock of this process.  A kernel
-# with HZ=100 sets time stamps every 10 ms; twice that is a margin.
+# with HZ=100 sets time stamps every 10 ms; twice that leaves a margin.
 _TICK = 20_000_000
 
 _DIRECTORY = flags("O_RDONLY", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")

@@ -649,8 +649,8 @@ class Pop3Server:
     def deliver(self, user: str, message: bytes | EmailMessage | Path | str) -> str:
         """Put a message into the user's maildrop and return its unique-id.
 
-        A ``str`` that contains a line end is the message itself; any other ``str`` is the path of a
-        file.  Line ends are sent as CRLF, as POP3 requires.
+        A ``str`` that contains a line ending is the message itself; any other ``str`` is the path
+        of a file.  Line endings are sent as CRLF, as POP3 requires.
         """
         if isinstance(message, EmailMessage):
             octets = message.as_bytes(policy=message.policy.clone(linesep="\r\n"))

@@ -474,7 +474,7 @@ def try_client(fetch: Fetch, attack: Attack, *, patience: float = 30.0) -> list[
 
 
 def _normal(message: bytes) -> bytes:
-    """Return a message with LF line ends, and without line ends at the end of the message."""
+    """Return a message with LF line endings, and without line endings at the end of the message."""
     return message.replace(b"\r\n", b"\n").rstrip(b"\n")
 
 

@@ -30,7 +30,7 @@ class LineBuffer:
     def __init__(self, limit: int = MAX_COMMAND) -> None:
         self.limit = limit  # octets, CRLF included
         self._octets = bytearray()
-        self._scanned = 0  # octets searched without a line end
+        self._scanned = 0  # octets searched without a line ending
         self._discarded = -1  # discarded octets of the current overlong line; -1 if not overlong
 
     @property
@@ -120,7 +120,7 @@ def stuffed(text: bytes) -> bytes:
 
 
 def _doubled(text: bytes) -> bytes:
-    """Double the dots that follow a line end."""
+    """Double the dots that follow a line ending."""
     # Base64 text has no dots, and a search for one octet is ten times as fast as for three octets.
     return text.replace(b"\r\n.", b"\r\n..") if b"." in text else text
 

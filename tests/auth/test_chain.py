@@ -24,8 +24,8 @@ from restante.passdb import (
     Digest,
     Digests,
     Generations,
+    ImmediateScramKeys,
     LastUses,
-    PromptScramKeys,
     Proof,
     ScramKey,
     ScramKeys,
@@ -313,7 +313,7 @@ def test_a_generation_changes_with_every_back_end() -> None:
     assert None not in seen
 
 
-class Prompt(Keyed):
+class Immediate(Keyed):
     """Has its generation without waiting, unless it is being changed."""
 
     is_changing = False
@@ -323,7 +323,11 @@ class Prompt(Keyed):
 
 
 def test_generation_without_waiting_is_that_of_all_back_ends() -> None:
-    first, second, blind = Prompt({"ann": "one"}), Prompt({"ann": "two"}), Plain({"ann": "three"})
+    first, second, blind = (
+        Immediate({"ann": "one"}),
+        Immediate({"ann": "two"}),
+        Plain({"ann": "three"}),
+    )
     for chain in (chained(first, second), chained(second, blind, first), chained(first)):
         assert chain.generation_now("ann") == run(chain.generation("ann")) is not None
     first.is_changing = True
@@ -333,7 +337,7 @@ def test_generation_without_waiting_is_that_of_all_back_ends() -> None:
     assert chained(blind).generation_now("ann") is None
 
 
-class PromptKeyed(Keyed):
+class ImmediateKeyed(Keyed):
     """Has its keys without waiting."""
 
     def scram_now(self, identity: str, digest: str) -> ScramSecrets | None:
@@ -345,10 +349,10 @@ class PromptKeyed(Keyed):
 
 def test_only_one_back_end_can_have_keys_without_waiting() -> None:
     """With more than one, a look-up decides which of them is responsible."""
-    assert offers(chained(PromptKeyed({})), PromptScramKeys)
-    assert not offers(chained(PromptKeyed({}), PromptKeyed({})), PromptScramKeys)
-    assert not offers(chained(Keyed({})), PromptScramKeys)
-    assert not offers(chained(PromptKeyed({}), Plain({})), PromptScramKeys)
+    assert offers(chained(ImmediateKeyed({})), ImmediateScramKeys)
+    assert not offers(chained(ImmediateKeyed({}), ImmediateKeyed({})), ImmediateScramKeys)
+    assert not offers(chained(Keyed({})), ImmediateScramKeys)
+    assert not offers(chained(ImmediateKeyed({}), Plain({})), ImmediateScramKeys)
 
 
 def test_generation_covers_every_back_end_in_any_order() -> None:

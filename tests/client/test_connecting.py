@@ -297,9 +297,9 @@ def test_the_next_wait_is_the_shorter_one(monkeypatch: pytest.MonkeyPatch) -> No
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     limits = Limits(10, 25, now)
-    assert (limits.next_wait(), limits.is_deadline_over) == (10, False)
+    assert (limits.next_wait(), limits.has_deadline_passed) == (10, False)
     now = 120.0
-    assert (limits.next_wait(), limits.is_deadline_over) == (5, False)
+    assert (limits.next_wait(), limits.has_deadline_passed) == (5, False)
     now = 125.0
-    assert (limits.next_wait(), limits.is_deadline_over) == (0, True)
+    assert (limits.next_wait(), limits.has_deadline_passed) == (0, True)
     assert (Limits(None, 30, 100.0).next_wait(), Limits(None, None).next_wait()) == (5, None)

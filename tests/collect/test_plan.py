@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from restante.collect.fingerprint import Content
 from restante.collect.plan import (
     Allowance,
-    Aside,
     Budget,
     Compare,
     Doubt,
@@ -22,9 +21,10 @@ from restante.collect.plan import (
     Fetch,
     Policy,
     Postpone,
-    Proved,
+    Proof,
     Record,
     Seen,
+    SetAside,
     Skip,
     Step,
     Stub,
@@ -49,7 +49,7 @@ def steps(
     listing: list[Message],
     taken: dict[str, Taken],
     policy: Policy | None = None,
-    aside: dict[str, Aside] | None = None,
+    aside: dict[str, SetAside] | None = None,
 ) -> list[Step]:
     return list(plan(listing, taken, policy or Policy(), NOW, aside=aside))
 
@@ -152,7 +152,7 @@ def test_too_large_messages_are_not_compared(policy: Policy, reason: str) -> Non
     assert step.reason.startswith(reason)
 
 
-POISON = {"u": Aside(2, "it did not end", NOW + 3600)}
+POISON = {"u": SetAside(2, "it did not end", NOW + 3600)}
 
 
 def test_messages_set_aside_are_reported_and_not_tried() -> None:
@@ -168,7 +168,7 @@ def test_messages_set_aside_are_reported_and_not_tried() -> None:
 
 def test_messages_set_aside_are_tried_last_after_their_wait_or_by_name() -> None:
     listing = [ONE, Message(2, "v", 1)]
-    over = {"u": Aside(2, "it did not end", NOW)}
+    over = {"u": SetAside(2, "it did not end", NOW)}
     assert kinds(steps(listing, {}, Policy(), over)) == ["Fetch 2", "Fetch 1"]
     wanted = Policy(whole=frozenset([short_name(ONE)]))
     assert kinds(steps(listing, {}, wanted, POISON)) == ["Fetch 2", "Fetch 1"]
@@ -189,7 +189,7 @@ def test_postponed_messages_are_not_tried_even_by_name(
     listing, policy = [ONE, Message(2, "v", 1)], Policy()
     if whole:
         policy = Policy(whole=frozenset([short_name(ONE)]))
-    aside = {"u": Aside(2, "it did not end", until)}
+    aside = {"u": SetAside(2, "it did not end", until)}
     fetch, skip = plan(listing, {}, policy, NOW, aside=aside, postponed={"u"})
     assert isinstance(fetch, Fetch)
     assert isinstance(skip, Skip)
@@ -198,7 +198,7 @@ def test_postponed_messages_are_not_tried_even_by_name(
 
 def test_messages_without_unique_ids_are_set_aside_by_size() -> None:
     listing = [Message(1, None, 100), Message(2, None, 99)]
-    found = steps(listing, {}, None, {" size 100": Aside(2, "it did not end", NOW + 1)})
+    found = steps(listing, {}, None, {" size 100": SetAside(2, "it did not end", NOW + 1)})
     assert kinds(found) == ["Fetch 2", "Skip 1"]
 
 
@@ -428,7 +428,7 @@ def test_only_messages_shown_in_this_session_are_proved(
     if isinstance(result, Unproved):
         assert proof is result
     else:
-        assert isinstance(proof, Proved)
+        assert isinstance(proof, Proof)
         assert (proof.message, proof.key, proof.evidence) == (ONE, "u", result)
 
 
@@ -457,7 +457,7 @@ CONTENT = st.builds(
 def test_no_proof_without_evidence_of_this_very_message(
     seen: Seen, known: Taken | None, record: Record | None
 ) -> None:
-    if not isinstance(prove(seen, known, record, ""), Proved):
+    if not isinstance(prove(seen, known, record, ""), Proof):
         return
     assert record is not None
     assert known is not None
@@ -473,7 +473,7 @@ def test_no_proof_without_evidence_of_this_very_message(
 
 def test_nothing_else_makes_a_proof() -> None:
     with pytest.raises(TypeError, match="only prove"):
-        Proved(object(), SEEN, Evidence.HEADER, "")  # type: ignore[arg-type]
+        Proof(object(), SEEN, Evidence.HEADER, "")  # type: ignore[arg-type]
 
 
 def test_nothing_is_deleted_without_a_proof() -> None:
@@ -488,7 +488,7 @@ def test_nothing_is_deleted_without_a_proof() -> None:
     from restante.collect.deletions import Deletions, Reader
 
     assert not hasattr(Reader, "delete")
-    assert Deletions.request.__annotations__["proved"] == "Sequence[Proved]"
+    assert Deletions.request.__annotations__["proved"] == "Sequence[Proof]"
 
 
 def test_a_rule_is_all_that_decides_about_deletions() -> None:

@@ -34,7 +34,7 @@ from restante.errors import (
     RestanteError,
 )
 from restante.maildrop import Entry, SessionRecord
-from restante.message import LineEnds, Survey, Top
+from restante.message import LineEndings, Survey, Top
 from restante.passdb import Proof, ScramSecrets
 from restante.pop3.dialogue import Dialogue, Procedure
 from restante.pop3.grammar import Command
@@ -116,7 +116,7 @@ def login(octets: bytes) -> None:
 def multi_line(octets: bytes) -> None:
     """Byte-stuffed text is read back exactly, and octets after it are not consumed."""
     _, pieces = in_pieces(octets)
-    ends, stuffer, unstuffer = LineEnds(), Stuffer(), Unstuffer()
+    ends, stuffer, unstuffer = LineEndings(), Stuffer(), Unstuffer()
     text = b"".join(map(ends.feed, pieces)) + ends.finish()
     sent = stuffer.feed(text) + stuffer.finish() + b"+OK"
     step = len(pieces[0]) if pieces else 1
@@ -150,7 +150,7 @@ def unstuffing(octets: bytes) -> None:
 def message(octets: bytes) -> None:
     """The announced size is the size sent; TOP sends its first lines."""
     whole, pieces = in_pieces(octets)
-    ends, survey, top = LineEnds(), Survey(), Top(len(whole) % 5)
+    ends, survey, top = LineEndings(), Survey(), Top(len(whole) % 5)
     text = b"".join(map(ends.feed, pieces)) + ends.finish()
     for piece in pieces:
         survey.feed(piece)

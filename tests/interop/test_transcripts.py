@@ -15,7 +15,7 @@ from typing import BinaryIO
 import pytest
 
 from restante import tls
-from restante.message import LineEnds
+from restante.message import LineEndings
 
 from ..transcript import Step, Transcript, load
 from .dovecot import Dovecot, dovecot
@@ -121,7 +121,7 @@ def line_of(heard: BinaryIO) -> bytes:
 
 
 def size_of(message: bytes) -> int:
-    ends = LineEnds()
+    ends = LineEndings()
     ends.feed(message)
     ends.finish()
     return ends.size

@@ -16,7 +16,7 @@ from restante.client.blocking import connect_blocking
 from restante.client.remote import Remote
 from restante.errors import CommandFailed, DeadlineExceeded, RestanteError, UnsafeArgument
 from restante.pop3.dialogue import Dialogue
-from restante.pop3.quirks import PRESETS, LineEnds, Quirks, by_host, parse
+from restante.pop3.quirks import PRESETS, LineEndings, Quirks, by_host, parse
 
 from ..client.shells import ANSWERS, NONE, UNUSED, Peer, Session, both, opened, polite, scripted
 
@@ -109,7 +109,7 @@ def test_a_delay_between_logins_that_is_not_announced() -> None:
 def test_line_ends_do_not_depend_on_the_pieces(parts: list[bytes], data: st.DataObject) -> None:
     text = b"".join(parts)
     cut = data.draw(st.integers(0, len(text)))
-    ends = LineEnds()
+    ends = LineEndings()
     found = ends.feed(text[:cut]) + ends.feed(text[cut:])
     assert found == text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 

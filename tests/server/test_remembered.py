@@ -321,7 +321,7 @@ async def briefly() -> None:
 class Hurried(MemoryStore):
     """Uses what works in a task only, as a store of another author may."""
 
-    is_prompt = property()  # absent
+    opens_immediately = property()  # absent
 
     @asynccontextmanager
     async def open(self, user: str) -> AsyncIterator[Maildrop]:

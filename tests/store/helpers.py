@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from restante.maildrop import Entry, Maildrop, Store
-from restante.message import LineEnds
+from restante.message import LineEndings
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ async def remove(store: Store, user: str, entries: Iterable[Entry]) -> list[Entr
 
 def canonical(octets: bytes) -> bytes:
     """Return the wire text of stored octets (RFC 1939 §11)."""
-    ends = LineEnds()
+    ends = LineEndings()
     return ends.feed(octets) + ends.finish()
 
 

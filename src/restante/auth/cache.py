@@ -25,9 +25,9 @@ from ..errors import AuthenticationFailed
 from ..passdb import (
     Credentials,
     Generations,
+    ImmediateGenerations,
     LastUses,
     Passdb,
-    PromptGenerations,
     UserAccount,
 )
 
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Cache:
-    """A cache in front of a ``Passdb``; implements ``Passdb`` and ``PromptAnswers``."""
+    """A cache in front of a ``Passdb``; implements ``Passdb`` and ``ImmediateAnswers``."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Cache:
         """
         self._passdb = verifier or passdb
         self._generations = passdb if offers(passdb, Generations) else None
-        self._prompt_generations = passdb if offers(passdb, PromptGenerations) else None
+        self._immediate_generations = passdb if offers(passdb, ImmediateGenerations) else None
         self._last_uses = passdb if offers(passdb, LastUses) else None
         self._has_all_generations = has_all_generations
         self._service = service
@@ -69,9 +69,9 @@ class Cache:
         self._wrong_passwords = _Table[str](_MAX_WRONG, clock)
 
     def remembered(self, credentials: Credentials) -> UserAccount | None:
-        if self._prompt_generations is None:
+        if self._immediate_generations is None:
             return None
-        generation = self._prompt_generations.generation_now(credentials.identity)
+        generation = self._immediate_generations.generation_now(credentials.identity)
         if generation is None:
             return None
         return self._cached_account(credentials, self._key(credentials, generation))

@@ -29,10 +29,10 @@ from ..passdb import (
     Digest,
     Digests,
     Generations,
+    ImmediateGenerations,
+    ImmediateScramKeys,
     LastUses,
     Passdb,
-    PromptGenerations,
-    PromptScramKeys,
     Proof,
     ScramKeys,
     ScramSecrets,
@@ -74,8 +74,8 @@ def _combine(generations: Iterable[bytes | None]) -> bytes | None:
 class Chain:
     """Several back ends that are used like one.
 
-    Implements ``Passdb``, ``Accounts``, ``Directory``, ``Generations``, ``PromptGenerations`` and
-    ``LastUses``.  A chain implements ``ScramKeys`` only if all of its back ends do; otherwise
+    Implements ``Passdb``, ``Accounts``, ``Directory``, ``Generations``, ``ImmediateGenerations``,
+    and ``LastUses``.  A chain implements ``ScramKeys`` only if all of its back ends do; otherwise
     clients would choose SCRAM, and the login of a user in a back end without keys would fail.  The
     same applies to ``Digests``.
     """
@@ -120,7 +120,7 @@ class Chain:
             self.scram = self._scram
             self.proved = self._proved
             single = next(iter(self._backends.values())) if len(self._backends) == 1 else None
-            if offers(single, PromptScramKeys):
+            if offers(single, ImmediateScramKeys):
                 self.scram_now = single.scram_now
                 self.proved_now = single.proved_now
         if all(offers(each, Digests) for each in self._backends.values()):
@@ -217,7 +217,7 @@ class Chain:
         generations = []
         for backend in self._backends.values():
             if offers(backend, Generations):
-                if not offers(backend, PromptGenerations):
+                if not offers(backend, ImmediateGenerations):
                     return None
                 generation = backend.generation_now(identity)
                 if generation is None:

@@ -108,7 +108,7 @@ class _Content:
 class PasswdFile:
     """The users of one file, which is read again when it changes.
 
-    Implements ``Passdb``, ``Accounts``, ``Digests``, ``Generations`` and ``PromptGenerations``.
+    Implements ``Passdb``, ``Accounts``, ``Digests``, ``Generations`` and ``ImmediateGenerations``.
     ``Digests`` works only for users whose password is stored in clear text.
     """
 

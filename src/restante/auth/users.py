@@ -128,8 +128,8 @@ _COLUMNS = {
 class Users:
     """The user database.
 
-    Implements ``Passdb``, ``ScramKeys``, ``PromptScramKeys``, ``Directory``, ``Generations``,
-    ``PromptGenerations`` and ``LastUses``.
+    Implements ``Passdb``, ``ScramKeys``, ``ImmediateScramKeys``, ``Directory``, ``Generations``,
+    ``ImmediateGenerations`` and ``LastUses``.
     """
 
     def __init__(self, path: Path, *, domains: Collection[str] = ("localhost",)) -> None:

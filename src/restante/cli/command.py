@@ -40,7 +40,7 @@ _GROUPS = {
     "Control a running server": {
         "status": "show whether the server is ready, and what needs attention",
         "log": "follow the log",
-        "reload": "read the configuration again, and show why it is refused",
+        "reload": "reload the configuration, and if it is refused, show why",
         "sessions": "list the open sessions, and end sessions",
     },
     "Check": {
@@ -89,7 +89,7 @@ def _escape_undisplayable_characters() -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGINT raise KeyboardInterrupt in this context; ``main`` has made it end the process."""
+    """Make SIGINT raise KeyboardInterrupt in this context; elsewhere, it ends the process."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
         yield
         return
@@ -161,7 +161,7 @@ class _Parser(argparse.ArgumentParser):
         """Add the arguments and examples of a command and of its actions."""
         if self.module:
             module, self.module = self.module, ""
-            gc.disable()  # modules are no garbage, and searching them takes 6 of 120 ms
+            gc.disable()  # modules are not garbage, and scanning them takes 6 of 120 ms
             try:
                 imported = import_module(module, __package__)
                 gc.freeze()

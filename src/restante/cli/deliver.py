@@ -23,7 +23,7 @@ from ..errors import (
     TemporaryFailure,
     UnsafeArgument,
 )
-from ..message import Envelope, LineEnds, separate
+from ..message import Envelope, LineEndings, header_insertion
 from . import common
 
 _PIECE = 65_536  # octets, the capacity of a pipe on Linux (pipe(7))
@@ -92,19 +92,19 @@ async def _deliver(options: argparse.Namespace, config: Configuration, read: Rea
 
 
 async def _message(head: bytes, read: Read, max_octets: int) -> AsyncIterator[bytes]:
-    """Yield the message with CRLF line ends, without the "From " line of an mbox."""
-    line_ends, octets = LineEnds(), read()
-    skipped, inserted = separate(octets)
+    """Yield the message with CRLF line endings, without the "From " line of an mbox."""
+    line_endings, octets = LineEndings(), read()
+    skipped, inserted = header_insertion(octets)
     octets = octets[skipped:]
     if not octets:
         raise MessageRefused("no message on standard input")
     yield head + inserted
     while octets:
-        yield line_ends.feed(octets)
-        if line_ends.size > max_octets:
+        yield line_endings.feed(octets)
+        if line_endings.size > max_octets:
             raise MessageTooLarge(max_octets)
         octets = read()
-    yield line_ends.finish()
+    yield line_endings.finish()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``restante import``: import mail from another server, with the unique-ids and the order."""
+"""``restante import``: import mail from another server, and keep its unique-ids and order."""
 
 from __future__ import annotations
 

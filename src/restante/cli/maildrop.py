@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     log_parser = add_action("log", log, "show which sessions retrieved or deleted which messages")
     log_parser.add_argument(
-        "--since", metavar="TIME", help="show only sessions of the last TIME, such as 2h or 3d"
+        "--since", metavar="TIME", help="show only sessions from the last TIME, such as 2h or 3d"
     )
     for name, run, text in (
         ("verify", verify, "read every message, and compare it with its index and file name"),

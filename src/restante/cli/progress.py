@@ -109,7 +109,7 @@ def report(
     )
     if has_changes or (error is None and sys.stdout.isatty()):
         print(_line(name, result, dry_run=options.dry_run), flush=True)
-    # A server that requires a pause between logins is not an error.
+    # A pause that the server requires between logins is not an error.
     if error is not None and (sys.stderr.isatty() or not isinstance(error, LoginTooSoon)):
         common.say(printable(f"{name}: {failures.describe(error)}"))
 

@@ -1,4 +1,4 @@
-"""``restante reload``: let the running server read its configuration again."""
+"""``restante reload``: make the running server reload its configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMEOUT = 40.0  # seconds: longer than the server waits for all its workers
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Let the running server read its configuration and certificate again, and wait for the "
+        "Make the running server reload its configuration and certificate, and wait for the "
         "result. If the configuration is invalid, the reason is printed and the server keeps the "
         "old one. Open sessions continue."
     )

@@ -74,7 +74,7 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
     action.set_defaults(run=show)
     action = actions.add_parser(
         "permit",
-        help="limit from where and how a user may log in",
+        help="restrict where and how a user may log in",
         description="Set a user's permissions. Permissions that you leave out stay unchanged; "
         '"any" removes a restriction.',
     )
@@ -100,13 +100,13 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
     action.add_argument(
         "--expire",
         metavar="TIME",
-        help='remove mail automatically after this time, such as 90d; "any": the configured time',
+        help='remove mail automatically after this time, such as 90d; "any" restores the default',
     )
     action.add_argument(
         "--folder",
         nargs="+",
         metavar="FOLDER",
-        help='show these folders as one maildrop; "any": the configured folders',
+        help='show these folders as one maildrop; "any" restores the default',
     )
     action.set_defaults(run=permit)
     action = actions.add_parser(
@@ -130,8 +130,8 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
     action.add_argument(
         "time",
         metavar="TIME",
-        help='how long to hold deleted mail, such as 30d; 0: destroy it at QUIT; "keep": never '
-        'remove it; "default": the configured time',
+        help='how long to hold deleted mail, such as 30d; 0 destroys it at QUIT; "keep" holds it '
+        'for ever; "default" restores the default',
     )
     action.set_defaults(run=hold)
 
@@ -175,7 +175,7 @@ def add(options: argparse.Namespace) -> int:
     users = stores.users(config)
     options.name = check_new_name(options.name)
     if reason := _why_no_maildrop(config, options.name):
-        raise BadName(f"{options.name} could not log in: {reason}")
+        raise BadName(f"{options.name} would not be able to log in: {reason}")
     if any(user.name == options.name for user in users.list()):  # before a password is typed
         raise NameTaken(options.name)
     password = _password(options)
@@ -354,7 +354,7 @@ def hold(options: argparse.Namespace) -> int:
     time_ = words[options.time] if options.time in words else common.seconds(options.time)
     _users(options).set_hold(options.name, time_)
     code = _report(
-        options, "user-hold", f"Deleted mail of {options.name} is now {_describe_hold(time_)}."
+        options, "user-hold", f"{options.name}'s deleted mail is now {_describe_hold(time_)}."
     )
     _note_rules(options)
     return code
@@ -363,7 +363,7 @@ def hold(options: argparse.Namespace) -> int:
 def _note_rules(options: argparse.Namespace) -> None:
     """Record the changed rule, which applies to older mail after a day.
 
-    Other programs read the new quota immediately.
+    A changed quota is also written to the file that other programs read.
     """
     config = common.configuration(options)
     if config.store.kind == "memory":
@@ -405,7 +405,7 @@ def new_app_password(options: argparse.Namespace) -> int:
             "app-password-new", name=options.name, label=options.label, password=password
         )
     else:
-        common.say(f"App password of {options.name} for {options.label}; it is shown only once:")
+        common.say(f"{options.name}'s app password for {options.label}; it is shown only once:")
         print(password)
     return os.EX_OK
 
@@ -428,7 +428,7 @@ def revoke_app_password(options: argparse.Namespace) -> int:
     if options.json:
         common.print_json("app-password-revoke", name=options.name, label=options.label)
     else:
-        common.say(f"Revoked the app password {options.label} of {options.name}.")
+        common.say(f"Revoked {options.name}'s app password for {options.label}.")
     return os.EX_OK
 
 

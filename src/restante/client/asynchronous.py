@@ -64,7 +64,7 @@ _NO_LIMIT = 1e6  # seconds; if no value is given, asyncio uses its own limit for
 
 
 class Body(BaseBody):
-    """The text of a message, or its first lines, with CRLF line ends; it can be read only once.
+    """The text of a message, or its first lines, with CRLF line endings; it can be read only once.
 
     ``async for piece in body`` yields pieces of any size, ``read`` returns all octets, ``email``
     parses the message, and ``save`` writes it to a file.
@@ -554,7 +554,7 @@ class Client:
             raise self._explain(error) from error
 
     def _explain(self, error: OSError) -> Exception:
-        if isinstance(error, TimeoutError) and self._limits.is_deadline_over:
+        if isinstance(error, TimeoutError) and self._limits.has_deadline_passed:
             return self._dialogue.connection_lost(self._limits.timeout_reason, DeadlineExceeded)
         return explain(error, self._remote.host, self._remote.tls)
 
@@ -580,7 +580,7 @@ class Client:
         Raises:
             DeadlineExceeded: the deadline has passed.
         """
-        if self._limits.is_deadline_over:
+        if self._limits.has_deadline_passed:
             raise self._dialogue.connection_lost(self._limits.timeout_reason, DeadlineExceeded)
         return self._limits.next_wait()
 

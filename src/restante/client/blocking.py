@@ -55,7 +55,7 @@ _READ_SIZE = 65_536  # octets read at once
 
 
 class BlockingBody(BaseBody):
-    """The text of a message, or its first lines, with CRLF line ends; it can be read only once.
+    """The text of a message, or its first lines, with CRLF line endings; it can be read only once.
 
     ``for piece in body`` yields pieces of any size, ``read`` returns all octets, ``email`` parses
     the message, and ``save`` writes it to a file.
@@ -529,7 +529,7 @@ class BlockingClient:
         logs.secured(self._remote.host, secured)
 
     def _explain(self, error: OSError) -> Exception:
-        if isinstance(error, TimeoutError) and self._limits.is_deadline_over:
+        if isinstance(error, TimeoutError) and self._limits.has_deadline_passed:
             return self._dialogue.connection_lost(self._limits.timeout_reason, DeadlineExceeded)
         return explain(error, self._remote.host, self._remote.tls)
 
@@ -538,7 +538,7 @@ class BlockingClient:
         Raises:
             DeadlineExceeded: the deadline has passed.
         """
-        if self._limits.is_deadline_over:
+        if self._limits.has_deadline_passed:
             raise self._dialogue.connection_lost(self._limits.timeout_reason, DeadlineExceeded)
         return self._limits.next_wait()
 

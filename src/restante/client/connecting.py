@@ -59,14 +59,14 @@ class Limits:
             object.__setattr__(self, name, value)
 
     @property
-    def is_deadline_over(self) -> bool:
+    def has_deadline_passed(self) -> bool:
         """Whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() - self._started >= self.deadline
 
     @property
     def timeout_reason(self) -> str:
         """The text of the exception after a wait has exceeded its time limit."""
-        if self.is_deadline_over:
+        if self.has_deadline_passed:
             return "the deadline has passed"
         return f"the server was silent for {self.timeout:g} s"
 
@@ -214,7 +214,7 @@ def _failure(number: int) -> OSError:
 def _same_family(
     addresses: Iterable[Address], local_address: tuple[str, int] | None
 ) -> Iterable[Address]:
-    """Return the addresses of the same family as the local address; all without one."""
+    """Return addresses of the local address's family, or all if there is no local address."""
     if local_address is None:
         return addresses
     is_ipv6 = ":" in local_address[0]

@@ -15,7 +15,7 @@ from typing import SupportsIndex
 from ..errors import MessageTooLarge, UnsafeArgument
 
 WRITE_SIZE = 1_048_576  # octets per call in a thread, because each call takes about 0.1 ms
-_BINARY: int = getattr(os, "O_BINARY", 0)  # without this flag, Windows changes line ends
+_BINARY: int = getattr(os, "O_BINARY", 0)  # without this flag, Windows changes line endings
 
 
 class FileSink:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..errors import LoginWithheld
 from .fingerprint import Content
 from .ledger_file import LedgerFile
-from .plan import Aside, Doubt, Proved, Record, Taken, Used
+from .plan import Doubt, Proof, Record, SetAside, Taken, Used
 
 _MAX_KEYS = 500  # keys in one query; SQLite before 3.32 allows 999 parameters
 ACCOUNT_TABLES = ("messages", "sessions", "runs", "health", "told", "accounts", "removals", "aside")
@@ -366,7 +366,7 @@ class AccountLedger:
 
     # Deletions.
 
-    def removing(self, proved: Iterable[Proved], at: float) -> None:
+    def removing(self, proved: Iterable[Proof], at: float) -> None:
         """Record messages that are about to be marked as deleted; ``at`` is the ledger's time.
 
         After a crash, the state of these messages is in doubt, because the server may have removed
@@ -444,15 +444,15 @@ class AccountLedger:
 
     # Messages set aside.
 
-    def aside(self) -> dict[str, Aside]:
+    def aside(self) -> dict[str, SetAside]:
         """Return the messages that could not be collected, by ``aside_key``."""
         with self.reading() as database:
             rows = database.execute(
                 "SELECT key, tries, reason, until FROM aside WHERE account = ?", (self.name,)
             ).fetchall()
-        return {_text(key): Aside(*rest) for key, *rest in rows}
+        return {_text(key): SetAside(*rest) for key, *rest in rows}
 
-    def set_aside(self, key: str, reason: str, now: float, *, is_first: bool) -> Aside:
+    def set_aside(self, key: str, reason: str, now: float, *, is_first: bool) -> SetAside:
         """Record that a message could not be collected.
 
         ``is_first`` is true for the message's first failure in a run.  After the first run with a
@@ -466,7 +466,7 @@ class AccountLedger:
             tries = row[0] + is_first if row else 1
             # The exponent is limited, because a float overflows at 2**1024.
             wait = 0.0 if tries == 1 else min(_DAY * 2.0 ** min(tries - 2, 30), _WEEK)
-            aside = Aside(tries, reason, now + wait)
+            aside = SetAside(tries, reason, now + wait)
             database.execute(
                 "INSERT OR REPLACE INTO aside VALUES (?, ?, ?, ?, ?)",
                 (self.name, _octets(key), aside.tries, aside.reason, aside.until),

@@ -53,7 +53,7 @@ from .plan import (
     Fetch,
     Policy,
     Postpone,
-    Proved,
+    Proof,
     Seen,
     Skip,
     Step,
@@ -238,7 +238,7 @@ class _Session:
         self._limited_until = entry.limited_until
         self._newest: frozenset[int] = frozenset()
         self._reasons: dict[str, str] = {}  # reasons for deletion, by key
-        self._proved: list[Proved] = []
+        self._proved: list[Proof] = []
         self._presence: list[tuple[str, Presence]] = []  # changes at the destination, by key
 
     async def run(
@@ -529,7 +529,7 @@ class _Session:
             known, message = self._known.taken[step.key], step.message
             seen = Seen(message, step.key, header=header_digests.get(message.number))
             proof = prove(seen, known, records[step.key], step.why)
-            if not isinstance(proof, Proved):
+            if not isinstance(proof, Proof):
                 unproved.append(compare(message, step.key, proof.value, self._policy, allowance))
                 continue
             if isinstance(step, Due):
@@ -622,7 +622,7 @@ class _Session:
                 return ""
         return why_due(known, policy, self._now())
 
-    async def _all_proved(self) -> list[Proved]:
+    async def _all_proved(self) -> list[Proof]:
         """Return the messages that are due and proved to be stored here."""
         proved = list(self._proved)
         for seen in self._fetching.seen:
@@ -632,7 +632,7 @@ class _Session:
                     self._known.record(seen.key),
                 )
                 proof = prove(seen, known, record, why)
-                if isinstance(proof, Proved):
+                if isinstance(proof, Proof):
                     proved.append(proof)
         return proved
 

@@ -1,4 +1,4 @@
-"""Delete messages on their server; each deletion requires a ``Proved``.
+"""Delete messages on their server; each deletion requires a ``Proof``.
 
 The ledger records each deletion with its reason and evidence before DELE is sent.  The deletion is
 logged after the server has confirmed it in its response to QUIT.  All other code uses ``Reader``,
@@ -16,7 +16,7 @@ from ..pop3.dialogue import Capabilities
 from ..pop3.listing import Listing, Message
 from ..pop3.quirks import Quirks
 from .account_ledger import AccountLedger
-from .plan import Proved, short_name
+from .plan import Proof, short_name
 
 _BLOCK = 1000  # messages that are marked before their responses are checked; an estimate
 
@@ -59,12 +59,12 @@ class Deletions:
     """The deletions of one session."""
 
     def __init__(self, client: Client, ledger: AccountLedger) -> None:
-        self.marked: list[Proved] = []
+        self.marked: list[Proof] = []
         """Messages marked as deleted, which the server removes at QUIT."""
         self._client = client
         self._ledger = ledger
 
-    async def request(self, proved: Sequence[Proved], now: float) -> None:
+    async def request(self, proved: Sequence[Proof], now: float) -> None:
         """Mark these messages as deleted; ``now`` is the ledger's time."""
         self._ledger.removing(proved, now)
         for first in range(0, len(proved), _BLOCK):

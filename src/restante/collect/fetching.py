@@ -28,12 +28,12 @@ from .fingerprint import LONGEST_HEADER, Content, ContentReader, header_digest, 
 from .known import Known
 from .outcome import Outcome, Progress
 from .plan import (
-    Aside,
     Compare,
     Doubt,
     Fetch,
     Policy,
     Seen,
+    SetAside,
     Stub,
     Used,
     aside_key,
@@ -118,7 +118,7 @@ class Fetching:
         listed, because they may be listed under new unique-ids."""
         self.listed: Collection[str] = ()
         """Unique-ids listed in this session."""
-        self.aside: dict[str, Aside] = {}
+        self.aside: dict[str, SetAside] = {}
         """Messages that earlier sessions could not collect, by ``aside_key``."""
         self.unstored: dict[str, Message] = {}
         """Messages of which the server sent all or a part for RETR, and which are not recorded in

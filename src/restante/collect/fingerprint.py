@@ -4,7 +4,7 @@
 fields that the sender wrote and that servers do not change.  Other fields may differ between two
 copies of a message: GNU mailutils' pop3d adds ``Status:`` and ``X-UIDL:`` at QUIT, Exchange returns
 different trace fields for TOP and for RETR, and the program that wrote a Maildir may have changed
-line ends and folding, and added fields at the top.
+line endings and folding, and added fields at the top.
 
 Security: the header is not trusted.  It is searched once, up to a limit, and never decoded.
 """
@@ -30,7 +30,7 @@ _HEADER_END = re.compile(rb"(?:\A|\n)\r?\n")
 # Number of octets by which the announced size may exceed the size of a complete message.  Some
 # servers round sizes up to the next KiB, or count header lines that they do not send (mbox "From ",
 # X-UIDL and Status, a few hundred octets).  ``is_short`` allows one more octet per line, because
-# some servers announce too many octets for line ends.
+# some servers announce too many octets for line endings.
 _TOLERANCE = 1024
 _SUBSTITUTE = re.compile(
     rb"^subject:[^\n]*retrieval using the [a-z0-9]+ protocol failed", re.IGNORECASE | re.MULTILINE

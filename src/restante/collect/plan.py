@@ -3,7 +3,7 @@
 The module decides but does no I/O.  A message is *taken* when it is stored here and recorded in the
 ledger.  A message that was not taken is fetched.  A taken message is due for deletion when the
 policy no longer keeps it on the server.  This alone does not allow the deletion: every deletion
-requires a ``Proved``, which only ``prove`` creates, from data that the current session received.
+requires a ``Proof``, which only ``prove`` creates, from data that the current session received.
 
 A unique-id identifies a message only while that message exists (RFC 1939 §7), and servers break off
 sessions, lose deletions and send incomplete listings.  Therefore the ledger keeps its records of
@@ -142,8 +142,8 @@ class Policy:
     budget: Budget = Budget()
     """Limits per day and per hour for all sessions of the account."""
     deletions: int | None = None
-    """Maximum number of messages to delete on the day after the account's first session, and on the
-    day after a change of ``rule``.  None means no limit."""
+    """Maximum number of messages to delete within 24 hours after the account's first session, and
+    within 24 hours after a change of ``rule``.  None means no limit."""
 
     @property
     def rule(self) -> str:
@@ -156,7 +156,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class SetAside:
     """A message that could not be taken, and is not tried again until a certain time."""
 
     tries: int
@@ -282,14 +282,14 @@ class Seen:
 
 
 class _Seal:
-    """Permission to create a ``Proved``; the only instance is private to this module."""
+    """Permission to create a ``Proof``; the only instance is private to this module."""
 
 
 _SEAL: Final = _Seal()
 
 
 @final
-class Proved:
+class Proof:
     """A message that may be deleted, because ``prove`` has confirmed its identity.
 
     ``Deletions`` accepts no other type, so no other code can cause DELE to be sent.
@@ -299,7 +299,7 @@ class Proved:
 
     def __init__(self, seal: _Seal, seen: Seen, evidence: Evidence, why: str) -> None:
         if seal is not _SEAL:
-            raise TypeError("only prove() can create a Proved")
+            raise TypeError("only prove() can create a Proof")
         self.message = seen.message
         self.key = seen.key
         self.evidence = evidence
@@ -307,7 +307,7 @@ class Proved:
         """Why the policy no longer keeps the message on the server; for the log."""
 
 
-def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> Proved | Unproved:
+def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> Proof | Unproved:
     """Prove that the message ``seen`` in this session is the message that is stored here.
 
     ``known`` and ``record`` are the ledger's durable records under the message's key.  ``why`` is
@@ -353,12 +353,12 @@ def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> P
     if seen.whole is not None:
         if not record.content.is_same(seen.whole):
             return Unproved.DIFFERENT
-        return Proved(_SEAL, seen, Evidence.FETCHED if seen.is_new else Evidence.COMPARED, why)
+        return Proof(_SEAL, seen, Evidence.FETCHED if seen.is_new else Evidence.COMPARED, why)
     if seen.header is None or record.content.header_digest is None or known.doubt is Doubt.SHORT:
         return Unproved.UNSEEN
     if seen.header != record.content.header_digest or record.size != seen.message.size:
         return Unproved.DIFFERENT
-    return Proved(_SEAL, seen, Evidence.HEADER, why)
+    return Proof(_SEAL, seen, Evidence.HEADER, why)
 
 
 def suspicion(known: Taken, message: Message) -> str:
@@ -397,7 +397,7 @@ def plan(
     policy: Policy,
     now: float,
     allowance: Allowance | None = None,
-    aside: Mapping[str, Aside] | None = None,
+    aside: Mapping[str, SetAside] | None = None,
     postponed: Container[str] = (),
 ) -> Iterator[Step]:
     """Yield the steps for one session: new mail in the order of the listing, then comparisons.
@@ -440,7 +440,7 @@ def _new(
     policy: Policy,
     allowance: Allowance,
 ) -> Iterator[Step]:
-    """Yield the step for a message that was not taken yet; none if its stub is already stored."""
+    """Yield the step for a message that has not been taken, or none if its stub is stored."""
     if allowance.is_full:
         yield Postpone(message, "the full destination")
     elif is_too_large(message, policy):
@@ -512,7 +512,7 @@ class Allowance:
         return True
 
 
-def _set_aside_last(listing: Sequence[Message], aside: Mapping[str, Aside]) -> Iterator[Message]:
+def _set_aside_last(listing: Sequence[Message], aside: Mapping[str, SetAside]) -> Iterator[Message]:
     """Yield the messages in ``aside`` last, because they may break the connection again."""
     if not aside:
         yield from listing
@@ -523,7 +523,7 @@ def _set_aside_last(listing: Sequence[Message], aside: Mapping[str, Aside]) -> I
 
 def _why_aside(
     message: Message,
-    aside: Mapping[str, Aside],
+    aside: Mapping[str, SetAside],
     postponed: Container[str],
     policy: Policy,
     now: float,

@@ -20,7 +20,7 @@ on the server and is not deleted there. To collect the whole message, run:
 
 
 def stub(header: bytes, account: str, name: str, size: int) -> bytes:
-    """Return the stub, with CRLF line ends.
+    """Return the stub, with CRLF line endings.
 
     ``name`` is the message's short name, ``size`` is its size in octets.  Header fields about the
     body do not apply to the note, so they are renamed, for example to

@@ -34,7 +34,7 @@ from ..sasl.exchange import ClientExchange, ClientLogin
 from ..sasl.mechanisms import client_exchange
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
 from .listing import Listing, ListingBuilder, Message
-from .quirks import LineEnds, Quirks, describe, remedy
+from .quirks import LineEndings, Quirks, describe, remedy
 from .record import Record
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ class Dialogue:
         """Identifies the session; equals ``Message.session`` of its messages."""
         self._greeting_text = b""
         self._command = "greeting"  # the last command whose response was awaited
-        self._line_ends = LineEnds()
+        self._line_ends = LineEndings()
         self._unread = bytearray()  # octets that were received but not processed
         self._queued_deletions: deque[Answer] = deque()  # DELE commands to send before ``_queue``
         self._queue: Iterator[Answer] = iter(())  # RETR or TOP commands to send
@@ -536,7 +536,7 @@ class Dialogue:
         return None
 
     def piece(self, answer: Answer) -> Procedure[bytes]:
-        """Return the next octets of a body, with CRLF line ends and without byte-stuffing.
+        """Return the next octets of a body, with CRLF line endings and without byte-stuffing.
 
         Returns empty octets at the end, but only after the termination octet.  A caller that does
         not get them has only a part of the message.

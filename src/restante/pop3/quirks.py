@@ -169,7 +169,7 @@ def remedy(command: str, text: str, *, with_response: bool = False) -> str:
     )
 
 
-class LineEnds:
+class LineEndings:
     """Converts bare LF to CRLF in octets that arrive in pieces."""
 
     def __init__(self) -> None:

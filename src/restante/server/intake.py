@@ -25,7 +25,7 @@ from typing import IO, Protocol
 
 from ..errors import NoSuchUser, RestanteError, TemporaryFailure
 from ..maildrop import Store
-from ..message import Envelope, separate
+from ..message import Envelope, header_insertion
 from ..passdb import Directory
 from ..smtp.commands import VERBS
 from ..smtp.grammar import Reply
@@ -120,7 +120,7 @@ async def _pieces(trace_fields: bytes, message: IO[bytes]) -> AsyncIterator[byte
     """Yield the trace fields and the message in pieces."""
     message.seek(0)
     piece = message.read(_PIECE)
-    skipped, inserted = separate(piece)
+    skipped, inserted = header_insertion(piece)
     yield trace_fields + inserted + piece[skipped:]
     while piece := message.read(_PIECE):
         yield piece

@@ -19,9 +19,9 @@ from ..passdb import (
     Digest,
     Digests,
     Disproof,
+    ImmediateAnswers,
+    ImmediateScramKeys,
     Passdb,
-    PromptAnswers,
-    PromptScramKeys,
     Proof,
     ScramKeys,
     ScramSecrets,
@@ -90,9 +90,9 @@ def verify_now(
     if len(interpretations(credentials.identity, separator)) > 1:
         return None
     match credentials:
-        case Credentials() if offers(passwords, PromptAnswers):
+        case Credentials() if offers(passwords, ImmediateAnswers):
             return passwords.remembered(credentials)
-        case Proof(mechanism=name) if name != "EXTERNAL" and offers(passdb, PromptScramKeys):
+        case Proof(mechanism=name) if name != "EXTERNAL" and offers(passdb, ImmediateScramKeys):
             return passdb.proved_now(credentials)
     return None
 
@@ -164,7 +164,9 @@ async def _verify(
 
 def look_up_now(passdb: Passdb, lookup: Lookup, separator: str) -> ScramSecrets | None:
     """Return the result of ``look_up`` if this requires no waiting, otherwise None."""
-    if len(interpretations(lookup.identity, separator)) > 1 or not offers(passdb, PromptScramKeys):
+    if len(interpretations(lookup.identity, separator)) > 1 or not offers(
+        passdb, ImmediateScramKeys
+    ):
         return None
     return passdb.scram_now(lookup.identity, lookup.digest)
 

@@ -37,8 +37,8 @@ from ..maildrop import (
     Entry,
     Journal,
     Maildrop,
+    OpensImmediately,
     Paced,
-    Prompt,
     Store,
 )
 from ..passdb import (
@@ -367,7 +367,7 @@ class Connection(BaseConnection[Event]):
 
     async def _prepare_store(self) -> None:
         """Enter a task if the store may need one."""
-        if not offers(self._service.store, Prompt):
+        if not offers(self._service.store, OpensImmediately):
             await self._enter_task()
 
     def _login_fields(self, credentials: AnyCredentials) -> dict[str, Any]:

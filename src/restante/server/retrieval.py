@@ -217,7 +217,7 @@ async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:
 async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """Yield the surrogate (RFC 6858) of a message, which has the same size as the message.
 
-    ``source`` yields the message with CRLF line ends.  A thread creates the surrogate.
+    ``source`` yields the message with CRLF line endings.  A thread creates the surrogate.
 
     Raises:
         NeedsUTF8: no surrogate is possible; nothing was yielded.

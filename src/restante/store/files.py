@@ -25,8 +25,8 @@ from ..mounts import refuse_unmounted
 from ..posix import fcntl, flags
 
 PIECE = 32_766
-"""Octets read at a time.  Converted to CRLF text, they at most double.  Even with an added line end
-at the end of the message, the result does not exceed 64 KiB."""
+"""Octets read at a time.  Converted to CRLF text, they at most double.  Even with a line ending
+appended to the message, the result does not exceed 64 KiB."""
 
 # The directory for removed mail.  It is created together with the maildrop; otherwise users could
 # not delete mail on a full disk.

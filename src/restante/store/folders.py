@@ -41,7 +41,7 @@ from .names import File, Identity, delivered_at, unique_part
 INBOX = "."
 """Name of the Maildir itself, relative to the Maildir."""
 
-_NAME_MAX = 255  # octets of a file name on nearly every file system
+_FOLDER_NAME_MAX = 255  # octets of a file name on nearly every file system
 _ATTEMPTS = 5  # scans for files that another program is renaming
 
 
@@ -57,7 +57,7 @@ def directory_of(folder: str) -> str:
     if not all(parts) or "/" in folder or not folder.isprintable():
         raise PermanentFailure("invalid folder name")
     name = "." + ".".join(map(_modified_utf7, parts))
-    if len(name) > _NAME_MAX:
+    if len(name) > _FOLDER_NAME_MAX:
         raise PermanentFailure("invalid folder name")
     return name
 

@@ -18,17 +18,17 @@ counts as removed only after an exact scan; otherwise the client gets -ERR with 
 messages not removed.
 
 Restoring renames a held file back into ``cur/`` or ``new/``.  By default the message gets another
-unique-id, because clients do not download an id that they have seen.  Restoring takes the lock of
-``held/``, finishes a crashed UPDATE and syncs the removal of its list first; otherwise a restored
-message could be removed again after a power failure.  No file is overwritten.  A message stays held
-if its unique-id or inode number is already in the maildrop.
+unique-id, because clients do not download a message whose unique-id they have seen before.
+Restoring takes the lock of ``held/``, finishes a crashed UPDATE and syncs the removal of its list
+first; otherwise a restored message could be removed again after a power failure.  No file is
+overwritten.  A message stays held if its unique-id or inode number is already in the maildrop.
 
 Purging unlinks held files whose hold time is over.  A collector may delete such a message from the
 server that it came from only if the purge is recorded in ``restante.purged``.  The absence of a
-message proves nothing, because the disk may be new or a backup old
+message proves nothing, because the disk may be new or restored from an old backup
 (docs/decisions/0197-recorded-purges.md).
 
-A held file is named ``<seconds of its removal>.<its old name>``.  If the old name implies a
+A held file is named ``<time of removal in seconds>.<old name>``.  If the old name implies a
 unique-id that belongs to another message, the file is named after its own id instead.  All calls
 block.
 """
@@ -71,8 +71,9 @@ PURGED, _PURGED_BEFORE = "restante.purged", "restante.purged.1"
 # collector.  One older file of this size is kept as well.
 _PURGED_MAX = 1_048_576
 
-_NAME_MAX = 255  # octets of a file name on nearly every file system
-_MAX_NAME = _NAME_MAX - 12  # octets after 11 digits of seconds (until the year 5138) and a dot
+_FILE_NAME_MAX = 255  # octets of a file name on nearly every file system
+# The new name begins with 11 digits of seconds (until the year 5138) and a dot.
+_OLD_NAME_MAX = _FILE_NAME_MAX - 12
 _ATTEMPTS = 3  # scans for files that another program renames while they are moved
 _VALID_UNIQUE_PART = re.compile("[^.,:/][^,:/]*")  # a unique-id that can be a unique part
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -218,10 +219,10 @@ def _name_in_held(name: str, unique_id: str) -> str:
 
     If an adopted id makes this impossible, ``restante.ids`` contains the id for the old name.
     """
-    if unique_part(name) == unique_id and name.isascii() and len(name) <= _MAX_NAME:
+    if unique_part(name) == unique_id and name.isascii() and len(name) <= _OLD_NAME_MAX:
         return name  # the usual case
     names = _names_in_held(name, unique_id)
-    return next(each for each in names if 0 < len(os.fsencode(each)) <= _MAX_NAME)
+    return next(each for each in names if 0 < len(os.fsencode(each)) <= _OLD_NAME_MAX)
 
 
 def _names_in_held(name: str, unique_id: str) -> Iterator[str]:

@@ -417,7 +417,7 @@ class Index(Rendered):
         return new
 
     def _unique_ids(self, first: int, end: int) -> list[str]:
-        if first == end:  # an empty index has no line ends to look up
+        if first == end:  # an empty index has no line endings to look up
             return []
         begin = self._id_ends[first - 1] if first else 0
         # Message-numbers and unique-ids in turn; neither contains white space (RFC 1939 §7).

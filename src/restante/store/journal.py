@@ -101,7 +101,7 @@ def _line(session: SessionRecord) -> bytes:
         "removed": [[entry.unique_id, entry.size] for entry in session.removed],
         "end": session.end,
     }
-    octets = _JSON.encode(fields).encode("ascii")  # JSON in ASCII has no line end
+    octets = _JSON.encode(fields).encode("ascii")  # JSON in ASCII has no line ending
     return b"%b %b\n" % (_digest(octets), octets)
 
 

@@ -51,7 +51,7 @@ from ..maildrop import (
     Usage,
     View,
 )
-from ..message import LineEnds, Top, crlf_text
+from ..message import LineEndings, Top, crlf_text
 from ..scanning import ChangingMaildir, scan_exactly, scan_for
 from ..wire import stuffed
 from . import adopted, expiry, files, journal, quota, rules
@@ -137,7 +137,7 @@ class MaildirStore:
         self._cached_octets = 0  # total size of the cached indexes
 
     @property
-    def is_prompt(self) -> bool:
+    def opens_immediately(self) -> bool:
         return True
 
     def open(self, user: str) -> AbstractAsyncContextManager[Maildrop]:
@@ -724,7 +724,7 @@ class _OpenMaildir:
         if octets is None:
             return None
         top = Top(lines)
-        text = top.feed(LineEnds().feed(octets))
+        text = top.feed(LineEndings().feed(octets))
         return stuffed(text) if top.is_finished else None
 
     def _cached_octets(self, entry: Entry, max_octets: int) -> tuple[bytes | None, int]:
@@ -782,7 +782,7 @@ class _OpenMaildir:
             PermanentFailure: another program has compressed or encrypted the message; nothing was
                 yielded.
         """
-        ends = LineEnds()
+        ends = LineEndings()
         pending: list[bytes] = []  # so that yielded pieces are referenced nowhere else
         offset = 0
         with ExitStack() as stack:

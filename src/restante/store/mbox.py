@@ -91,7 +91,7 @@ class Mbox:
 def read(lines: Iterable[bytes]) -> Mbox:
     """Return the content of an mbox.
 
-    ``lines`` are the lines of the file with their line ends.  A long line may be passed in pieces.
+    ``lines`` are the lines of the file with line endings.  A long line may be passed in pieces.
 
     Raises:
         PermanentFailure: the file is not an mbox; the error message describes how to correct it.

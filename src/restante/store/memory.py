@@ -15,7 +15,7 @@ from math import inf
 
 from ..errors import MaildropInUse, MessageGone
 from ..maildrop import BRAKED, Entry, Forecast, HeldMessage, Maildrop, SessionRecord, Sweep
-from ..message import LineEnds
+from ..message import LineEndings
 from .rules import Rules, days_to_seconds, forecast
 
 _PIECE = 65_536  # octets; the longest piece that ``restante.maildrop`` allows
@@ -60,7 +60,7 @@ class MemoryStore:
         self._states.clear()
 
     @property
-    def is_prompt(self) -> bool:
+    def opens_immediately(self) -> bool:
         return True
 
     @asynccontextmanager
@@ -210,7 +210,7 @@ def _forecast(state: _MaildropState, before: Rules, after: Rules) -> Forecast:
 
 
 def _wire_text(stored: bytes) -> bytes:
-    ends = LineEnds()
+    ends = LineEndings()
     return ends.feed(stored) + ends.finish()
 
 

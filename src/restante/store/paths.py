@@ -20,7 +20,7 @@ from ..errors import ConfigurationError, NoMaildrop
 
 MAX_PART = 128  # octets of a local part or a domain; ours, RFC 5321 §4.5.3.1 allows 64 and 255
 _CACHED_USERS = 4096  # number of users whose paths are cached, which takes about 1 MB
-_NAME_MAX = 255  # octets of a file name on nearly every file system
+_FILE_NAME_MAX = 255  # octets of a file name on nearly every file system
 
 
 class _Component(NamedTuple):
@@ -85,7 +85,7 @@ class Template:
                     f"has no domain, but the path requires one (%d), as in {user}@example.org",
                 )
             names.append(before + values.get(variable, "") + after)
-        if any(len(os.fsencode(name)) > _NAME_MAX for name in names):
+        if any(len(os.fsencode(name)) > _FILE_NAME_MAX for name in names):
             raise NoMaildrop(
                 "user name is too long for a maildrop name", "is too long for a file name"
             )

@@ -108,7 +108,7 @@ def _message(maildrop: int, announced: Row) -> Finding | None:
         return Finding("size differs", announced.unique_id, text)
     if actual.form < announced.form:
         return Finding(
-            "form differs", announced.unique_id, "the line ends differ from those in the index"
+            "form differs", announced.unique_id, "the line endings differ from those in the index"
         )
     return None
 

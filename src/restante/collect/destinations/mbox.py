@@ -1,4 +1,4 @@
-"""Store mail in an mbox file in the mboxrd format: LF line ends, and quoted ``>*From `` lines.
+"""Store mail in an mbox file in the mboxrd format: LF line endings, and quoted ``>*From `` lines.
 
 CRLF becomes LF, and one ``>`` is added before each ``>*From `` line; programs that read mboxrd
 remove it.  Lines with more than 1,000 ``>`` are not quoted, so that no complete line has to be kept
@@ -176,7 +176,7 @@ class _Quoting:
         return self._quote(text[:end])
 
     def finish(self) -> bytes:
-        """Return the remaining octets, with a line end if the last line has none."""
+        """Return the remaining octets, with a line ending if the last line has none."""
         rest = self._quote(self._pending)
         return rest + b"\n" if self._is_inside else rest
 

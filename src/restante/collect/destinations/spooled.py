@@ -106,7 +106,7 @@ class Spooled:
 class Command(Spooled):
     """A program that reads one message from standard input, such as a mail delivery agent.
 
-    The message has LF line ends, as Unix programs expect.  It counts as stored only if the exit
+    The message has LF line endings, as Unix programs expect.  It counts as stored only if the exit
     code is 0.
     """
 
