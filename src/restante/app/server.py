@@ -126,7 +126,6 @@ def freeze() -> None:
     reference cycles.  A collection after every 700 new objects (Python's default) would examine the
     objects of thousands of sessions and find no garbage.
     """
-    gc.unfreeze()  # a command freezes its modules, with what importing left
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
