@@ -623,7 +623,7 @@ the path below `tests`; names without a colon are transcripts in `tests/transcri
             area = each.area
             yield f"\n## {area}\n\n| fault and how it is handled | tests |\n|---|---|"
         shown = " ".join(f"`{test}`" for test in each.tests)
-        yield f"| **{each.number}** {each.text} | {shown or each.because} |"
+        yield f"| **{each.number}** {each.text} | {shown or each.reason} |"
 
 
 # -- Comparison of collectors

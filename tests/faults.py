@@ -18,14 +18,15 @@ class Fault:
     area: str
     text: str
     tests: tuple[str, ...]
-    because: str = ""
+    reason: str = ""
+    """Why there is no test."""
 
 
 def faults() -> list[Fault]:
     found = []
     for area, lines in tomllib.loads((HOUSE / "docs" / "faults.toml").read_text()).items():
         for number, (text, *tests) in lines.items():
-            reasons = [test for test in tests if test.startswith("because ")]
+            reasons = [test for test in tests if test.startswith("No test")]
             shown = tuple(test for test in tests if test not in reasons)
             found.append(Fault(int(number), area, text, shown, " ".join(reasons)))
     return found

@@ -312,7 +312,7 @@ _steps = st.one_of(
 
 
 @given(st.lists(_steps, max_size=12))
-def test_a_wrong_clock_proves_nothing_before_it_ran_on_for_a_day(
+def test_wrong_clock_is_not_trusted_until_it_has_run_for_a_day(
     steps: list[tuple[str, float]],
 ) -> None:
     """A proven time is past unless the clock was wrong for a day; each small step of the clock is

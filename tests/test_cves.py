@@ -63,7 +63,7 @@ def broken(procedure: Procedure[Any], heard: bytes, error: type[Exception]) -> N
 
 @pytest.mark.parametrize("behind", [b"USER mrose\r\n", b"STLS\r\n", b"U", b"\r\n", b"\x16\x03"])
 @pytest.mark.rfc("P-121", "N-07")
-def test_stls_with_octets_behind_it_is_the_end(behind: bytes) -> None:
+def test_octets_after_stls_end_the_connection(behind: bytes) -> None:
     core = Core(list(MESSAGES), tls=False)
     assert core.send(b"STLS\r\n" + behind) == b""
     assert core.is_closed
@@ -90,7 +90,7 @@ def test_response_behind_stls_answer_ends_the_session(behind: bytes) -> None:
 
 
 @pytest.mark.rfc("P-093", "P-122")
-def test_capabilities_from_before_tls_are_forgotten() -> None:
+def test_capabilities_from_before_tls_are_discarded() -> None:
     dialogue = Dialogue()
     talk(dialogue.request_capabilities(), b"+OK\r\nSASL PLAIN\r\n.\r\n")
     talk(dialogue.start_tls(), b"+OK\r\n")
@@ -109,7 +109,7 @@ def test_no_stls_means_no_login() -> None:
 
 @pytest.mark.parametrize("character", ["\r\n", "\n", "\r", "\0", "\x1b", "\x7f"])
 @pytest.mark.rfc("P-014")
-def test_no_argument_holds_a_second_command(character: str) -> None:
+def test_no_argument_can_contain_a_second_command(character: str) -> None:
     """CVE-2025-15367, CVE-2012-0036, CVE-2025-7962."""
     for user, password in ((f"a{character}DELE 1", "x"), ("a", f"x{character}DELE 1")):
         broken(Dialogue().log_in(ClientLogin(user, password)), b"", UnsafeArgument)
@@ -203,7 +203,7 @@ def test_long_lines_of_mail_are_no_error() -> None:
 
 
 @pytest.mark.rfc("P-029", "N-09")
-def test_an_endless_response_is_the_end() -> None:
+def test_endless_response_ends_the_session() -> None:
     """The other part of CVE-2013-1752."""
     broken(Dialogue().greeting(), b"+OK " + b"x" * 70_000, ProtocolBroken)
 
@@ -211,7 +211,7 @@ def test_an_endless_response_is_the_end() -> None:
 @pytest.mark.parametrize(
     "name", [b"%%%s%n", b"%{env:HOME}", b"%u", b"\xff\xfe", b"\xc3", b"\xe2\x82"]
 )
-def test_names_are_no_templates_and_need_no_utf8(name: bytes) -> None:
+def test_names_are_not_templates_and_need_not_be_utf8(name: bytes) -> None:
     """CVE-2017-2669, CVE-2019-10691, CVE-2020-7046."""
     core = Core(list(MESSAGES))
     core.send(b"USER " + name + b"\r\n")
@@ -255,7 +255,7 @@ def test_mail_is_not_parsed(head: bytes) -> None:
     assert core.send(b"RETR 1\r\n").endswith(b"\r\nhello\r\n.\r\n")
 
 
-def test_a_refused_login_is_not_tried_in_another_way() -> None:
+def test_refused_login_is_not_retried_with_another_mechanism() -> None:
     """The client's side of CVE-2026-41319: no fallback to a weaker mechanism."""
     dialogue = Dialogue()
     talk(dialogue.request_capabilities(), b"+OK\r\nSASL PLAIN\r\nUSER\r\n.\r\n")

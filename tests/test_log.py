@@ -218,7 +218,7 @@ def test_the_journal_gets_no_time(
     assert (tmp_path / "stderr").read_text() == "login refused: ip=192.0.2.7\n"
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(
+def test_unwritable_log_stops_nothing(
     reported: Callable[[Log], io.StringIO], warn: Warn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example on a full disk, or to a closed pipe."""

@@ -73,7 +73,7 @@ def test_empty_or_missing_fstab_refuses_nothing(
 
 
 @pytest.mark.parametrize("to", ["maildir:{}/Mail", "mbox:{}/mail", "{}/Mail"])
-def test_a_collector_makes_nothing_there(
+def test_collector_creates_nothing_on_an_unmounted_disk(
     to: str, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for attempt in (check_destination, open_destination):
@@ -87,7 +87,9 @@ def test_a_collector_makes_nothing_there(
     open_destination(to.format(disk)).close()
 
 
-def test_a_store_makes_no_maildrop_there(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_creates_no_maildrop_on_an_unmounted_disk(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither for a delivery nor for a login, which would list an empty maildrop."""
     store = MaildirStore(f"{disk}/%u")
     with pytest.raises(TemporaryFailure, match="is a mount point"):

@@ -149,7 +149,7 @@ def test_more_than_was_asked_for_is_no_response() -> None:
 
 @pytest.mark.rfc("P-014")
 @pytest.mark.parametrize("character", ["\r\n", "\n", "\r", "\0", "\x1b", "\x7f"])
-def test_an_argument_is_one_argument(character: str) -> None:
+def test_argument_cannot_contain_a_second_argument(character: str) -> None:
     with saying() as (client, heard):
         for attempt in (
             lambda: client.user(f"ann{character}DELE 1"),
@@ -272,7 +272,7 @@ HOOKS = (
 )
 
 
-def test_every_method_that_a_subclass_may_override_is_there() -> None:
+def test_every_overridable_method_exists() -> None:
     """Every such method of the standard library."""
     theirs = {name for name in vars(original.POP3) if re.fullmatch(r"_[a-z]\w*", name)}
     assert theirs - {"_tls_established", "_debugging"} <= set(HOOKS)
@@ -311,7 +311,7 @@ def session(module: Any, server: Pop3Server, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_an_overridden_method_is_called_as_by_the_standard_library(name: str) -> None:
+def test_overridden_method_is_called_as_in_the_standard_library(name: str) -> None:
     """The same number of times, with the same arguments and results."""
     with Pop3Server() as server:
         server.deliver("ann", b"Subject: one\r\n\r\n.dot\r\n..\r\n")

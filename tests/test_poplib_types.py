@@ -190,7 +190,9 @@ def both(server: poplib.POP3_SSL) -> StandardPOP3:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
-def test_programs_and_each_name_of_the_stub(tmp_path: Path, cache: Path, version: str) -> None:
+def test_types_of_programs_and_of_each_public_name(
+    tmp_path: Path, cache: Path, version: str
+) -> None:
     """Every program that mypy accepts with ``import poplib`` is accepted with ours."""
     stub = protocols()
     assert len(re.findall(r"(?m)^ +def (\w+)", stub)) > 20, "the stub looks otherwise than it did"

@@ -150,7 +150,7 @@ def modelled(seed: int, busy: int) -> Iterator[Model]:
 
 @settings(max_examples=400, deadline=None)
 @given(seed=st.integers(0, 2**32), busy=st.sampled_from([0, 1, 3, 10, 40, 100]))
-def test_exact_scan_has_no_hole_and_nothing_that_is_gone(seed: int, busy: int) -> None:
+def test_exact_scan_contains_exactly_the_existing_files(seed: int, busy: int) -> None:
     with modelled(seed, busy) as model:
         found = scan(0)
         if found.is_exact:

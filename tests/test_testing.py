@@ -354,7 +354,7 @@ def test_plaintext_login_must_be_requested() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stls", [False, True])
 @pytest.mark.parametrize("end", ["close", "reset", "with commands on the way"])
-def test_messages_wait_for_the_session_of_a_client_that_has_died(stls: bool, end: str) -> None:
+def test_messages_wait_until_the_session_of_a_dead_client_ends(stls: bool, end: str) -> None:
     with Pop3Server() as server:
         for _ in range(20):
             server.deliver("ann", MESSAGE * 1000)
@@ -381,7 +381,7 @@ def test_messages_of_a_user_who_is_logged_in_are_refused_soon(server: Pop3Server
     assert server.messages("ann") == []
 
 
-def test_a_client_that_is_killed_frees_the_maildrop(server: Pop3Server) -> None:
+def test_killed_client_releases_the_maildrop(server: Pop3Server) -> None:
     server.deliver("ann", MESSAGE)
     program = """
 import os, restante, signal, sys
@@ -477,7 +477,7 @@ def use_everything(server: Pop3Server) -> None:
 
 
 @pytest.mark.parametrize("call", FAULTS)
-def test_a_fault_that_never_struck_is_reported(call: str) -> None:
+def test_fault_that_was_never_triggered_is_reported(call: str) -> None:
     """Such a test proves nothing."""
 
     def shows_nothing() -> None:
@@ -501,7 +501,7 @@ def test_a_fault_that_struck_is_not_reported(call: str) -> None:
         assert server.fault.unused == []
 
 
-def test_a_fault_without_an_effect_has_not_struck() -> None:
+def test_fault_without_an_effect_counts_as_not_triggered() -> None:
     def shows_nothing() -> None:
         with Pop3Server() as server:
             server.deliver("ann", MESSAGE)

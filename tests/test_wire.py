@@ -121,7 +121,7 @@ def lines_of(octets: bytes, places: list[int]) -> list[bytes | type[Exception]]:
 
 @given(cuts)
 @pytest.mark.rfc("P-006", "P-008")
-def test_the_tail_of_an_overlong_line_is_no_command(places: list[int]) -> None:
+def test_rest_of_an_overlong_line_is_not_a_command(places: list[int]) -> None:
     """RFC 2449 §4: 255 octets with CRLF are a command; 256 are not, nor is the rest of them."""
     longest = b"x" * (MAX_COMMAND - 2)
     octets = longest + b"\r\n" + longest + b"y\r\nSTAT\r\n" + b"z" * 600 + b"\n\r\r\nQUIT\r\n"
@@ -130,7 +130,7 @@ def test_the_tail_of_an_overlong_line_is_no_command(places: list[int]) -> None:
 
 @given(cuts)
 @pytest.mark.rfc("P-013")
-def test_a_bare_line_feed_is_no_line_end(places: list[int]) -> None:
+def test_bare_line_feed_is_not_a_line_ending(places: list[int]) -> None:
     assert lines_of(b"NOOP\nDELE 1\r\n", places) == [BareLineFeed]
 
 
@@ -156,7 +156,7 @@ def test_nul_is_hostile(places: list[int]) -> None:
 
 @pytest.mark.parametrize("octets", [b"\0", b"NO\0P", b"\0" + b"x" * MAX_COMMAND])
 @pytest.mark.rfc("P-013")
-def test_nul_is_hostile_before_its_line_has_an_end(octets: bytes) -> None:
+def test_nul_in_an_incomplete_line_is_hostile(octets: bytes) -> None:
     buffer = LineBuffer()
     buffer.feed(octets)
     with pytest.raises(NulOctet):
@@ -173,7 +173,7 @@ def flood(buffer: LineBuffer, octets: bytes, limit: int) -> None:
 
 @pytest.mark.rfc("P-008", "N-06")
 @pytest.mark.parametrize("more", [b"x" * 1000, b"x" * 999 + b"\r", b"\n" * 1000])
-def test_an_endless_line_costs_no_memory_and_ends(more: bytes) -> None:
+def test_endless_line_uses_bounded_memory_and_is_refused(more: bytes) -> None:
     """A bare CR or LF does not end it either.  CVE-2025-61600: the amount of memory must not depend
     on what a peer announces or sends."""
     buffer = LineBuffer()

@@ -102,7 +102,7 @@ ORDERS = ['["users", "passwd-file"]', '["passwd-file", "users"]']
         ("bob:{PLAIN}p", False),
     ],
 )
-def test_rm_warns_of_another_back_end_that_lets_the_user_in(
+def test_rm_warns_if_another_back_end_accepts_the_user(
     order: str, line: str, is_admitted: bool, home: Path, ann: str, restante: Restante
 ) -> None:
     """That back end has another password for the same mail; the warning precedes the prompt."""

@@ -153,7 +153,7 @@ def test_status_shows_all_workers_and_open_connections(site: Site, operator: Ope
         assert "no server is running" in done.err
 
 
-def test_a_killed_and_a_stopped_worker_are_named(site: Site, operator: Operator) -> None:
+def test_killed_and_stopped_workers_are_reported(site: Site, operator: Operator) -> None:
     """The supervisor is stopped too, so that it does not start the killed worker again."""
     pids = {each["worker"]: each["pid"] for each in operator.status()["workers"]}
     with stopped(site.process.pid, pids[1]):
@@ -195,7 +195,7 @@ def test_sockets_of_a_killed_server_are_replaced(site: Site, operator: Operator)
     assert operator.status()["ready"]
 
 
-def test_another_server_and_other_files_keep_their_place(site: Site) -> None:
+def test_sockets_of_other_servers_and_files_are_left_in_place(site: Site) -> None:
     """A server whose control socket is taken serves mail without it."""
     site.write(workers=2)
     folder = site.place / "control"

@@ -132,7 +132,7 @@ def control(folder: Path) -> Control:
     return Control(Live(0, Site(1, Reloads(1)), folder, unused, unused, unused))
 
 
-def test_a_stopped_reader_costs_little_and_gets_the_number_of_skipped_events(
+def test_stopped_reader_is_cheap_and_gets_the_number_of_skipped_events(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:

@@ -59,7 +59,7 @@ def in_maildrop(restante: Restante, user: str = "ann") -> int:
 
 
 @pytest.mark.parametrize("name", MEANS_ANN)
-def test_every_way_in_finds_the_same_user(
+def test_all_deliveries_find_the_same_user(
     name: str, restante: Restante, ann: str, configure: Configure
 ) -> None:
     configure.upstream.deliver("u", MESSAGE)
@@ -73,7 +73,7 @@ def test_every_way_in_finds_the_same_user(
 
 
 @pytest.mark.parametrize("name", MEANS_NONE)
-def test_no_way_in_takes_mail_for_a_name_that_no_user_has(
+def test_no_delivery_accepts_mail_for_an_unknown_name(
     name: str, restante: Restante, ann: str, configure: Configure
 ) -> None:
     """No mail is fetched, deleted or stored, and a gateway does not start."""
@@ -114,7 +114,7 @@ def test_a_store_in_memory_is_refused(restante: Restante, ann: str, configure: C
     assert len(configure.upstream.messages("u")) == 1
 
 
-def test_a_disk_that_is_not_mounted_is_waited_for(
+def test_collector_waits_for_an_unmounted_disk(
     restante: Restante, ann: str, configure: Configure, tmp_path: Path
 ) -> None:
     """Nothing is written to the mount point; after the mount everything works."""
@@ -132,7 +132,7 @@ def test_a_disk_that_is_not_mounted_is_waited_for(
 
 
 @pytest.mark.parametrize("to", ["maildir:{}/disk/Mail", "mbox:{}/disk/mbox", "{}/disk/Mail"])
-def test_a_directory_above_a_destination_is_never_made(
+def test_parent_directory_of_a_destination_is_never_created(
     to: str, restante: Restante, configure: Configure, tmp_path: Path
 ) -> None:
     configure.upstream.deliver("u", MESSAGE)
@@ -183,7 +183,7 @@ def test_check_verifies_the_alert_destination(
     assert "account.isp.alert.to: maildrop:postmistress: no such user" in found.err
 
 
-def test_a_full_maildrop_leaves_the_rest_upstream(
+def test_mail_that_does_not_fit_stays_on_its_server(
     restante: Restante, ann: str, configure: Configure
 ) -> None:
     """Messages that fit are stored and counted, the rest comes when there is room."""
@@ -216,7 +216,7 @@ def test_a_message_larger_than_the_quota_does_not_stop_the_rest(
     assert (in_maildrop(restante), len(configure.upstream.messages("u"))) == (2, 1)
 
 
-def test_a_maildrop_that_was_moved_away_and_back_repeats_nothing(
+def test_maildrop_that_was_moved_away_and_back_gets_no_duplicates(
     restante: Restante, ann: str, configure: Configure
 ) -> None:
     """As after a restore: file names identify messages without index and ledger."""

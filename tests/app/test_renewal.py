@@ -77,7 +77,7 @@ def test_a_certificate_that_goes_while_it_is_read_ends_nothing(
     assert caplog.messages == ["certificate refused"] * 2
 
 
-def test_the_key_of_tickets_and_the_certificate_are_renewed(
+def test_ticket_key_and_certificate_are_renewed(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run: Run[None]
 ) -> None:
     """A ticket works as long as its key is kept, at most a day (RFC 9325 §3.4)."""

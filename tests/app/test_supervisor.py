@@ -222,7 +222,7 @@ def site(tmp_path: Path, home: Path) -> Iterator[Site]:
     made.process.stdout.close()
 
 
-def test_a_killed_worker_takes_its_sessions_with_it_and_comes_back(site: Site) -> None:
+def test_killed_worker_loses_its_sessions_and_is_restarted(site: Site) -> None:
     site.start()
     victim, other = site.workers()
     with ExitStack() as stack:
@@ -242,7 +242,7 @@ def test_a_killed_worker_takes_its_sessions_with_it_and_comes_back(site: Site) -
     assert site.stop() == 0
 
 
-def test_limits_hold_across_workers_and_a_dead_one_keeps_no_seat(site: Site) -> None:
+def test_limits_apply_to_all_workers_and_a_dead_worker_frees_its_slots(site: Site) -> None:
     site.write(limits="per_address = 2")
     site.start()
     victim, other = site.workers()
@@ -291,7 +291,7 @@ def test_unauthenticated_connections_are_evicted_in_the_same_worker(site: Site) 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_hangup_brings_a_certificate_to_new_sessions_only(workers: int, site: Site) -> None:
+def test_sighup_applies_a_certificate_to_new_sessions_only(workers: int, site: Site) -> None:
     first = site.use_certificate("first")
     site.write(workers=workers)
     site.start()
@@ -310,7 +310,7 @@ def test_hangup_brings_a_certificate_to_new_sessions_only(workers: int, site: Si
     before.close()
 
 
-def test_hangup_brings_limits_and_a_mistake_changes_nothing(site: Site) -> None:
+def test_sighup_applies_limits_and_an_invalid_file_changes_nothing(site: Site) -> None:
     site.start()
     for limits, needs_restart in (
         ("per_address = 1", False),
@@ -335,7 +335,7 @@ def test_hangup_brings_limits_and_a_mistake_changes_nothing(site: Site) -> None:
 
 
 @pytest.mark.slow
-def test_many_hangups_end_no_session(site: Site) -> None:
+def test_many_sighups_end_no_session(site: Site) -> None:
     site.start()
     before = site.client().log_in("ann")
     for _ in range(50):
@@ -753,7 +753,7 @@ def test_shared_count_survives_a_crash_while_counting(end: Callable[[], object])
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/etc/pam.d/other").exists(), reason="a system without PAM")
-def test_a_broken_module_of_pam_takes_no_worker_along(site: Site, tmp_path: Path) -> None:
+def test_broken_pam_module_ends_no_worker(site: Site, tmp_path: Path) -> None:
     """A check that hangs and one that crashes, each in a separate process; after a reload and a
     stop no process of PAM is left."""
     shutil.copy(Path(__file__).parent.parent / "auth" / "fake_pam.py", tmp_path / "pamela.py")

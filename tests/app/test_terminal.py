@@ -99,7 +99,7 @@ def configuration(request: pytest.FixtureRequest, home: Path) -> Path:
     return file
 
 
-def test_a_closed_window_stops_the_server(configuration: Path) -> None:
+def test_closing_the_terminal_stops_the_server(configuration: Path) -> None:
     with terminal("-c", configuration, "serve", *LISTEN) as screen:
         screen.expect(READY)
         screen.close()
@@ -107,7 +107,7 @@ def test_a_closed_window_stops_the_server(configuration: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_hangup_while_the_window_is_open_reloads(configuration: Path) -> None:
+def test_sighup_in_an_open_terminal_reloads(configuration: Path) -> None:
     with terminal("-c", configuration, "serve", *LISTEN) as screen:
         screen.expect(READY)
         for _ in range(2):
@@ -126,7 +126,7 @@ def test_a_closed_window_stops_an_ephemeral_server(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nohup_outlives_its_window(configuration: Path) -> None:
+def test_nohup_continues_after_the_terminal_is_closed(configuration: Path) -> None:
     with terminal("-c", configuration, "serve", *LISTEN, ignores_hangup=True) as screen:
         screen.expect(READY)
         screen.close()

@@ -203,7 +203,7 @@ def test_a_clock_that_is_put_right_in_time_costs_nothing(house: House) -> None:
     assert house.held() == 0
 
 
-def test_a_restart_does_not_make_a_clock_right(house: House) -> None:
+def test_restart_does_not_make_the_clock_trusted(house: House) -> None:
     house.remove("ann", 200)
     house.machine.set(house.machine.now + 300 * DAY)
     for _ in range(5):
@@ -212,7 +212,7 @@ def test_a_restart_does_not_make_a_clock_right(house: House) -> None:
     assert house.held() == 200
 
 
-def test_a_lost_file_does_not_make_a_clock_right(house: House) -> None:
+def test_lost_state_file_does_not_make_the_clock_trusted(house: House) -> None:
     house.remove("ann", 200)
     house.machine.now += 300 * DAY
     (house.place / "clock").unlink()
@@ -220,7 +220,7 @@ def test_a_lost_file_does_not_make_a_clock_right(house: House) -> None:
     assert house.held() == 200
 
 
-def test_a_backup_that_is_restored_is_not_purged_at_once(house: House) -> None:
+def test_restored_backup_is_not_purged_immediately(house: House) -> None:
     """Mail and state are three weeks old: there is a day to restore held mail."""
     house.remove("ann", 200)
     house.machine.now += 21 * DAY
@@ -233,7 +233,7 @@ def test_a_backup_that_is_restored_is_not_purged_at_once(house: House) -> None:
     assert house.held() == 0
 
 
-def test_a_machine_without_a_battery(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_machine_without_a_clock_battery(house: House, caplog: pytest.LogCaptureFixture) -> None:
     """It boots in 1970; mail deleted before the clock is right is held for the usual time."""
     house.remove("ann", 2)
     house.machine.now = 0.0
@@ -276,7 +276,7 @@ def test_nothing_is_due_while_the_clock_is_behind(house: House, behind: float) -
     assert house.held() == 0
 
 
-def test_mail_of_a_clock_that_was_ahead(house: House) -> None:
+def test_mail_stored_while_the_clock_was_ahead(house: House) -> None:
     """Its hold begins when the clock is right again, and does not last until that year."""
     house.machine.set(house.machine.now + 300 * DAY)
     house.remove("ann", 200)
@@ -322,7 +322,7 @@ _steps = st.one_of(
 @pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_steps, max_size=10))
-def test_no_history_of_a_machine_shortens_a_hold(
+def test_no_sequence_of_restarts_and_clock_jumps_shortens_a_hold(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     steps: list[tuple[str, float]],
@@ -476,7 +476,7 @@ def test_a_mark_that_cannot_be_written_ends_no_round(
 # -- A changed rule
 
 
-def test_a_shorter_hold_is_announced_and_comes_into_force_after_a_day(
+def test_shorter_hold_is_announced_and_takes_effect_after_a_day(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     house.remove("ann", 200, ago=3 * DAY)

@@ -198,7 +198,7 @@ def in_another_process(database: Path) -> Users:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_changed_password_makes_the_old_one_fail_at_once(
+def test_old_password_fails_immediately_after_a_change(
     users: Users, database: Path, own: bool
 ) -> None:
     """I 191."""
@@ -210,7 +210,7 @@ def test_a_changed_password_makes_the_old_one_fail_at_once(
     users.close()
 
 
-def test_a_wrong_password_that_becomes_right_works_at_once(users: Users, database: Path) -> None:
+def test_refused_password_works_immediately_after_it_is_set(users: Users, database: Path) -> None:
     """I 194."""
     cache = Cache(users)
     refused(cache)
@@ -248,7 +248,7 @@ def test_a_user_who_was_unknown_is_known_at_once(users: Users) -> None:
         ),
     ],
 )
-def test_a_permission_that_changes_holds_at_once(
+def test_changed_permission_applies_immediately(
     users: Users, database: Path, change: Callable[[Users, UserAccount], None], reason: str
 ) -> None:
     """I 192: permissions are checked at each login, not cached."""

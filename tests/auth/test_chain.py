@@ -145,7 +145,7 @@ def test_back_end_that_is_down_is_a_temporary_failure(identity: str) -> None:
 
 
 @pytest.mark.parametrize("identity", ["bob", "eve"])
-def test_a_back_end_that_hangs_is_given_up_at_the_deadline(identity: str) -> None:
+def test_back_end_that_hangs_is_abandoned_at_the_deadline(identity: str) -> None:
     slow = Plain({"bob": "two"}, hangs=True)
     for chain, who in (
         (chained(slow, Plain({}), deadline=0.01), "users"),
@@ -187,7 +187,7 @@ class Everything(Keyed):
         return "bob"
 
 
-def test_all_questions_of_one_login_share_one_deadline() -> None:
+def test_all_queries_of_one_login_share_one_deadline() -> None:
     """Each further question gets only the time that is left of the login."""
 
     async def main() -> None:

@@ -287,7 +287,7 @@ COSTLY = "$argon2id$v=19$m=262144,t=16,p=1$34fOKsIGQLLUpQX+FdTjtQ$" + "C" * 43
         "ann:{PLAIN}wrong::::::nologin",
     ],
 )
-def test_each_refusal_costs_one_hash_and_a_decoy_lets_no_user_in(
+def test_each_refusal_costs_one_hash_and_no_decoy_is_accepted(
     line: str, path: Path, computed: Counter[str]
 ) -> None:
     """So the time of an answer does not show which users have no hash that can be computed.

@@ -60,7 +60,7 @@ def test_malformed_hash_matches_nothing(phc: str) -> None:
         *("m=262144,t=5,p=1", "m=262144,t=16,p=4", "m=65537,t=16,p=1"),  # the product counts
     ],
 )
-def test_a_hash_that_costs_too_much_is_not_computed(parameters: str, hashed: Counter[str]) -> None:
+def test_hash_that_costs_too_much_is_not_computed(parameters: str, hashed: Counter[str]) -> None:
     """A cost of 2^31 in a foreign database fails closed, and delays no other user."""
     assert not passwords.matches("x", PHC.replace("m=19456,t=2,p=1", parameters))
     assert not hashed

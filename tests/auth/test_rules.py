@@ -304,7 +304,7 @@ def changes(name: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
-def test_the_first_that_has_an_entry_decides_after_each_change(
+def test_first_back_end_with_an_entry_decides_after_each_change(
     order: tuple[str, ...], tmp_path: Path
 ) -> None:
     async def main() -> None:

@@ -168,7 +168,9 @@ def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
     ids=lambda stored: stored[:48],
 )
-def test_an_absurd_cost_is_not_computed(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hash_with_an_absurd_cost_is_not_computed(
+    stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """FAULTS.md I 196: it fails closed, and delays no other user."""
     with nothing_computed(monkeypatch):
         assert not schemes.matches("tan staaf", stored)

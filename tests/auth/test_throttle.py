@@ -105,7 +105,7 @@ def test_guesses_are_forgotten(throttle: Throttle, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("back", "is_known"), [(60, True), (300 * DAY, False)])
-def test_entries_of_a_clock_that_was_ahead_are_ignored(
+def test_entries_made_while_the_clock_was_ahead_are_ignored(
     throttle: Throttle, clock: Clock, back: float, is_known: bool
 ) -> None:
     """Otherwise their weights would not decay until that time.  A small step is tolerated."""
@@ -130,7 +130,7 @@ def test_entries_of_a_clock_that_was_ahead_are_ignored(
         ("2001:db8:0:{:x}::1", "2001:db8:0:ff00::1", "2001:db8:1::1"),
     ],
 )
-def test_a_wide_network_counts_at_an_eighth(
+def test_guesses_in_a_wide_network_count_an_eighth(
     throttle: Throttle, attacker: str, neighbour: str, alone: str
 ) -> None:
     for number in range(1, 65):
@@ -183,7 +183,7 @@ def spray(throttle: Throttle, users: int, password: str = "Winter2026") -> list[
     ]
 
 
-def test_a_password_that_fails_at_many_users_is_answered_later_from_anywhere(
+def test_password_that_fails_for_many_users_is_delayed_from_every_network(
     throttle: Throttle, clock: Clock
 ) -> None:
     """FAULTS.md §6: each network guesses once, so that none is slowed down for itself."""
@@ -216,7 +216,7 @@ def test_the_same_users_again_are_no_more_users(throttle: Throttle) -> None:
     assert throttle.facts("ann", ELSEWHERE).sprayed == 0
 
 
-def test_a_sprayed_password_opens_as_fast_where_it_is_right(throttle: Throttle) -> None:
+def test_sprayed_password_that_is_correct_is_not_delayed(throttle: Throttle) -> None:
     """The spray is not consulted before the check, so timing does not reveal its users: they do not
     wait, and priorities are unchanged."""
     priorities = [
@@ -375,7 +375,7 @@ def test_each_user_of_a_trusted_webmail_has_a_turn(throttle: Throttle) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ann", "bob"]), st.integers(0, 255)), max_size=60))
-def test_no_guesses_of_others_lock_a_user(guesses: list[tuple[str, int]]) -> None:
+def test_guesses_of_others_never_lock_out_a_user(guesses: list[tuple[str, int]]) -> None:
     """I 189: no state refuses a right password, and a known user stays first."""
     home = shown("right", "ann")
     with closing(Throttle(clock=Clock(), entries=64)) as throttle:

@@ -147,7 +147,9 @@ def test_valid_variants_of_claims_are_accepted(issuer: Signed, claims: dict[str,
     ],
     ids=" ".join,
 )
-def test_a_claim_that_is_wrong_or_missing(issuer: Signed, claims: dict[str, Any]) -> None:
+def test_token_with_a_wrong_or_missing_claim_is_refused(
+    issuer: Signed, claims: dict[str, Any]
+) -> None:
     """None leaves it out."""
     changed = {name: value for name, value in {**GOOD, **claims}.items() if value is not None}
     header = {"alg": "RS256", "kid": "rsa"}
@@ -256,7 +258,7 @@ def forged(kind: str) -> str:
         "no kid",
     ],
 )
-def test_a_forgery_opens_nothing(issuer: Signed, kind: str) -> None:
+def test_forged_token_is_refused(issuer: Signed, kind: str) -> None:
     refused(issuer, forged(kind))
 
 

@@ -148,7 +148,7 @@ def test_every_other_password_works(users: Users, password: str) -> None:
 @pytest.mark.parametrize(
     ("authorization", "works"), [("mrose", True), ("MROSE", True), ("ann", False)]
 )
-def test_no_user_acts_for_another(users: Users, authorization: str, works: bool) -> None:
+def test_no_user_can_log_in_as_another(users: Users, authorization: str, works: bool) -> None:
     """RFC 4616 §2: an authorization identity other than one's own needs permission."""
     users.add("ann", "other")
     if works:
@@ -163,7 +163,7 @@ def test_new_password_replaces_the_old_one_at_once(users: Users) -> None:
     verify(users, "mrose", "new")
 
 
-def test_a_removed_user_cannot_log_in_and_takes_the_credentials_along(users: Users) -> None:
+def test_removed_user_cannot_log_in_and_the_credentials_are_removed(users: Users) -> None:
     users.remove("mrose")
     refused(users, "mrose", "tan staaf")
     users.add("mrose", "other")
@@ -319,7 +319,7 @@ def test_new_name_is_unchanged_by_every_login(name: str) -> None:
     assert check_new_name(normal) == normal
 
 
-def test_users_with_names_of_earlier_versions_go_on(users: Users, database: Path) -> None:
+def test_users_with_names_from_earlier_versions_can_log_in(users: Users, database: Path) -> None:
     rename(database, "\uff4drose")
     assert verify(users, "\uff4drose", "tan staaf").user == "\uff4drose"
     users.set_password("\uff4drose", "another")

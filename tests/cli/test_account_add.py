@@ -465,7 +465,7 @@ def imap(server_tls: ssl.SSLContext) -> Iterator[ImapStandIn]:
         yield running
 
 
-def test_an_imap_destination_is_asked_for_its_password_and_tried(
+def test_imap_destination_prompts_for_its_password_and_is_tested(
     restante: Restante,
     home: Path,
     plain: Pop3Server,
@@ -523,7 +523,7 @@ def test_without_a_terminal_passwords_are_lines(restante: Restante, home: Path) 
     assert (written(home), secrets(home)) == ("", [])
 
 
-def test_a_gmail_destination_is_signed_in_to(
+def test_gmail_destination_starts_a_sign_in(
     restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreed: list[tuple[str, str]] = []
@@ -569,7 +569,7 @@ def test_a_recipient_is_asked_for_where_the_user_is_no_address(
     assert len(asked) == 3  # plus two passwords
 
 
-def test_a_gateway_is_complete(restante: Restante, ann: str, home: Path) -> None:
+def test_gateway_account_is_complete(restante: Restante, ann: str, home: Path) -> None:
     (home / "p").write_text("secret\n")
     words = (*SOURCE, "--keep", "until-deleted", "--password-file", "p", "--poll-on-login", "20s")
     done = at_terminal(restante, *words, "--to", "maildrop:till")

@@ -211,7 +211,7 @@ def test_only_mail_that_is_in_a_maildir_is_adopted(shell: Shell, server: dict[st
     assert stored == sorted([MESSAGE.replace(b"\n", b"\r\n"), letter(4), twins[1]])
 
 
-def test_adopting_removes_nothing_that_was_read_for_its_header() -> None:
+def test_adopting_removes_no_message_whose_header_was_read() -> None:
     """The server removes retrieved messages at QUIT, and its TOP does not work."""
     odd = Odd(removes_what_was_read=True)
 
@@ -293,7 +293,7 @@ def configure(home: Path, name: str, password: str, mode: int = 0o600) -> None:
         ('{ credential = "isp" }', "account.isp.password: is empty or not set"),
     ],
 )
-def test_a_secret_that_cannot_be_had_is_named(
+def test_secret_that_cannot_be_obtained_is_named(
     home: Path, restante: Restante, password: str, words: str
 ) -> None:
     configure(home, "isp", password)
@@ -311,7 +311,7 @@ def test_a_secret_that_cannot_be_had_is_named(
         ("7", 0o600, "must be { command"),
     ],
 )
-def test_passwords_are_refused_where_they_are_not_safe(
+def test_passwords_in_unsafe_places_are_refused(
     home: Path, restante: Restante, password: str, mode: int, words: str
 ) -> None:
     configure(home, "isp", password, mode)

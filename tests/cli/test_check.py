@@ -18,7 +18,7 @@ from restante.passdb import UserAccount
 from .conftest import Restante
 
 
-def test_relative_paths_are_named(restante: Restante, home: Path) -> None:
+def test_relative_paths_are_reported(restante: Restante, home: Path) -> None:
     """The mistake shows only when cron runs the command in another directory."""
     file = home / "restante.toml"
     file.write_text(
@@ -41,7 +41,7 @@ def test_relative_paths_are_named(restante: Restante, home: Path) -> None:
     ]
 
 
-def test_the_configuration_stays_the_same_file_elsewhere(home: Path) -> None:
+def test_configuration_paths_do_not_depend_on_the_working_directory(home: Path) -> None:
     (home / "restante.toml").write_text("")
     with chdir(home):
         found = config.load(Path("restante.toml"), environment={"XDG_STATE_HOME": "state"})
@@ -87,7 +87,7 @@ def let(state: Path, **permissions: object) -> None:
         (["0.0.0.0/32", "ff00::/8"], "no client"),
     ],
 )
-def test_networks_that_lock_a_user_out_are_named(
+def test_networks_that_lock_out_a_user_are_reported(
     restante: Restante, home: Path, state: Path, networks: Sequence[str], reason: str, listen: str
 ) -> None:
     """``reason``: the addresses that clients from these networks cannot reach, or what is wrong
@@ -138,7 +138,7 @@ def test_a_disabled_user_is_meant_to_be_kept_out(
         ("CRAM-MD5", '["PLAIN"]', ["CRAM-MD5", "only"]),
     ],
 )
-def test_mechanisms_that_are_unknown_or_not_offered_are_named(
+def test_mechanisms_that_are_unknown_or_not_offered_are_reported(
     restante: Restante, home: Path, state: Path, mechanisms: str, offered: str, expected: list[str]
 ) -> None:
     let(state, mechanisms=tuple(mechanisms.split()))
@@ -161,7 +161,7 @@ def test_a_name_of_an_earlier_version_that_no_client_can_show_is_named(
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o602])
-def test_files_with_secrets_that_others_can_read_are_named(
+def test_secret_files_that_others_can_read_are_reported(
     restante: Restante, home: Path, state: Path, mode: int
 ) -> None:
     let(state)
@@ -184,9 +184,7 @@ def test_files_with_secrets_that_others_can_read_are_named(
     assert locked.startswith("user bob may log in only from 224.0.0.0/4, but")
 
 
-def test_lines_of_a_passwd_file_that_let_no_user_in_are_named(
-    restante: Restante, home: Path
-) -> None:
+def test_unusable_lines_of_a_passwd_file_are_reported(restante: Restante, home: Path) -> None:
     passwd = home / "passwd"
     text = "ann:{PLAIN}x\n bob:{PLAIN}x\ncat:{PLAIN}x:::::nologin\ndan:$y$j9T$a$b\n"
     passwd.write_bytes(f"{text}\uff45ve:{{PLAIN}}x\n".encode() + b"m\xfcller:{PLAIN}x\n")

@@ -110,7 +110,9 @@ def test_the_story_of_a_large_message(
     assert stored(home, "bob") == 2
 
 
-def test_a_refused_login_leaves_no_bar(home: Path, configured: Path, server: Pop3Server) -> None:
+def test_refused_login_leaves_no_progress_bar(
+    home: Path, configured: Path, server: Pop3Server
+) -> None:
     server.deliver("ann", MESSAGE * 1000)
     configured.write_text(configured.read_text().replace('"pw"', '"wrong"', 1))
     with terminal("collect", "--all") as screen:

@@ -32,7 +32,7 @@ def accounts() -> dict[str, str]:
     return {name: each.to for name, each in config.load().account.items()}
 
 
-def test_each_account_is_imported_or_named(restante: Restante, rc: Path) -> None:
+def test_each_account_is_imported_or_reported(restante: Restante, rc: Path) -> None:
     for dry_run in (["--dry-run"], []):
         assert accounts() == {}
         done = restante("import", "fetchmail", rc, *dry_run)
@@ -105,7 +105,7 @@ def test_a_relative_path_is_made_absolute(
     assert accounts()["pop-example-org"] == expected
 
 
-def test_a_value_that_the_configuration_refuses_stops_no_other(
+def test_value_refused_by_the_configuration_does_not_stop_others(
     restante: Restante, home: Path
 ) -> None:
     """And the configuration stays valid, since every command reads it."""

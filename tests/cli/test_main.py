@@ -265,7 +265,7 @@ def test_root_makes_nothing_that_the_server_cannot_read(
         (None, 75),
     ],
 )
-def test_75_means_that_trying_again_can_help(cause: OSError | None, code: int) -> None:
+def test_exit_code_75_means_that_a_retry_can_succeed(cause: OSError | None, code: int) -> None:
     for kind in (errors.TemporaryFailure, errors.ConnectionLost):
         error = kind("x")
         error.__cause__ = cause

@@ -61,7 +61,7 @@ def is_recipient(server: Serving, name: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_all_agree_with_a_login(template: str, home: Path, restante: Restante) -> None:
+def test_all_commands_agree_with_a_login(template: str, home: Path, restante: Restante) -> None:
     (home / "mail").mkdir()
     config = home / "restante.toml"
     config.write_text(

@@ -79,7 +79,7 @@ def configure(home: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("key", BY_KEY)
-def test_fifo_in_the_configuration_is_an_error_in_words(
+def test_fifo_in_the_configuration_is_reported(
     key: str, restante: Restante, home: Path, fifo: Path
 ) -> None:
     configure(home, BY_KEY[key].format(config.toml(str(fifo))))
@@ -104,7 +104,7 @@ def test_every_file_that_the_configuration_names_is_tried() -> None:
     assert named - {"auth.oauth.users"} == set(BY_KEY)
 
 
-def test_fifo_or_device_as_configuration_is_an_error_in_words(
+def test_fifo_or_device_as_configuration_is_reported(
     restante: Restante, home: Path, fifo: Path
 ) -> None:
     for path in (fifo, Path("/dev/zero")):

@@ -198,7 +198,7 @@ def test_first_start_prints_the_next_steps(home: Path, state: Path, ports: None)
     assert (state / "first-password").stat().st_mode & 0o777 == 0o600
 
 
-def test_login_needs_tls_even_here(home: Path, state: Path, ports: None) -> None:
+def test_login_requires_tls_even_on_the_same_machine(home: Path, state: Path, ports: None) -> None:
     with serving() as server, server.client("pop3") as client:
         with pytest.raises(poplib.error_proto, match="STLS"):
             client.user("me")

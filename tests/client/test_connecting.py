@@ -72,7 +72,7 @@ def resolving(patch: pytest.MonkeyPatch, *entries: Any) -> None:
 @pytest.mark.rfc("P-167")
 @pytest.mark.parametrize("before", [0, 1, 3])
 @pytest.mark.parametrize("after", [0, 2])
-def test_the_first_address_that_answers_is_taken(
+def test_first_address_that_responds_is_used(
     kind: str, before: int, after: int, dead: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any number before it may refuse, be dead, or have a family this machine lacks."""
@@ -105,7 +105,7 @@ def test_the_first_address_that_answers_is_taken(
         (["dead", REFUSES], "DeadlineExceeded: localhost does not answer"),
     ],
 )
-def test_no_address_that_answers(
+def test_no_address_responds(
     kind: str,
     entries: list[Any],
     reported: str,
@@ -134,7 +134,7 @@ def test_the_deadline_ends_it_too(
         ({"deadline": 0.05}, "DeadlineExceeded: the deadline has passed"),
     ],
 )
-def test_a_look_up_that_hangs_is_left(
+def test_look_up_that_hangs_times_out(
     kind: str, limits: dict[str, Any], reported: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the program can exit meanwhile."""
@@ -243,7 +243,7 @@ def test_families_take_turns() -> None:
 
 
 @kinds
-def test_of_very_many_addresses_some_are_tried(
+def test_only_some_of_very_many_addresses_are_tried(
     kind: str, made: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hostile DNS answer must not cause unlimited work."""

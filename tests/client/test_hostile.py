@@ -90,7 +90,7 @@ OURS = [with_asyncio, with_blocking, one_by_one, with_poplib]
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("fetch", OURS)
-def test_withstands(fetch: Fetch, name: str) -> None:
+def test_hostile_server_does_no_harm(fetch: Fetch, name: str) -> None:
     # The old interface has no SCRAM: USER and PASS are what its callers send.
     if fetch is with_poplib and name.startswith(("scram", "auth")):
         return
@@ -100,7 +100,7 @@ def test_withstands(fetch: Fetch, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fetch", OURS)
-def test_an_end_at_every_octet(fetch: Fetch) -> None:
+def test_connection_lost_at_every_octet(fetch: Fetch) -> None:
     # Three of the clients share a dialogue, so not all need every case.
     for name, attack in cuts(1 if fetch in (with_asyncio, with_poplib) else 5):
         assert try_client(fetch, attack) == [], name
@@ -126,7 +126,7 @@ def kept(fetch: Fetch, attack: Attack) -> list[bytes]:
 
 @pytest.mark.parametrize("fetch", OURS)
 @pytest.mark.parametrize("name", ["polite", "size-lie", "dot-lf", "dot-cr", "dot-half"])
-def test_gets_all_the_mail_all_the_same(fetch: Fetch, name: str) -> None:
+def test_all_mail_is_downloaded_despite_the_fault(fetch: Fetch, name: str) -> None:
     """Odd mail from an honest server is mail."""
     assert kept(fetch, ATTACKS[name]) == list(ATTACKS[name].messages)
 

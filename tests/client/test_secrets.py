@@ -182,7 +182,7 @@ HOSTILE_URLS = [
 @pytest.mark.rfc("P-165")
 @pytest.mark.parametrize("url", HOSTILE_URLS)
 @pytest.mark.parametrize("connect", [restante.connect, restante.connect_blocking])
-def test_a_url_that_cannot_be_read_is_not_repeated(connect: Any, url: str) -> None:
+def test_invalid_url_is_not_repeated(connect: Any, url: str) -> None:
     """``urllib.parse`` would repeat it: a "/" in a password ends what it takes for the port."""
 
     async def enter() -> None:

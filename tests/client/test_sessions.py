@@ -118,7 +118,7 @@ def test_a_second_thread_is_refused_before_anything_is_sent(server: Pop3Server, 
     assert subjects(server) == ["1"]
 
 
-def test_threads_that_share_a_session_get_their_own_answers_or_an_error(
+def test_threads_that_share_a_session_get_their_responses_or_an_error(
     server: Pop3Server,
 ) -> None:
     with_mail(server, 8)
@@ -274,7 +274,7 @@ async def created_before(held: Held, message: Message) -> dict[str, Callable[[],
 
 @kinds
 @pytest.mark.parametrize("renewal", ["reconnect", "commit", "lost, then reconnect"])
-def test_nothing_of_an_old_session_goes_on_in_a_new_one(
+def test_nothing_continues_from_an_old_session_in_a_new_one(
     server: Pop3Server, kind: str, renewal: str
 ) -> None:
     """Its numbers mean other messages in the new one, which its deletions would remove."""
@@ -306,9 +306,7 @@ def test_nothing_of_an_old_session_goes_on_in_a_new_one(
 
 
 @kinds
-def test_deletions_that_wait_are_not_sent_in_the_next_session(
-    server: Pop3Server, kind: str
-) -> None:
+def test_pending_deletions_are_not_sent_in_the_next_session(server: Pop3Server, kind: str) -> None:
     """They wait for a retrieval, and must not be sent in another session."""
     with_mail(server, 3)
 
@@ -406,7 +404,7 @@ def test_a_refused_deletion_does_not_keep_commit_from_going_on(
 
 @kinds
 @pytest.mark.parametrize("then", ["ends", "reconnects in vain"])
-def test_a_loss_of_deletions_that_a_program_passes_over_is_reported_at_the_end(
+def test_ignored_loss_of_deletions_is_reported_at_the_end(
     server: Pop3Server, kind: str, then: str
 ) -> None:
     with_mail(server, 3)
@@ -525,7 +523,7 @@ def raises_at(listing: list[Message], place: int) -> Iterator[Message]:
         (lambda client, listing: client.retrieve(listing[0]).save(None), TypeError),
     ],
 )
-def test_a_mistake_is_raised_and_leaves_the_session_alive(
+def test_mistake_raises_an_error_and_the_session_continues(
     server: Pop3Server, kind: str, mistake: Callable[[Any, Any], Any], error: type[Exception]
 ) -> None:
     with_mail(server, 2)
@@ -644,7 +642,9 @@ def test_a_record_that_cannot_be_written_costs_no_session(server: Pop3Server, ki
 @kinds
 @pytest.mark.parametrize("method", ["read", "email"])
 @pytest.mark.parametrize("pipelined", [False, True])
-def test_a_limit_of_octets(server: Pop3Server, kind: str, method: str, pipelined: bool) -> None:
+def test_message_larger_than_the_limit_is_refused(
+    server: Pop3Server, kind: str, method: str, pipelined: bool
+) -> None:
     """Messages announced as larger are not requested; those that turn out larger are skipped."""
     size = len(b"Subject: 1\r\n\r\n") + 52
     with_mail(server, 3)
@@ -674,7 +674,7 @@ def test_a_limit_of_octets(server: Pop3Server, kind: str, method: str, pipelined
 
 @kinds
 @pytest.mark.parametrize("method", ["read", "email"])
-def test_the_limit_holds_where_the_server_lies_about_sizes(
+def test_limit_applies_even_if_the_server_announces_wrong_sizes(
     server: Pop3Server, kind: str, method: str
 ) -> None:
     with_mail(server, 1)

@@ -276,7 +276,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @both
-def test_tls_on_a_port_that_was_taken_for_a_clear_one(
+def test_tls_port_used_without_tls(
     session: Session, impatient: None, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     async def main() -> None:
@@ -290,7 +290,7 @@ def test_tls_on_a_port_that_was_taken_for_a_clear_one(
 
 
 @both
-def test_a_clear_port_that_was_taken_for_tls(session: Session, client_tls: ssl.SSLContext) -> None:
+def test_clear_text_port_used_with_tls(session: Session, client_tls: ssl.SSLContext) -> None:
     async def main() -> None:
         async with scripted(polite) as (port, _):
             with pytest.raises(TLSUnavailable, match=r"use pop3:// \(STLS\)"):
@@ -300,7 +300,7 @@ def test_a_clear_port_that_was_taken_for_tls(session: Session, client_tls: ssl.S
 
 
 @both
-def test_a_slow_greeting_is_waited_for(session: Session, impatient: None) -> None:
+def test_client_waits_for_a_slow_greeting(session: Session, impatient: None) -> None:
     """Checking whether it speaks TLS does not disturb it."""
 
     async def slow(peer: Peer) -> None:
@@ -371,7 +371,7 @@ async def says(limit: int, reset: bool, peer: Peer) -> None:
 
 @both
 @pytest.mark.parametrize("reset", [False, True])
-def test_an_end_at_any_octet(session: Session, reset: bool) -> None:
+def test_connection_lost_at_any_octet(session: Session, reset: bool) -> None:
     """By FIN or RST: there is an exception, and no incomplete message."""
 
     async def main() -> None:
@@ -420,7 +420,7 @@ def certificate_for(folder: Path, names: list[str], lifetime: timedelta) -> tupl
 @both
 @pytest.mark.parametrize("implicit", [True, False])
 @pytest.mark.parametrize("wrong", ["name", "expired", "unknown"])
-def test_a_certificate_that_proves_nothing(
+def test_invalid_certificate_is_refused(
     session: Session, implicit: bool, wrong: str, tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
     """No credential is sent (RFC 7817 §3, CVE-2014-7273)."""
@@ -443,7 +443,9 @@ def test_a_certificate_that_proves_nothing(
     [[], ["*"], ["local*"], ["localhost\0.example.org"], ["example.org"]],
     ids=["common name only", "wildcard for all", "fragment", "NUL", "another"],
 )
-def test_a_name_that_is_not_the_servers(session: Session, names: list[str], tmp_path: Path) -> None:
+def test_certificate_for_another_name_is_refused(
+    session: Session, names: list[str], tmp_path: Path
+) -> None:
     """No credential is sent; the common name never counts (RFC 7817 §3, CVE-2009-2666)."""
     pair = certificates.make(tmp_path, [*map(certificates.dns_name, names)], common="localhost")
 
@@ -458,7 +460,7 @@ def test_a_name_that_is_not_the_servers(session: Session, names: list[str], tmp_
 @both
 @pytest.mark.rfc("P-127")
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-def test_a_server_of_tls_1_1(session: Session, certificate: tuple[Path, Path]) -> None:
+def test_tls_1_1_server_is_refused(session: Session, certificate: tuple[Path, Path]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
@@ -614,7 +616,7 @@ async def silent_after_the_greeting(peer: Peer) -> None:
 
 @both
 @pytest.mark.parametrize("script", [silent, silent_after_the_greeting])
-def test_a_silent_server_is_left(
+def test_silent_server_times_out(
     session: Session, script: Callable[[Peer], Awaitable[None]]
 ) -> None:
     async def main() -> None:
@@ -627,7 +629,7 @@ def test_a_silent_server_is_left(
 
 @both
 @pytest.mark.parametrize("scheme", ["pop3", "pop3s"])
-def test_a_silent_handshake_is_left(
+def test_silent_handshake_times_out(
     session: Session, scheme: str, client_tls: ssl.SSLContext
 ) -> None:
     async def says_yes_and_nothing_more(peer: Peer) -> None:
@@ -660,7 +662,7 @@ def noops_for_ever_blocking(url: str, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("is_blocking", [False, True])
-def test_the_deadline_is_for_all_of_it(is_blocking: bool) -> None:
+def test_deadline_applies_to_the_whole_session(is_blocking: bool) -> None:
     """Even if the server is never silent for ``timeout`` seconds."""
     options = {**IN_CLEAR, "timeout": 10, "deadline": 0.2}
 
@@ -674,7 +676,7 @@ def test_the_deadline_is_for_all_of_it(is_blocking: bool) -> None:
 
 
 @both
-def test_a_message_in_drops_ends_at_the_deadline(session: Session) -> None:
+def test_message_that_arrives_slowly_ends_at_the_deadline(session: Session) -> None:
     async def script(peer: Peer) -> None:
         await peer.say(b"+OK ready\r\n")
         while command := await peer.hear():

@@ -29,7 +29,7 @@ def test_one_octet_at_a_time(operations: list[Operation]) -> None:
 
 
 @given(st.data())
-def test_any_cut_gives_the_same_results(data: st.DataObject) -> None:
+def test_any_split_gives_the_same_results(data: st.DataObject) -> None:
     def cut(octets: bytes) -> list[bytes]:
         cuts = sorted(data.draw(st.lists(st.integers(1, len(octets)), max_size=3)))
         pieces = [octets[a:b] for a, b in zip([0, *cuts], [*cuts, len(octets)], strict=True)]

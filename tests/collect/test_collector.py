@@ -249,7 +249,7 @@ def many(prefix: str, count: int = 30) -> list[tuple[str, bytes]]:
     return [(f"{prefix}{at}", text(f"letter {at}")) for at in range(count)]
 
 
-def test_nearly_everything_looks_new_stops(home: Home, mail: Path) -> None:
+def test_collector_stops_if_nearly_all_messages_look_new(home: Home, mail: Path) -> None:
     home.shelf.rows = many("old")
     home.collect()
     home.shelf.rows = [*many("new"), ("really", text("new"))]
@@ -270,7 +270,7 @@ def test_dedupe_stores_only_new_content(home: Home, mail: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [None, 0.0])
-def test_a_few_messages_under_other_unique_ids_are_known_by_their_content(
+def test_few_messages_with_new_unique_ids_are_recognised_by_content(
     keep: float | None, home: Home, mail: Path
 ) -> None:
     """They are too few to ask the operator, but can always be compared."""
@@ -327,7 +327,7 @@ def test_a_stub_is_stored_once_and_its_message_stays(home: Home, mail: Path) -> 
 
 
 @pytest.mark.parametrize("is_asked_for", [True, False])
-def test_the_whole_message_comes_once_after_its_stub(
+def test_whole_message_is_stored_once_after_its_stub(
     is_asked_for: bool, home: Home, mail: Path
 ) -> None:
     """It is fetched by name or after the limit was raised, and only then may be deleted."""
@@ -418,7 +418,7 @@ def test_logins_have_a_budget_also_when_they_fail(home: Home, ledger: Ledger) ->
 
 
 @pytest.mark.parametrize(("group", "safe"), [(64, 0), (1, 2)])
-def test_disk_full_deletes_nothing_that_is_not_safe(
+def test_full_disk_deletes_only_stored_messages(
     group: int, safe: int, home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third message has no room: its whole group fails, and nothing else."""

@@ -388,7 +388,7 @@ def test_message_unseen_during_renames_is_neither_here_nor_missing(
 
 
 @kinds
-def test_dying_at_any_call_and_doing_it_again(kind: str, tmp_path: Path) -> None:
+def test_retry_after_being_killed_at_any_call(kind: str, tmp_path: Path) -> None:
     """Every message is complete and there once, except after a death behind the commit to an mbox,
     which has no list: then a message may be there twice."""
     for number in range(100):
@@ -436,7 +436,7 @@ def test_a_full_disk_stores_nothing(kind: str, call: str, tmp_path: Path) -> Non
 # An mbox that other programs use too.
 
 
-def test_a_torn_append_is_cut_off(tmp_path: Path) -> None:
+def test_incomplete_append_is_truncated(tmp_path: Path) -> None:
     with opened("mbox", tmp_path) as mbox:
         put(mbox, "a", MESSAGE)
     path = tmp_path / "mail"
@@ -457,7 +457,7 @@ def test_a_torn_append_is_cut_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("journal", [b"", b"x\n", b"-1\nFrom", b"0\nFrom other", b"999999\nFrom x"])
-def test_mail_of_another_program_is_never_cut_off(journal: bytes, tmp_path: Path) -> None:
+def test_mail_of_another_program_is_never_truncated(journal: bytes, tmp_path: Path) -> None:
     path = tmp_path / "mail"
     path.write_bytes(b"From a\n\nmail\n\n")
     (tmp_path / ".mail.restante").write_bytes(journal)

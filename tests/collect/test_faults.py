@@ -52,7 +52,7 @@ def forget(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
-def test_an_end_at_any_octet_and_another_session(keep: bool, tmp_path: Path) -> None:
+def test_connection_lost_at_any_octet_and_another_session(keep: bool, tmp_path: Path) -> None:
     """Also before the answer to DELE or QUIT, when it is unknown which messages are gone."""
     limits = [0]
 
@@ -133,7 +133,7 @@ def test_login_waits_only_after_permanent_failures(
 
 
 @pytest.mark.parametrize("is_older", [False, True])
-def test_a_ledger_that_is_lost_or_old_makes_nothing_twice(is_older: bool, tmp_path: Path) -> None:
+def test_lost_or_old_ledger_causes_no_duplicates(is_older: bool, tmp_path: Path) -> None:
     """The Maildir knows its messages by their names."""
 
     async def main() -> None:
@@ -153,7 +153,7 @@ def test_a_ledger_that_is_lost_or_old_makes_nothing_twice(is_older: bool, tmp_pa
     assert len(stored(tmp_path / "Mail")) == 2
 
 
-def test_a_program_that_hangs_is_ended_and_counts_as_nothing(
+def test_program_that_hangs_is_terminated_and_stores_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spooled, "_TIMEOUT", 0.3)

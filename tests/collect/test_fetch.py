@@ -226,7 +226,7 @@ def test_a_size_of_0_is_a_lie_like_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("largest", "room"), [(30, 0), (None, 10)])
-def test_message_far_beyond_its_size_is_given_up(
+def test_message_far_above_its_announced_size_is_abandoned(
     largest: int | None, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message without end would fill the disk; if it does end, the next ones are fetched."""
@@ -249,7 +249,7 @@ def test_message_far_beyond_its_size_is_given_up(
 
 
 @pytest.mark.parametrize("is_pipelined", [False, True])
-def test_a_refused_deletion_does_not_keep_the_others(is_pipelined: bool, tmp_path: Path) -> None:
+def test_refused_deletion_does_not_prevent_others(is_pipelined: bool, tmp_path: Path) -> None:
     """A refused deletion is not recorded as done: the next session repeats it."""
     answers = {b"DELE 1": b"-ERR no\r\n"}
     if not is_pipelined:

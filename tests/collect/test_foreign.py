@@ -215,7 +215,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("options", REFUSED)
-def test_fetchmails_account_that_cannot_be_imported_says_why(options: str, tmp_path: Path) -> None:
+def test_fetchmail_account_that_cannot_be_imported_is_explained(
+    options: str, tmp_path: Path
+) -> None:
     rc = written(
         tmp_path / "rc",
         f"poll one.example {options}\npoll two.example proto pop3 user ann pass p ssl\n",
@@ -286,7 +288,7 @@ def test_escapes_in_a_password_of_fetchmail(tmp_path: Path) -> None:
     assert found.password == '"a"b\\cAe5q'
 
 
-def test_one_bad_file_of_getmail_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_one_bad_getmail_file_does_not_stop_the_others(tmp_path: Path) -> None:
     good = (
         "[retriever]\ntype = SimplePOP3SSLRetriever\nserver = h\nusername = u\npassword = p\n"
         "[destination]\ntype = Maildir\npath = Mail/\n"
@@ -331,7 +333,7 @@ def test_getmails_filters_are_said_not_to_be_imported(tmp_path: Path) -> None:
         ("", "user is missing"),
     ],
 )
-def test_mpops_account_that_cannot_be_imported_says_why(
+def test_mpop_account_that_cannot_be_imported_is_explained(
     options: str, words: str, tmp_path: Path
 ) -> None:
     rc = written(

@@ -183,7 +183,7 @@ def test_failed_store_raises_an_error(
 
 
 @pytest.mark.parametrize("answer", [(200, {}), (503, {})])
-def test_a_server_that_stores_nothing_is_given_up(
+def test_server_that_stores_nothing_ends_the_session(
     answer: tuple[int, dict[str, Any]], server: StandIn
 ) -> None:
     """Such as a proxy that answers 200 to everything; a few failures may be due to a message."""

@@ -111,7 +111,7 @@ def bodies(server: ImapStandIn) -> list[bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", [b"lost", b"stored-and-lost"])
 @pytest.mark.parametrize("search", ["honest", "all", "none", "BAD", "endless"])
-def test_a_lost_answer_to_append_stores_nothing_twice(
+def test_lost_response_to_append_causes_no_duplicates(
     answer: bytes, search: str, home: Home, server: ImapStandIn
 ) -> None:
     """It does not count as stored, and neither does an answer to SEARCH."""
@@ -145,7 +145,7 @@ def test_only_messages_the_server_shows_count_as_stored(
             give(destination, LETTER, "another")  # the connection still works
 
 
-def test_a_mark_that_came_with_a_message_is_no_proof(
+def test_mark_in_a_received_message_is_not_proof(
     server: ImapStandIn, certificate: tuple[Path, Path]
 ) -> None:
     """Otherwise a sender who guesses a unique-id could cause the loss of another message."""
@@ -175,7 +175,7 @@ def test_an_appended_message_counts_when_it_is_shown(
 
 
 @pytest.mark.parametrize("has_uidplus", [True, False])
-def test_a_server_that_stores_nothing_is_not_believed(
+def test_server_that_stores_nothing_is_not_trusted(
     has_uidplus: bool,
     server: ImapStandIn,
     certificate: tuple[Path, Path],

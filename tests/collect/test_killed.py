@@ -263,7 +263,7 @@ def subject(message: Message) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mbox", "lmtp"])
-def test_killed_at_every_step_where_one_may_come_twice(
+def test_killed_at_every_step_with_one_duplicate_allowed(
     kind: str,
     server: tuple[MaildirStore, int],
     tmp_path: Path,

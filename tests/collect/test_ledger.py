@@ -210,7 +210,7 @@ def test_forgetting_is_only_by_command(ledger: Ledger) -> None:
     assert "u" in ledger.of("bob").known(["u"])
 
 
-def test_a_file_that_is_no_ledger_is_refused(path: Path) -> None:
+def test_file_that_is_not_a_ledger_is_refused(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(ConfigurationError, match="damaged"):

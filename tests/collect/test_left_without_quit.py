@@ -163,7 +163,7 @@ def test_without_anything_due_one_session_is_enough(world: Expiring) -> None:
     assert len(world.outcome.refused) == 1
 
 
-def test_a_comparison_that_finds_no_good_copy_here(world: Expiring, tmp_path: Path) -> None:
+def test_comparison_that_finds_no_complete_copy(world: Expiring, tmp_path: Path) -> None:
     """The copy was damaged later, and ``until-verified`` promises to check it."""
     world.server.removes_what_was_read = False
     world.server.mail = {"a": letter("a")}

@@ -227,7 +227,7 @@ def small(tmp_path: Path) -> Small:
 
 
 @pytest.mark.parametrize("room", [0, 1, 2])
-def test_stored_mail_is_deleted_although_the_rest_has_no_room(room: int, small: Small) -> None:
+def test_stored_mail_is_deleted_even_if_the_rest_does_not_fit(room: int, small: Small) -> None:
     """Messages without room stay there although they were sent."""
     mail = {word: letter(word) for word in ("one", "two", "six")}
     small.server.mail = {"old": letter("old")}

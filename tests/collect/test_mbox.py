@@ -98,7 +98,7 @@ def test_changes_by_other_programs_are_kept(
 
 @pytest.mark.parametrize("pieces", [1, 2, 3])
 @pytest.mark.parametrize("follows", [b"", FOREIGN])
-def test_a_failed_append_takes_back_only_its_own_octets(
+def test_failed_append_removes_only_its_own_octets(
     pieces: int, follows: bytes, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And none if another program has appended more."""
@@ -191,7 +191,7 @@ def another_process(work: Callable[[Path], object], path: Path) -> Iterator[None
 
 
 @pytest.mark.parametrize("lock", [locked_by_fcntl, locked_by_flock, locked_by_file])
-def test_no_lock_of_another_program_is_passed_by(lock: Callable[[Path], int], path: Path) -> None:
+def test_no_lock_of_another_program_is_ignored(lock: Callable[[Path], int], path: Path) -> None:
     with closing(Mbox(path)) as box:
         with another_process(lock, path):
             box.begin("one")

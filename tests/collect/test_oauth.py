@@ -217,7 +217,7 @@ def test_a_rotated_refresh_token_is_durable_before_the_access_token_is_used(
         (200, {"access_token": "x", "token_type": "mac"}),
     ],
 )
-def test_a_provider_in_trouble_takes_nothing_away(
+def test_provider_that_is_down_does_not_affect_the_tokens(
     answer: tuple[int, dict[str, Any]], server: StandIn, file: Tokenfile
 ) -> None:
     before = agreed(server, file)
@@ -228,7 +228,7 @@ def test_a_provider_in_trouble_takes_nothing_away(
     assert web.access_token(server.application, file, renew=True) == TOKEN
 
 
-def test_a_network_error_takes_nothing_away(tmp_path: Path, file: Tokenfile) -> None:
+def test_network_error_does_not_affect_the_tokens(tmp_path: Path, file: Tokenfile) -> None:
     with provider() as server:
         before = agreed(server, file)
     with pytest.raises(ProviderUnavailable):

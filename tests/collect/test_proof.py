@@ -779,7 +779,7 @@ def _replaced(old: bytes, new: bytes, said: str, usual: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("count", [9, 40])
-def test_a_move_that_is_interrupted_brings_nothing_twice(count: int, world: World) -> None:
+def test_interrupted_migration_stores_no_duplicates(count: int, world: World) -> None:
     """After half of it, the other messages are still unknown."""
     world.server.mail = many("old", count)
     world.collect(KEEP_WEEK)
@@ -839,7 +839,7 @@ def test_unique_ids_of_which_one_stands_twice_bring_nothing_twice_after_none(
     assert len(world.mail) == 5
 
 
-def test_unique_ids_that_a_server_gives_later_bring_nothing_twice(world: World) -> None:
+def test_unique_ids_that_a_server_adds_later_cause_no_duplicates(world: World) -> None:
     """The operator added the quirk, or the server was upgraded; equal messages are counted."""
     world.server.mail = {**many("a", 30), "same": letter("same"), "twin": letter("same")}
     world.server.announced, world.server.answer = ("TOP",), nameless
@@ -969,7 +969,7 @@ def test_a_message_that_ends_the_connection_is_set_aside(
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("most", [1, 3])
-def test_a_short_outage_delays_nothing_beyond_the_next_run(
+def test_mail_is_fetched_in_the_next_run_after_a_short_outage(
     count: int, most: int, world: World
 ) -> None:
     """However often the connection was lost in the run before, at any message."""
@@ -1034,7 +1034,7 @@ def test_messages_that_always_end_the_connection_do_not_block_the_others(
 
 
 @pytest.mark.slow
-def test_several_bad_messages_are_tried_seldom(world: World) -> None:
+def test_bad_messages_are_rarely_retried(world: World) -> None:
     bad = [f"bad{at}" for at in range(4)]
     world.server.closes = breaks_at(*bad)
     world.server.mail = {each: letter(each) for each in bad}
@@ -1350,7 +1350,7 @@ def dies(world: World) -> None:
 
 @pytest.mark.parametrize("size", [0, 500])
 @pytest.mark.parametrize("is_other", [False, True])
-def test_a_size_that_changes_after_a_crash_stores_nothing_twice(
+def test_size_that_changes_after_a_crash_causes_no_duplicates(
     size: int, is_other: bool, world: World
 ) -> None:
     """For new mail, and for other mail under a known unique-id."""

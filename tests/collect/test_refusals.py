@@ -71,7 +71,7 @@ def left(home: Home) -> set[str]:
 @pytest.mark.parametrize("code", [1, 65, 69, 77, 126])
 @pytest.mark.parametrize("count", [1, 2, 15])
 @pytest.mark.parametrize("bad", [0, -1])
-def test_one_bad_message_stays_and_the_rest_comes(
+def test_one_bad_message_stays_and_the_others_are_stored(
     code: int, count: int, bad: int, home: Home, program: Program
 ) -> None:
     """It is reported, tried last in the next run, and then postponed."""
@@ -95,7 +95,7 @@ def test_one_bad_message_stays_and_the_rest_comes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [75, 1])
-def test_a_program_that_is_broken_stops_the_account_and_makes_no_message_wait(
+def test_broken_program_stops_the_account_and_postpones_no_message(
     code: int, home: Home, program: Program
 ) -> None:
     words = fill(home, 30)
@@ -111,7 +111,7 @@ def test_a_program_that_is_broken_stops_the_account_and_makes_no_message_wait(
 
 
 @pytest.mark.slow
-def test_many_bad_messages_in_a_row_do_not_block_the_others_for_ever(
+def test_many_bad_messages_in_a_row_do_not_block_the_others_forever(
     home: Home, program: Program
 ) -> None:
     """They crash the program, which then seems broken: the next run tries the others first."""

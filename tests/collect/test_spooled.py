@@ -103,7 +103,9 @@ READS = "import sys; code = int(sys.stdin.read().split()[-1])"
         ("1 65 75 0", ["refused", "refused", "stopped"]),
     ],
 )
-def test_doubts_in_a_row_stop_all_and_refusals_do_not(codes: str, expected: list[str]) -> None:
+def test_consecutive_temporary_failures_stop_all_mail_but_refusals_do_not(
+    codes: str, expected: list[str]
+) -> None:
     """A program that always crashes costs ten downloads, not the whole maildrop."""
     place = program(f"{READS}; sys.exit(code)")
     with closing(open_destination(place)) as destination:
@@ -251,7 +253,7 @@ def answering(replies: dict[bytes, bytes], *, hangs_up_after: int = 1000) -> Ite
         (b".", None, MessageRefused),
     ],
 )
-def test_a_refusal_is_of_the_message_only_after_it_was_sent(
+def test_refusal_concerns_the_message_only_after_it_was_sent(
     command: bytes, reply: bytes | None, error: type[Exception]
 ) -> None:
     """Without an answer it is unknown whether the server has it: it counts as not stored."""
@@ -275,7 +277,9 @@ def test_a_refusal_is_of_the_message_only_after_it_was_sent(
         ({b".": b"452 4.2.2"}, ["stopped"]),
     ],
 )
-def test_a_server_that_answers_all_mail_so(reply: dict[bytes, bytes], expected: list[str]) -> None:
+def test_outcomes_if_the_server_gives_all_mail_the_same_reply(
+    reply: dict[bytes, bytes], expected: list[str]
+) -> None:
     with (
         answering(reply) as place,
         closing(open_destination(place, recipient="a@b")) as destination,
@@ -309,7 +313,7 @@ def test_the_first_digit_of_a_reply_decides(replies: dict[bytes, bytes], is_take
         give(destination, LETTER)
 
 
-def test_no_server_is_a_reason_to_try_again() -> None:
+def test_unreachable_server_is_a_temporary_failure() -> None:
     with (
         closing(open_destination("lmtp:127.0.0.1:1", recipient="a@b")) as destination,
         pytest.raises(TemporaryFailure, match="the mail server"),

@@ -32,7 +32,7 @@ async def restore(store: MaildirStore, same: bool) -> None:
     await store.restore("ann", await store.held("ann"), same_unique_ids=same)
 
 
-def test_a_hundred_deliveries_at_once(tmp_path: Path) -> None:
+def test_hundred_simultaneous_deliveries(tmp_path: Path) -> None:
     store = MaildirStore(f"{tmp_path}/%u")
     texts = [b"%d\r\n" % number for number in range(100)]
 
@@ -48,7 +48,7 @@ def test_a_hundred_deliveries_at_once(tmp_path: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.sampled_from("dsut"), min_size=2, max_size=14), st.integers(0, 9))
-def test_sessions_deliveries_and_restores_at_once(operations: list[str], pauses: int) -> None:
+def test_simultaneous_sessions_deliveries_and_restores(operations: list[str], pauses: int) -> None:
     """Each message is listed or held exactly once, in any combination of operations."""
     with TemporaryDirectory() as place:
         store = MaildirStore(f"{place}/%u")

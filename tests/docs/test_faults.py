@@ -14,7 +14,7 @@ def test_every_test_that_is_named_exists() -> None:
 
 
 def test_every_fault_is_shown_or_says_why_not() -> None:
-    assert [each.number for each in faults.faults() if not (each.tests or each.because)] == []
+    assert [each.number for each in faults.faults() if not (each.tests or each.reason)] == []
 
 
 def test_every_fault_has_its_own_number_and_is_a_sentence() -> None:

@@ -75,7 +75,7 @@ RCS = [
 
 
 @pytest.mark.parametrize("text", RCS)
-def test_fetchmails_language_is_read_as_fetchmail_reads_it(text: str, tmp_path: Path) -> None:
+def test_fetchmailrc_is_parsed_as_fetchmail_does(text: str, tmp_path: Path) -> None:
     """fetchmail prints its own interpretation as Python."""
     rc = tmp_path / "rc"
     rc.write_text(text)

@@ -65,7 +65,7 @@ def test_a_right_password_opens_the_maildrop_of_that_name(place: Search) -> None
     assert asyncio.run(Ldap(place).account("nobody")) is None
 
 
-def test_no_user_acts_for_another(place: Search) -> None:
+def test_no_user_can_log_in_as_another(place: Search) -> None:
     """RFC 4616 §2; another spelling of the same name is the same user."""
     oneself, other = (Credentials("PLAIN", "mrose", "tan staaf", x) for x in ("MROSE", "müller"))
     assert asyncio.run(Ldap(place).verify(oneself)).user == "mrose"
@@ -161,7 +161,7 @@ def test_misconfiguration_makes_no_password_wrong(place: Search, change: dict[st
     assert "tan staaf" not in raised.value.reason
 
 
-def test_a_directory_that_hangs_is_given_up_at_the_deadline(
+def test_directory_that_hangs_is_abandoned_at_the_deadline(
     place: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threads, "_IDLE_TIMEOUT", 0.0)  # an idle thread ends at once

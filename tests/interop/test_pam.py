@@ -89,7 +89,7 @@ def test_a_module_that_fails_makes_no_password_wrong(service: Service) -> None:
     assert raised.value.reason.startswith("pam: ")
 
 
-def test_a_module_that_hangs_is_given_up_at_the_deadline(service: Service, tmp_path: Path) -> None:
+def test_module_that_hangs_is_abandoned_at_the_deadline(service: Service, tmp_path: Path) -> None:
     (tmp_path / "slow").write_text("#!/bin/sh\nexec sleep 5\n")
     (tmp_path / "slow").chmod(0o755)
     pam = service(f"auth required pam_exec.so quiet {tmp_path}/slow\n")

@@ -144,7 +144,7 @@ def by_the_guide(program: str, *, ends: bool, folder: Path, **ports: int) -> lis
         ("stunnel", True, False, None),
     ],
 )
-def test_nginx_and_stunnel_by_the_guide(
+def test_nginx_and_stunnel_as_documented(
     program: str,
     ends: bool,
     tls_at_proxy: bool,

@@ -110,7 +110,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
             made.kill()
 
 
-def test_recipients_are_asked_for(site: Site) -> None:
+def test_relays_verify_recipients(site: Site) -> None:
     """An unknown address is refused at once, and accepted soon after it exists; while our server is
     down no address is reported as unknown."""
     assert site.code(ANN) == 250

@@ -42,7 +42,7 @@ def test_flags_do_not_disturb_a_session(servers: Shared) -> None:
     assert fetched == [MESSAGES[0], *MESSAGES[2:]]
 
 
-def test_an_expunged_message_is_an_error_and_the_rest_stays(servers: Shared) -> None:
+def test_expunged_message_is_an_error_and_the_others_are_kept(servers: Shared) -> None:
     with servers.pop3() as pop3:
         with servers.imap() as imap:
             imap.store("2", "+FLAGS", r"(\Deleted)")
@@ -58,7 +58,7 @@ def test_an_expunged_message_is_an_error_and_the_rest_stays(servers: Shared) -> 
         assert [retrieve(pop3, number) for number in (1, 2, 3)] == [MESSAGES[0], *MESSAGES[3:]]
 
 
-def test_a_moved_message_is_not_removed_from_where_it_went(servers: Shared) -> None:
+def test_moved_message_is_not_removed_from_its_new_folder(servers: Shared) -> None:
     with servers.imap() as imap:
         imap.create("Kept")
     with servers.pop3() as pop3:

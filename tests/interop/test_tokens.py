@@ -83,7 +83,7 @@ def refused(issuer: Issuer, token: str) -> str:
     return raised.value.reason
 
 
-def test_a_signed_token_of_a_real_provider(provider: Provider) -> None:
+def test_signed_token_from_a_real_provider(provider: Provider) -> None:
     token = provider.token("mrose", "jwt")
     assert owner(provider.signed(), token) == "mrose@example.org"
     header, body, signature = token.split(".")

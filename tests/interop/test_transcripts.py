@@ -39,10 +39,10 @@ DIFFERS = {
     "capa_with_tls": "announces CAPA itself and has another order, which RFC 2449 leaves free",
     "capa_without_tls": "likewise",
     "http_is_not_answered": "answers another protocol twice before it closes",
-    "login_in_clear_is_refused": "takes USER in clear and refuses PASS only: RFC 8314 §4.1 wants "
-    "no password to be sent, but the client has sent it by then",
+    "login_without_tls_is_refused": "accepts USER without TLS and refuses only PASS, "
+    "when the client has already sent the password (RFC 8314 §4.1)",
     "no_argument_allowed": "ignores arguments that are too many, so QUIT x removes mail",
-    "nul_ends_it": "answers NOOP with a NUL in it",
+    "nul_ends_the_session": "answers NOOP with a NUL in it",
     "invalid_numbers": "takes 01 for 1",
     "overlong_command": "takes commands of more than 255 octets (RFC 2449 §4)",
     "pass_needs_user": "takes USER without a name",
@@ -53,7 +53,7 @@ DIFFERS = {
     "tls_on_the_clear_port": "waits for the end of the line that a ClientHello has not",
     "top": "refuses a number of lines above 2^64 as malformed; RFC 1939 §7 has no upper limit",
     "unknown_commands": "closes at an unknown keyword after three others; which is lawful",
-    "white_space_is_no_number": "skips white space before a number (RFC 1939 §3: one space)",
+    "white_space_is_not_a_number": "skips white space before a number (RFC 1939 §3: one space)",
     "wrong_state_authorization": "says why before it closes, which is lawful",
 }
 

@@ -212,7 +212,7 @@ def test_deletions_keep_to_the_window(pipelining: bool) -> None:
 
 
 @given(st.lists(st.sampled_from([b".", b"\r", b"\n", b"\r\n", b"x", b"\r\n.", b"+OK\r\n"])))
-def test_any_message_comes_back_octet_for_octet(parts: list[bytes]) -> None:
+def test_every_message_is_read_octet_for_octet(parts: list[bytes]) -> None:
     """Stuffed as in RFC 1939 §3; servers add a missing last line end."""
     text = b"".join(parts)
     whole = text if text.endswith(b"\r\n") or not text else text + b"\r\n"
@@ -240,7 +240,7 @@ def test_a_whole_session() -> None:
     assert session(Server(MESSAGES)) == MESSAGES
 
 
-def test_an_end_at_any_octet_is_never_the_end_of_a_message() -> None:
+def test_message_cut_at_any_octet_is_never_complete() -> None:
     whole = Server(MESSAGES)
     session(whole)
     for limit in range(whole.said):
@@ -293,7 +293,7 @@ def test_octets_behind_the_answer_to_stls() -> None:
 @pytest.mark.parametrize(
     "start", [lambda d: d.greeting(), lambda d: d.noop()], ids=["greeting", "noop"]
 )
-def test_a_line_without_end(start: Callable[[Dialogue], Procedure[None]]) -> None:
+def test_endless_line(start: Callable[[Dialogue], Procedure[None]]) -> None:
     procedure = start(Dialogue())
     wanted = next(procedure)
     for _ in range(module.MAX_LINE // 4096 + 2):
@@ -305,7 +305,7 @@ def test_a_line_without_end(start: Callable[[Dialogue], Procedure[None]]) -> Non
 
 
 @pytest.mark.parametrize("name", ["request_capabilities", "listing"])
-def test_a_listing_without_end_stops(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_listing_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LISTING", module.MAX_LINE)
     procedure = getattr(Dialogue(), name)()
     lines = (b"%d 1\r\n" % number for number in itertools.count(1))
@@ -463,7 +463,7 @@ WAYS = [
 @pytest.mark.parametrize("pipelining", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 8, 1025])
 @pytest.mark.parametrize("mark", WAYS)
-def test_deletions_are_carried_out_however_they_are_asked_for(
+def test_deletions_are_carried_out_in_any_order_of_calls(
     mark: Callable[[Server], None], count: int, pipelining: bool
 ) -> None:
     server = Refusing([b"%d\r\n" % at for at in range(1, count + 1)])
@@ -478,7 +478,7 @@ def test_deletions_are_carried_out_however_they_are_asked_for(
 @pytest.mark.parametrize("pipelining", [True, False])
 @pytest.mark.parametrize("refused", [[1], [2], [3], [1, 3], [1, 2, 3]])
 @pytest.mark.parametrize("mark", WAYS)
-def test_a_refused_deletion_costs_neither_quit_nor_the_others(
+def test_refused_deletion_does_not_prevent_quit_or_other_deletions(
     mark: Callable[[Server], None], refused: list[int], pipelining: bool
 ) -> None:
     """The refusal is reported after the others are removed."""
@@ -524,9 +524,7 @@ def failing(messages: list[Message], error: Exception) -> Iterator[Message]:
 
 @pytest.mark.parametrize("pipelining", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 2, 8, 1023, 1024, 1025, 3000])
-def test_an_iterable_that_raises_disturbs_neither_the_messages_before_nor_the_session(
-    count: int, pipelining: bool
-) -> None:
+def test_exception_of_an_iterable_does_not_affect_the_session(count: int, pipelining: bool) -> None:
     server = ready([b"%d\r\n" % at for at in range(count)], pipelining=pipelining)
     mistake = ZeroDivisionError()
     try:
@@ -611,7 +609,7 @@ def test_half_a_surrogate_is_no_argument(takes_utf8: bool) -> None:
 
 @given(st.text(max_size=20), st.text(max_size=20))
 @example("mrose", "tan\r\nDELE 1")
-def test_an_argument_is_one_argument(user: str, password: str) -> None:
+def test_argument_cannot_contain_a_second_argument(user: str, password: str) -> None:
     """For any text, at most two lines are sent, or none."""
     server = ready([])
     try:

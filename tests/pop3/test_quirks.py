@@ -84,7 +84,7 @@ def test_words_that_mean_nothing(word: str) -> None:
         ("netease", b"Download exceed limits", "SYS/TEMP", True),
     ],
 )
-def test_words_that_mean_a_response_code(
+def test_texts_that_imply_a_response_code(
     quirks: str, text: bytes, code: str | None, retry: bool
 ) -> None:
     noop = Dialogue(quirks=PRESETS[quirks]).noop()

@@ -40,7 +40,7 @@ def plain(message: bytes) -> bytes:
 @pytest.mark.parametrize("state", [State.AUTHORIZATION, State.TRANSACTION])
 @pytest.mark.parametrize("keyword", sorted(VERBS))
 @pytest.mark.rfc("P-005", "P-030")
-def test_a_verb_out_of_its_state_changes_nothing(keyword: str, state: State) -> None:
+def test_command_in_the_wrong_state_changes_nothing(keyword: str, state: State) -> None:
     """RFC 1939 §3: a command in the wrong state gets a negative status."""
     core = Core(list(MESSAGES))
     if state is State.TRANSACTION:
@@ -80,7 +80,7 @@ def test_twenty_bad_commands_in_a_row_end_a_transaction() -> None:
         (b"\xd0\xbcrose", b"tan staaf"),
     ],
 )
-def test_no_name_is_special(identity: bytes, password: bytes) -> None:
+def test_special_characters_in_names_have_no_effect(identity: bytes, password: bytes) -> None:
     """CVE-2017-2669, CVE-2019-10691 and others: SASL decodes a name and nothing else."""
     core = Core(list(MESSAGES))
     said = core.send(plain(b"\0" + identity + b"\0" + password))
@@ -103,7 +103,7 @@ def test_no_name_is_special(identity: bytes, password: bytes) -> None:
     ],
 )
 @pytest.mark.rfc("P-070", "N-05")
-def test_a_malformed_plain_message_is_no_login(message: bytes) -> None:
+def test_malformed_plain_message_is_refused(message: bytes) -> None:
     core = Core(list(MESSAGES))
     assert b"-ERR" in core.send(plain(message))
     assert core.session.state is State.AUTHORIZATION
@@ -111,7 +111,7 @@ def test_a_malformed_plain_message_is_no_login(message: bytes) -> None:
 
 
 @pytest.mark.rfc("P-058")
-def test_a_long_password_arrives_whole() -> None:
+def test_long_password_is_not_truncated() -> None:
     """RFC 5034 §4: a response of an exchange may be longer than a command."""
     password = "p" * 1024
     core = Core(list(MESSAGES), password=password)
@@ -144,7 +144,7 @@ def test_a_hundred_commands_are_answered_in_order() -> None:
     assert {line[:4] for line in lines[1:-1:2]} == {b"-ERR"}
 
 
-def test_cancelled_exchanges_leave_no_memory_behind() -> None:
+def test_cancelled_exchanges_do_not_leak_memory() -> None:
     """CVE-2017-15132."""
     policy = Policy(refused_exchanges=10**6, commands_before_login=10**6)
     core = Core(list(MESSAGES), policy=policy)

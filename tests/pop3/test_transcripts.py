@@ -47,7 +47,7 @@ def test_one_octet_at_a_time(transcript: Transcript) -> None:
 
 
 @given(st.data())
-def test_any_cut_gives_the_same_answers(data: st.DataObject) -> None:
+def test_any_split_gives_the_same_responses(data: st.DataObject) -> None:
     transcript = data.draw(st.sampled_from(TRANSCRIPTS))
     sent = transcript.sent
     cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)))))

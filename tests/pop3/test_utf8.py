@@ -36,7 +36,7 @@ def test_messages_are_unchanged_in_utf8_mode() -> None:
 
 
 @pytest.mark.rfc("P-140")
-def test_outlook_may_send_utf8_behind_pass() -> None:
+def test_outlook_may_send_utf8_after_pass() -> None:
     """It fails (0x800CCC90) after -ERR; the messages announced at login stay unchanged."""
     core = Core([b"Subject: \xc3\xa4\r\n\r\n"])
     core.send(LOGIN)

@@ -144,7 +144,7 @@ SASL_ONLY = Capabilities({"SASL": ("CRAM-MD5", "NTLM"), "UIDL": ()})
         {"SASL": ("OAUTHBEARER", "XOAUTH2")},
     ],
 )
-def test_a_password_is_not_given_to_a_server_that_announces_sasl_only(
+def test_password_is_not_sent_to_a_server_that_announces_only_sasl(
     tags: dict[str, tuple[str, ...]],
 ) -> None:
     """RFC 2449 §6.3: the capability USER announces USER and PASS."""
@@ -329,7 +329,7 @@ def test_removed_channel_binding_offer_is_detected() -> None:
         meet(dialogue.log_in(ClientLogin("mrose", "tan staaf"), bound), core)
 
 
-def test_success_before_the_proof_is_no_success() -> None:
+def test_success_before_the_proof_is_not_accepted() -> None:
     """A server that says +OK to SCRAM without having shown that it knows the password."""
     _, dialogue = server("SCRAM-SHA-256")
     login = dialogue.log_in(ClientLogin("mrose", "tan staaf"))

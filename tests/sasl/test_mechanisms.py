@@ -441,7 +441,7 @@ def test_a_changed_final_message(old: bytes, new: bytes) -> None:
         assert caught.value.value == Disproof("SCRAM-SHA-256", "mrose")
 
 
-def test_a_nonce_is_never_used_again() -> None:
+def test_nonce_is_never_reused() -> None:
     nonces = set()
     for _ in range(20):
         exchange = MECHANISMS["SCRAM-SHA-256"].server(Channel())
@@ -470,7 +470,7 @@ def test_a_nonce_is_never_used_again() -> None:
     ],
     ids=["few", "many", "endless", "extension", "nonce", "signature", "nothing", "binary"],
 )
-def test_a_client_trusts_no_server_without_proof(change: Callable[[bytes], bytes]) -> None:
+def test_client_requires_proof_from_the_server(change: Callable[[bytes], bytes]) -> None:
     """RFC 5802 §5, and a server that would have us compute for a day."""
     with pytest.raises(ProtocolBroken):
         converse(

@@ -172,7 +172,7 @@ DELETE = b"DELETE /status HTTP/1.1\r\nHost: x\r\n\r\n"
         (65_534, 65_534, [], False, False),
     ],
 )
-def test_peers_are_judged_by_user_and_group_not_by_the_mode(
+def test_access_depends_on_user_and_group_not_on_the_mode(
     uid: int, gid: int, groups: list[int], may_read: bool, may_change: bool
 ) -> None:
     """The file's mode lets all users connect, as after a mistake of the operator."""
@@ -278,7 +278,7 @@ def test_every_request_gets_one_response(tmp_path: Path, octets: bytes, status: 
 
 
 @pytest.mark.parametrize("part", [b"", b"GET /sta", GET_STATUS[:-2]])
-def test_half_a_request_is_given_up(tmp_path: Path, part: bytes) -> None:
+def test_incomplete_request_times_out(tmp_path: Path, part: bytes) -> None:
     async def main() -> None:
         async with serving(tmp_path) as door:
             reader, writer = await door.connect()
@@ -295,7 +295,7 @@ def test_half_a_request_is_given_up(tmp_path: Path, part: bytes) -> None:
     run(main())
 
 
-def test_an_octet_now_and_then_does_not_extend_the_deadline(tmp_path: Path) -> None:
+def test_slow_octets_do_not_extend_the_deadline(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path) as door:
             _, writer = await door.connect()
@@ -339,7 +339,7 @@ def test_a_client_that_does_not_read_is_dropped(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_stopped_reader_of_a_live_answer_costs_little_and_is_kept(tmp_path: Path) -> None:
+def test_stopped_reader_of_a_live_response_is_cheap_and_not_disconnected(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path) as door:
             reader, writer = await door.connect()
@@ -362,7 +362,7 @@ def test_a_stopped_reader_of_a_live_answer_costs_little_and_is_kept(tmp_path: Pa
     run(main())
 
 
-def test_the_oldest_connection_makes_room(tmp_path: Path) -> None:
+def test_oldest_connection_is_closed_to_make_room(tmp_path: Path) -> None:
     """Neither silent clients nor those that follow the log can lock out the operator."""
 
     async def main() -> None:

@@ -117,7 +117,7 @@ def test_endless_handshakes_use_slots_of_their_source_only(
 
 @pytest.mark.parametrize("last", [b"DELE 1\r\nQUIT", b"DELE 1\r\nQUIT\r", b"DELE 1\r\nQU"])
 @pytest.mark.rfc("N-06")
-def test_half_a_command_is_not_run(
+def test_incomplete_command_is_not_run(
     last: bytes, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """Neither without nor inside TLS, with close_notify or without."""
@@ -228,7 +228,7 @@ def _contexts() -> int:
 
 
 @pytest.mark.slow
-def test_any_server_name_costs_nothing(
+def test_any_server_name_is_accepted_and_not_stored(
     run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
 ) -> None:
     """CVE-2017-15130: there is one certificate, and names are not stored."""

@@ -58,7 +58,7 @@ def test_octets_after_a_request_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("octets", "is_accepted"), [(MAX_REQUEST, True), (MAX_REQUEST + 1, False), (10_000, False)]
 )
-def test_a_request_has_a_largest_size(octets: int, is_accepted: bool, is_split: bool) -> None:
+def test_too_large_request_is_refused(octets: int, is_accepted: bool, is_split: bool) -> None:
     sent = padded(octets)
     assert len(sent) == octets
     pieces = [sent[at : at + 1000] for at in range(0, octets, 1000)] if is_split else [sent]

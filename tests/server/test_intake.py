@@ -526,7 +526,7 @@ def test_wrong_size_parameter_does_not_bypass_the_limit(run: Run[None]) -> None:
     run(main())
 
 
-def test_sender_lost_before_its_250_can_send_again(run: Run[None]) -> None:
+def test_sender_that_disconnects_before_the_reply_can_send_again(run: Run[None]) -> None:
     """RFC 2033 §4.2: the message may then be there twice, but it is not lost."""
 
     async def main() -> None:

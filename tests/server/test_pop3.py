@@ -114,7 +114,7 @@ def test_stls_discards_state_from_before_tls(
 
 @pytest.mark.parametrize("injected", [b"CAPA\r\n", b"USER mrose\r\n", b"US", b"\r\n"])
 @pytest.mark.rfc("P-121", "N-07")
-def test_octets_behind_stls_end_the_connection(
+def test_octets_after_stls_end_the_connection(
     injected: bytes, run: Run[None], server_tls: ssl.SSLContext
 ) -> None:
     """CVE-2011-0411 and many similar ones: they never count as protected by TLS."""
@@ -304,7 +304,7 @@ def test_old_tls_is_refused(
 
 
 @pytest.mark.rfc("P-035", "P-036", "P-083", "N-08")
-def test_second_session_is_refused_at_once(run: Run[None]) -> None:
+def test_second_session_is_refused_immediately(run: Run[None]) -> None:
     """RFC 2449 §8.1.2: [IN-USE]; the client stays in AUTHORIZATION and may try again."""
 
     async def main() -> None:
@@ -568,7 +568,7 @@ def test_a_slow_reader_gets_everything(run: Run[None]) -> None:
     run(main())
 
 
-def test_half_closed_clients_get_their_answers(run: Run[None]) -> None:
+def test_half_closed_clients_get_their_responses(run: Run[None]) -> None:
     async def main() -> None:
         store = await filled(MESSAGE, MESSAGE)
         async with serving(store) as server, server.client() as client:
@@ -673,7 +673,7 @@ def test_stop_ends_a_connection_whose_handshake_was_still_running(
 
 
 @pytest.mark.rfc("P-117")
-def test_a_reset_in_the_middle_removes_nothing(run: Run[None]) -> None:
+def test_connection_reset_during_a_session_removes_nothing(run: Run[None]) -> None:
     big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 5000
 
     async def main() -> None:

@@ -30,7 +30,7 @@ async def filled(*messages: bytes) -> MemoryStore:
     return store
 
 
-def test_a_storm_of_connections_leaves_nothing_behind(run: Run[None]) -> None:
+def test_storm_of_connections_leaks_nothing(run: Run[None]) -> None:
     """Many clients connect and vanish: every slot is released."""
 
     async def main() -> None:
@@ -48,7 +48,7 @@ def test_a_storm_of_connections_leaves_nothing_behind(run: Run[None]) -> None:
     run(main())
 
 
-def test_without_descriptors_accepting_pauses(
+def test_accepting_pauses_while_no_descriptor_is_free(
     run: Run[None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """EMFILE: one log line and no busy loop; queued connections are served afterwards."""

@@ -54,7 +54,7 @@ def on_the_wire(message: bytes) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("stored", ["lf", "crlf", "foreign"])
 @pytest.mark.parametrize("in_tls", [False, True])
-def test_every_message_arrives_whole_with_its_end(
+def test_every_message_is_sent_completely(
     in_tls: bool,
     stored: str,
     tmp_path: Path,

@@ -238,7 +238,9 @@ def test_every_cipher_suite_has_forward_secrecy_and_is_authenticated(tmp_path: P
         ("mail.example.org", "mail.example.com", False),
     ],
 )
-def test_a_wildcard_is_one_whole_label(named: str, asked: str, fits: bool, tmp_path: Path) -> None:
+def test_wildcard_matches_exactly_one_label(
+    named: str, asked: str, fits: bool, tmp_path: Path
+) -> None:
     """RFC 7817 §3."""
     certificate, key = tls.make_self_signed(tmp_path, [named])
     server, client = tls.server_context(certificate, key), tls.client_context(certificate)

@@ -261,7 +261,7 @@ LOGINS = [(name, password) for name in NAMES for password in (b"tan staaf", b"ap
 
 
 @pytest.mark.rfc("P-087")
-def test_a_login_delay_counts_for_all_names_and_passwords_of_a_user(
+def test_login_delay_applies_to_all_names_and_passwords_of_a_user(
     run: Run[None], tmp_path: Path
 ) -> None:
     """Each login delays all others; wrong passwords and other users are not affected."""
@@ -291,7 +291,7 @@ def test_a_login_delay_counts_for_all_names_and_passwords_of_a_user(
     run(main())
 
 
-def test_of_logins_at_the_same_moment_one_counts(run: Run[None], tmp_path: Path) -> None:
+def test_only_one_of_simultaneous_logins_succeeds(run: Run[None], tmp_path: Path) -> None:
     """Sessions with different folders have different locks."""
     mail = store(tmp_path)
     stamp = tmp_path / "mrose" / "restante.login"

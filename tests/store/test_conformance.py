@@ -107,7 +107,7 @@ def test_new_mail_comes_last(store: HoldingStore) -> None:
 
 
 @pytest.mark.rfc("P-039")
-def test_delivery_during_a_session_waits_for_the_next(store: HoldingStore) -> None:
+def test_mail_delivered_during_a_session_is_listed_in_the_next(store: HoldingStore) -> None:
     async def story() -> None:
         first = await deliver(store, "ann", TEXT)
         async with store.open("ann") as maildrop:
@@ -131,7 +131,7 @@ def test_unique_ids_fit_the_wire_and_stay(store: HoldingStore) -> None:
 
 
 @pytest.mark.rfc("P-035")
-def test_second_session_is_refused_at_once(store: HoldingStore) -> None:
+def test_second_session_is_refused_immediately(store: HoldingStore) -> None:
     async def story() -> None:
         await deliver(store, "ann", TEXT)
         async with store.open("ann") as first:
@@ -159,7 +159,7 @@ def test_lock_is_freed_by_an_exception(store: HoldingStore) -> None:
     run(story())
 
 
-def test_one_of_many_logins_wins(store: HoldingStore) -> None:
+def test_only_one_of_many_simultaneous_logins_succeeds(store: HoldingStore) -> None:
     async def story() -> None:
         async def login() -> bool:
             try:
@@ -213,7 +213,7 @@ def test_held_mail_is_read_as_stored(store: HoldingStore) -> None:
     run(story())
 
 
-def test_removing_twice_is_removed(store: HoldingStore) -> None:
+def test_removing_a_message_twice_succeeds(store: HoldingStore) -> None:
     async def story() -> None:
         entry = await deliver(store, "ann", TEXT)
         async with store.open("ann") as maildrop:
@@ -344,7 +344,7 @@ def test_broken_delivery_leaves_nothing(store: HoldingStore) -> None:
     run(story())
 
 
-def test_hundred_deliveries_at_once(store: HoldingStore) -> None:
+def test_hundred_simultaneous_deliveries(store: HoldingStore) -> None:
     async def story() -> None:
         await asyncio.gather(*[store.deliver("ann", pieces(b"%d\n" % n)) for n in range(100)])
         assert sorted(await contents(store, "ann")) == sorted(b"%d\r\n" % n for n in range(100))

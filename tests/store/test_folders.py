@@ -333,7 +333,9 @@ def test_recent_mail_arrived_in_the_last_days(maildir: MaildirStore, ages: Path)
     assert sorted(texts(maildir, MONTH)) == [b"1\r\n", b"29\r\n", b"odd\r\n"]
 
 
-def test_a_name_of_the_future_does_not_make_mail_recent(maildir: MaildirStore, ages: Path) -> None:
+def test_file_name_with_a_future_time_does_not_make_mail_recent(
+    maildir: MaildirStore, ages: Path
+) -> None:
     """A clock that was ahead made the name; the time of the file counts instead."""
     for name, then in (("old", 1), ("new", time.time())):
         put(ages, f"cur/{int(time.time()) + 300 * 86400}.{name}:2,S", name.encode())

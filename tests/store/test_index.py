@@ -105,7 +105,7 @@ def test_answers_are_those_of_the_entries(maildir: MaildirStore) -> None:
     run(story())
 
 
-def test_hundred_thousand_messages_take_some_ten_megabytes() -> None:
+def test_hundred_thousand_messages_use_about_ten_megabytes() -> None:
     unique = "1764000000.M123456P12345R0123456789abcdef.mail{:06}"
     found = Index(
         Row(unique.format(n), File("new", unique.format(n) + ",S=4096,W=4200", n), 4200)
@@ -221,7 +221,7 @@ def kept(maildir: MaildirStore, place: Path) -> list[Entry]:
     return settled(maildir)
 
 
-def test_index_cut_at_any_octet_loses_nothing(place: Path, kept: list[Entry]) -> None:
+def test_index_truncated_at_any_octet_loses_nothing(place: Path, kept: list[Entry]) -> None:
     whole = (place / INDEX).read_bytes()
     for length in range(len(whole)):
         found = Index.decode(whole[:length], place.stat().st_ino)
@@ -379,7 +379,9 @@ def changed_on_disk(maildir: MaildirStore, place: Path) -> tuple[bytes, int]:
     return (place / INDEX).read_bytes(), begin
 
 
-def test_change_cut_at_any_octet_loses_nothing(maildir: MaildirStore, place: Path) -> None:
+def test_index_change_truncated_at_any_octet_loses_nothing(
+    maildir: MaildirStore, place: Path
+) -> None:
     whole, begin = changed_on_disk(maildir, place)
     expected = run(listing(maildir, "ann"))
     counts = set()
@@ -490,7 +492,7 @@ def index_on_disk(place: Path) -> Index | None:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_garbled_index_is_not_believed(place: Path, kept: list[Entry], data: st.DataObject) -> None:
+def test_damaged_index_is_not_trusted(place: Path, kept: list[Entry], data: st.DataObject) -> None:
     whole = bytearray((place / INDEX).read_bytes())
     at = data.draw(st.integers(0, len(whole) - 1))
     whole[at] ^= data.draw(st.integers(1, 255))
@@ -498,7 +500,7 @@ def test_garbled_index_is_not_believed(place: Path, kept: list[Entry], data: st.
     assert found is None or (found.on_disk is not None and found.on_disk.octets <= at)
 
 
-def test_index_of_another_maildrop_is_not_believed(maildir: MaildirStore, tmp_path: Path) -> None:
+def test_index_of_another_maildrop_is_not_trusted(maildir: MaildirStore, tmp_path: Path) -> None:
     for user in ("ann", "bob"):
         put(tmp_path / user, "cur/1.a:2,S", user.encode())
         put(tmp_path / user, f"new/2.{user}", b"x")
@@ -620,7 +622,7 @@ def lower_inode_last(place: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["known", "another process", "no index"])
 @pytest.mark.parametrize("name", ["cur/1.a:2,S", "new/1.a"])
-def test_known_message_keeps_its_id_when_another_comes_with_its_name(
+def test_known_message_keeps_its_id_if_a_file_with_the_same_name_appears(
     maildir: MaildirStore, place: Path, name: str, kind: str
 ) -> None:
     """The later file has the lower inode number, since free numbers are used again.
@@ -680,7 +682,9 @@ def test_ids_that_cannot_be_remembered_are_not_shown(
 
 
 @pytest.mark.parametrize("octets", [b"", b"garbage", b"restante ids 1\n" + b"x" * 64])
-def test_damaged_ids_close_the_maildrop(maildir: MaildirStore, place: Path, octets: bytes) -> None:
+def test_maildrop_with_damaged_ids_is_not_opened(
+    maildir: MaildirStore, place: Path, octets: bytes
+) -> None:
     put(place, "new/1.a", b"x")
     settled(maildir)
     (place / "restante.ids").write_bytes(octets)

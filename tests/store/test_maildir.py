@@ -226,7 +226,7 @@ def test_small_message_of_wrong_size_is_refused_before_its_first_octet(
 
 
 @pytest.mark.parametrize("change", [b"", b"cut", LARGE + b"more\n"])
-def test_file_changed_by_another_program_is_not_sent_whole(
+def test_file_changed_by_another_program_gets_no_final_dot(
     maildir: MaildirStore, place: Path, change: bytes
 ) -> None:
     put(place, "new/1.a", LARGE)
@@ -242,7 +242,7 @@ def test_file_changed_by_another_program_is_not_sent_whole(
     assert run(contents(maildir, "ann")) == [canonical(change)]
 
 
-def test_file_cut_while_it_is_read(maildir: MaildirStore, place: Path) -> None:
+def test_file_truncated_while_it_is_read(maildir: MaildirStore, place: Path) -> None:
     put(place, "new/1.a", LARGE)
 
     async def story() -> None:
@@ -325,7 +325,7 @@ def test_longest_name_can_be_held(maildir: MaildirStore, place: Path) -> None:
 
 
 @pytest.mark.rfc("P-106")
-def test_two_files_with_one_unique_part(maildir: MaildirStore, place: Path) -> None:
+def test_two_files_with_the_same_unique_part(maildir: MaildirStore, place: Path) -> None:
     """They stay two messages with their own ids, after any change of flags and directories."""
     put(place, "cur/1.a:2,S", b"first")
     put(place, "new/1.a", b"second")
@@ -411,7 +411,7 @@ def test_files_that_are_not_messages_are_skipped(maildir: MaildirStore, place: P
 
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "socket", "directory"])
-def test_message_that_became_something_else_is_gone(
+def test_message_replaced_by_another_kind_of_file_is_gone(
     maildir: MaildirStore, place: Path, tmp_path: Path, kind: str
 ) -> None:
     (tmp_path / "secret").write_bytes(b"xx")
@@ -460,7 +460,9 @@ def test_renamed_message_is_found_by_one_scan(maildir: MaildirStore, place: Path
 
 
 @pytest.mark.rfc("P-110")
-def test_vanished_message_is_gone_and_the_others_stay(maildir: MaildirStore, place: Path) -> None:
+def test_missing_message_is_an_error_and_the_others_are_kept(
+    maildir: MaildirStore, place: Path
+) -> None:
     for number in range(3):
         put(place, f"new/{number}.a", b"%d" % number)
 
@@ -589,7 +591,7 @@ def test_uncached_message_is_read_in_a_thread(
     assert run(contents(maildir, "ann")) == [canonical(LARGE)]
 
 
-def test_measuring_can_be_cancelled_and_goes_on_next_time(
+def test_measuring_can_be_cancelled_and_is_continued_later(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from restante.store import refresh as module

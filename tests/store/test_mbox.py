@@ -58,7 +58,7 @@ def test_a_servers_mbox() -> None:
 
 
 @pytest.mark.parametrize("field", [b"X-IMAP", b"X-IMAPbase"])
-def test_a_sender_cannot_make_mail_vanish(field: bytes) -> None:
+def test_sender_cannot_make_mail_disappear(field: bytes) -> None:
     """Only the first message can be internal to the server, or give its UIDVALIDITY."""
     octets = (
         b"From MAILER-DAEMON\n%b"
@@ -142,7 +142,7 @@ def test_a_dated_line_after_an_empty_one_begins_a_message_that_has_no_header() -
 
 
 @pytest.mark.parametrize("length", [b"0", b"5", b"21", b"100000", b"-1", b"x"])
-def test_content_length_neither_swallows_nor_cuts(length: bytes) -> None:
+def test_content_length_does_not_affect_where_messages_end(length: bytes) -> None:
     """Any sender can write it."""
     one = b"Content-Length: %b\n\nfirst\n" % length
     line = b"From ann " + DATE + b"\n"
@@ -249,7 +249,7 @@ TAKEOUT = b"".join(
 )
 
 
-def test_an_mbox_without_ids_can_be_imported_again_and_again(
+def test_mbox_without_ids_can_be_imported_repeatedly(
     store: MaildirStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "box").write_bytes(TAKEOUT)
@@ -286,7 +286,7 @@ def test_a_servers_mbox_is_not_unquoted(store: MaildirStore, tmp_path: Path) -> 
     assert taken(store) == [b"X-UIDL: a\n\n>From x\n"]
 
 
-def test_duplicates_are_taken_once_and_named(
+def test_duplicates_are_imported_once_and_reported(
     store: MaildirStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Messages that differ only in flags are duplicates."""
@@ -319,7 +319,7 @@ def test_messages_deleted_in_thunderbird_are_skipped_and_counted(
     assert len(taken(store)) == 2
 
 
-def test_a_sender_cannot_leave_a_message_out(store: MaildirStore, tmp_path: Path) -> None:
+def test_sender_cannot_cause_a_message_to_be_skipped(store: MaildirStore, tmp_path: Path) -> None:
     """Neither after another field, nor in a file that is not of Thunderbird."""
     status = b"X-Mozilla-Status: 0009\n"
     box = (
@@ -346,7 +346,7 @@ def test_unique_id_of_two_messages_is_used_for_neither(
     assert [each.unique_id == "y" for each in run(listing(store, "ann"))] == [False, True, False]
 
 
-def test_doubtful_lines_are_named(
+def test_doubtful_lines_are_reported(
     store: MaildirStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "box").write_bytes(b"From - \nS: x\n\na\n\nFrom here on\n" * 20)
@@ -354,7 +354,7 @@ def test_doubtful_lines_are_named(
     assert "lines beginning with" in capsys.readouterr().err
 
 
-def test_a_file_that_changes_meanwhile_is_read_again_later(
+def test_file_that_changes_during_an_import_stops_the_import(
     store: MaildirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thunderbird may compact it, which changes all offsets."""

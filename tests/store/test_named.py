@@ -111,7 +111,7 @@ def test_undelivered_messages_leave_no_file(maildir: MaildirStore, place: Path) 
 # Finding messages again.
 
 
-def test_a_message_is_found_where_it_went(maildir: MaildirStore, place: Path) -> None:
+def test_message_is_found_in_its_new_folder(maildir: MaildirStore, place: Path) -> None:
     async def story() -> list[Presence]:
         seen = []
 
@@ -217,7 +217,7 @@ async def _restore(store: MaildirStore) -> int:
     return await store.restore("ann", await store.held("ann"))
 
 
-def test_mail_that_an_imap_client_moves_about_is_never_taken_for_new(
+def test_mail_moved_by_an_imap_client_is_never_mistaken_for_new(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Messages may move while directories are read: each lookup finds them."""
@@ -256,7 +256,7 @@ def test_a_message_that_was_renamed_since_is_still_read(maildir: MaildirStore, p
 
 
 @pytest.mark.parametrize("limit", [1, 4, 100])
-def test_messages_with_room_arrive_and_are_counted(limit: int, tmp_path: Path) -> None:
+def test_messages_that_fit_are_stored_and_counted(limit: int, tmp_path: Path) -> None:
     """Exactly, and together with mail that other senders deliver."""
     octets = len(TEXTS[0])
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: limit * octets)
@@ -368,7 +368,7 @@ def test_missing_base_directory_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_goes_away_before_the_first_message(tmp_path: Path) -> None:
+def test_disk_unmounted_before_the_first_message(tmp_path: Path) -> None:
     (tmp_path / "mail").mkdir()
     store = MaildirStore(f"{tmp_path}/mail/%u")
     with closing(store.deliveries("ann")) as deliveries:

@@ -84,7 +84,7 @@ def another_process(script: str, *arguments: str) -> Iterator[subprocess.Popen[s
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
 @pytest.mark.rfc("P-035", "N-08")
-def test_lock_holds_between_processes_and_dies_with_its_holder(
+def test_lock_applies_between_processes_and_ends_with_its_holder(
     maildir: MaildirStore, tmp_path: Path, end: signal.Signals | None
 ) -> None:
     entry = run(deliver(maildir, "ann", b"x"))
@@ -137,7 +137,7 @@ def test_lock_holds_although_its_file_is_removed(
     run(story())
 
 
-def test_session_of_an_older_version_is_seen(maildir: MaildirStore, place: Path) -> None:
+def test_session_of_an_older_version_is_detected(maildir: MaildirStore, place: Path) -> None:
     """An older version locks only the lock file."""
     run(deliver(maildir, "ann", b"x"))
     with (place / "restante.lock").open() as lock:

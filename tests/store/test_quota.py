@@ -165,7 +165,7 @@ def test_folders_and_marked_messages_count_as_dovecot_counts_them(
 # -- Refusals
 
 
-def test_a_message_without_room_is_refused_for_now_and_leaves_no_trace(
+def test_message_over_quota_is_refused_temporarily_and_leaves_no_file(
     store: MaildirStore, place: Path
 ) -> None:
     run(deliver(store, "ann", b"x" * 95))
@@ -314,7 +314,7 @@ def changing(tmp_path: Path) -> Changing:
 
 @pytest.mark.parametrize("notices", ["the round", "a delivery"])
 @pytest.mark.parametrize("count", [0, 1, 9])
-def test_removed_quota_is_in_force_nowhere(
+def test_removed_quota_applies_nowhere(
     changing: Changing, place: Path, count: int, notices: str
 ) -> None:
     """Dovecot, Courier and mail filters refuse mail by the limit in the file."""
@@ -339,7 +339,7 @@ def test_a_quota_that_was_removed_leaves_the_number_that_another_program_allows(
 
 @pytest.mark.parametrize("notices", ["the round", "a delivery"])
 @pytest.mark.parametrize("new", [1, 50, 500])
-def test_a_quota_that_was_changed_is_the_one_that_others_read(
+def test_changed_quota_is_written_for_other_programs(
     changing: Changing, place: Path, new: int, notices: str
 ) -> None:
     run(deliver(changing.store, "ann", TEN))
@@ -354,7 +354,7 @@ def test_a_quota_that_was_changed_is_the_one_that_others_read(
 
 
 @pytest.mark.parametrize("first", ["5S,1C", "100S", "1000C", "S"])
-def test_without_a_quota_another_programs_file_is_bounded_and_keeps_its_limit(
+def test_another_programs_quota_is_kept_and_its_file_is_bounded(
     maildir: MaildirStore, place: Path, first: str
 ) -> None:
     write(place, f"{first}\n0 0\n")

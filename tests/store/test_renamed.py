@@ -73,7 +73,7 @@ def another(place: Path) -> MaildirStore:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fresh_process", [False, True])
-def test_no_listing_has_a_hole(maildir: MaildirStore, place: Path, fresh_process: bool) -> None:
+def test_no_listing_is_incomplete(maildir: MaildirStore, place: Path, fresh_process: bool) -> None:
     fill(place, UNIQUE)
 
     async def story() -> None:
@@ -88,7 +88,7 @@ def test_no_listing_has_a_hole(maildir: MaildirStore, place: Path, fresh_process
 
 
 @pytest.mark.slow
-def test_without_an_index_there_is_a_whole_listing_or_none(place: Path) -> None:
+def test_listing_without_an_index_is_complete_or_fails(place: Path) -> None:
     fill(place, UNIQUE)
 
     async def story() -> None:

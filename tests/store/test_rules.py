@@ -443,7 +443,7 @@ def test_file_dated_in_the_future_expires_from_now_on(maildir: MaildirStore, pla
     assert after.st_mtime_ns == before.st_mtime_ns
 
 
-def test_interrupted_update_is_finished_by_the_rule_of_its_time(
+def test_interrupted_update_is_completed_with_its_original_rule(
     tmp_path: Path, place: Path
 ) -> None:
     """A message that was to be held is not destroyed although the hold is now 0."""

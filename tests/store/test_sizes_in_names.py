@@ -48,7 +48,7 @@ def workers(place: Path, count: int = 2) -> list[MaildirStore]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 70])
-def test_wrong_sizes_cost_one_connection_for_all_workers(place: Path, count: int) -> None:
+def test_wrong_sizes_end_at_most_one_connection_of_all_workers(place: Path, count: int) -> None:
     fill(place, count, WRONG)
     stores = workers(place, 3)
     for store in stores:
@@ -59,7 +59,7 @@ def test_wrong_sizes_cost_one_connection_for_all_workers(place: Path, count: int
 
 
 @pytest.mark.parametrize("lost", ["nothing", "index"])
-def test_names_of_later_messages_are_not_believed_either(place: Path, lost: str) -> None:
+def test_sizes_in_names_of_later_messages_are_not_trusted(place: Path, lost: str) -> None:
     fill(place, 1, WRONG)
     store, another = workers(place)
     assert run(read_until_wrong(store))

@@ -829,7 +829,9 @@ def test_file_in_tmp_is_never_written_over(maildir: MaildirStore, full: Path) ->
     assert (full / "tmp/name").read_bytes() == b"the first"
 
 
-def test_removed_messages_come_back_in_their_places(maildir: MaildirStore, place: Path) -> None:
+def test_removed_messages_are_restored_at_their_positions(
+    maildir: MaildirStore, place: Path
+) -> None:
     """With any names: invalid UTF-8, too long, without a time, contested, or of another server."""
     names_of = ["1.a", "2.\u00fc", "3." + "x" * 69, "4." + "y" * 250, "no-time", "5.q", "6.z"]
     for at, name in enumerate(names_of):
