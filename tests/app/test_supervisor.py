@@ -550,6 +550,32 @@ def test_a_worker_that_is_being_born_hears_of_the_stop() -> None:
         assert process.wait(WAIT) == 0
 
 
+_STARTS_SLOWLY = """
+import signal, sys, time
+from restante.app.terminal import Terminal
+from restante.app.supervisor import Supervisor
+
+def work(_):
+    print(signal.getsignal(signal.SIGHUP).name, signal.getsignal(signal.SIGTERM).name, flush=True)
+    time.sleep(60)
+
+never = lambda *_: None
+options = {"on_ready": never, "reload": never, "on_exit": never, "terminal": Terminal()}
+sys.exit(Supervisor(1, work, **options).run())
+"""
+
+
+def test_a_reload_does_not_end_a_worker_that_is_starting() -> None:
+    """Until the worker has its own handler, only a stop may end it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _STARTS_SLOWLY], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "SIG_IGN SIG_DFL\n"
+        process.terminate()
+        assert process.wait(WAIT) == 0
+
+
 def test_failed_start_ends_the_server(site: Site) -> None:
     (site.place / "users.sqlite3").write_text("no database at all, and longer than its header" * 9)
     (site.place / "lmtp.sock").mkdir()
