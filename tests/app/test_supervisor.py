@@ -571,9 +571,10 @@ def test_a_reload_does_not_end_a_worker_that_is_starting() -> None:
         [sys.executable, "-c", _STARTS_SLOWLY], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "SIG_IGN SIG_DFL\n"
+        handlers = process.stdout.readline()
         process.terminate()
         assert process.wait(WAIT) == 0
+        assert handlers == "SIG_IGN SIG_DFL\n"
 
 
 def test_failed_start_ends_the_server(site: Site) -> None:
