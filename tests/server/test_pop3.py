@@ -986,7 +986,7 @@ def test_new_password_has_a_deletion_limit(
     async def main() -> None:
         store = await filled(*[MESSAGE] * 8)
         async with serving(store) as server:
-            server.service.deletions_by_new = 3
+            server.service.deletions_by_new_credential = 3
             for _ in range(2):  # trying again does not help
                 refused = await delete_and_quit(server, 4)
                 assert refused.startswith(b"-ERR [SYS/TEMP] this password is too new to delete 4 ")
@@ -1012,7 +1012,7 @@ def test_password_older_than_a_day_has_no_deletion_limit(run: Run[None]) -> None
             known = SessionRecord(before, before, "", "", "password", [first], (), "quit")
             await maildrop.record(known)  # type: ignore[attr-defined]
         async with serving(store) as server:
-            server.service.deletions_by_new = 1
+            server.service.deletions_by_new_credential = 1
             assert (await delete_and_quit(server, 4)).startswith(b"+OK")
         assert await sizes(store) == []
 
@@ -1040,7 +1040,7 @@ def test_clock_jump_does_not_lift_the_deletion_limit(
             known = SessionRecord(now - ago, now - ago, "", "", "password", [first], (), "quit")
             await maildrop.record(known)  # type: ignore[attr-defined]
         async with serving(store) as server:
-            server.service.deletions_by_new = 1
+            server.service.deletions_by_new_credential = 1
             server.service.proven_time = lambda: now
             monkeypatch.setattr(time, "time", lambda: now + ahead)
             answer = await delete_and_quit(server, 4)
@@ -1062,7 +1062,7 @@ def test_changed_deletion_limit_counts_earlier_removals(
         async with serving(store) as server:
             if removed:
                 assert (await delete_and_quit(server, removed)).startswith(b"+OK")
-            server.service.deletions_by_new = deletions_by_new
+            server.service.deletions_by_new_credential = deletions_by_new
             answer = await delete_and_quit(server, marked)
             may = not deletions_by_new or removed + marked <= deletions_by_new
             assert answer.startswith(b"+OK" if may else b"-ERR [SYS/TEMP]")
@@ -1082,7 +1082,7 @@ def test_session_in_the_future_limits_deletions_for_a_day_only(run: Run[None]) -
                 known = SessionRecord(at, at, "", "", "password", [first], (), "quit")
                 await maildrop.record(known)  # type: ignore[attr-defined]
         async with serving(store) as server:
-            server.service.deletions_by_new = 1
+            server.service.deletions_by_new_credential = 1
             assert (await delete_and_quit(server, 4)).startswith(b"+OK")
 
     run(main())

@@ -131,7 +131,7 @@ async def breaking(place: str) -> AsyncIterator[tuple[Server, Broken]]:
         passdb = BrokenPassdb()
         passdb.broken = broken
         server.service.passdb = passdb
-        server.service.deletions_by_new = 1
+        server.service.deletions_by_new_credential = 1
 
         async def before_opening(_: str) -> None:
             broken("before_opening")

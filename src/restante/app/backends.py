@@ -69,7 +69,7 @@ def chain(
 
 
 def read_ahead(config: Configuration) -> dict[str, Backend]:
-    """Build the back ends that keep a large file in memory, and let them read it.
+    """Build the back ends that keep a large file in memory, and make them read the file.
 
     Processes that are forked afterwards share this memory until the file changes.
     """

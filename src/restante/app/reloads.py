@@ -2,8 +2,8 @@
 
 Reloads are numbered from 1.  Row 0 of the memory belongs to the process that reads the
 configuration first and accepts or refuses it: the supervisor, or a server without workers.  The
-other rows belong to the workers.  No lock is needed: only its owner writes a row, and writes the
-reason of a refusal before the refusal.
+other rows belong to the workers.  No lock is needed: each row is written only by its
+owner, which writes the reason for a refusal before the refusal itself.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Reloads:
     # Called by workers.
 
     def request(self, worker: int) -> int:
-        """Request a reload that has not begun yet; return its number."""
+        """Request a new reload and return its number."""
         number = self._cells[_BEGUN] + 1
         self._cells[(worker + 1) * _CELLS + _REQUESTED] = number
         return number
@@ -106,7 +106,7 @@ class Reloads:
     def result(self, number: int) -> Refusal | bool:
         """Return the refusal of a reload, True if it was accepted, or False if it has not ended.
 
-        A reload that was requested may be counted as a later one that includes it.
+        If a later reload has ended too, its result may be returned instead.
         """
         refusal = self.refusal()
         if self.accepted >= number:

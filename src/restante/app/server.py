@@ -433,7 +433,7 @@ class _ServerParts:
         service.xclient_from = config.server.xclient_from
         service.folder_separator = config.auth.folder_separator
         service.allow_plaintext_from = config.auth.allow_plaintext_from
-        service.deletions_by_new = limits.deletions_by_new
+        service.deletions_by_new_credential = limits.deletions_by_new
         service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
         admission.sessions = _max_connections(limits.sessions)
         admission.per_address = limits.per_address

@@ -1,7 +1,7 @@
 """Hourly upkeep: expire old mail, and destroy held mail whose hold time is over.
 
 A system clock that jumps must not empty maildrops.  Messages are removed immediately if they are
-due at the latest time that has certainly been reached (``clock.Reading.proven``).  More messages
+due at the latest time that is known to have passed (``clock.Reading.proven``).  More messages
 may be due according to the system clock.  They are removed too, unless the total exceeds both
 ``_MAX_MESSAGES`` and ``_MAX_RATIO`` times the number of certainly due messages.  In that case
 they are kept until the clock is trusted, or until the operator runs `restante maildrop purge

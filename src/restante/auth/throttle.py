@@ -10,8 +10,8 @@ delay, and the log gets one line.  Passwords are hashed by priority (``login_que
 with a password that was correct before, or from a network from which the user has logged in before;
 then logins from networks without guesses; then all others.
 
-Security: the tables contain keyed hashes of 63 bits.  Two tables and their key are kept across
-restarts: networks with recent guesses, and networks from which users have logged in.  The three
+Security: the tables contain keyed hashes of 63 bits.  Two tables and their key survive restarts:
+networks with recent guesses, and networks from which users have logged in.  The three
 tables that depend on passwords exist only in memory, with a key that is created at each start.  A
 correct password is answered immediately even if it is being sprayed, so the delay does not show
 which users have this password.
@@ -116,7 +116,7 @@ class Throttle:
         Args:
             delay: seconds after which the first failed login is answered; 0 disables all delays.
             trusted: networks whose guesses are not counted.
-            secret: key of the hashes that are kept across restarts; random by default.
+            secret: key of the hashes that are preserved across restarts; random by default.
             clock: returns the time in seconds since the epoch.
             chance: returns a random number from 0 to 1 for the jitter.
             entries: number of entries in each table.

@@ -46,7 +46,7 @@ class Issuer(Protocol):
     """Verifies the tokens of one provider."""
 
     async def owner(self, token: str) -> str:
-        """Return the name of the user that the token was issued for.
+        """Return the name of the user for whom the token was issued.
 
         Raises:
             AuthenticationFailed: the token is forged or expired, or was issued for another service.

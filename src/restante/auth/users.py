@@ -180,7 +180,8 @@ class Users:
         secrets = _make_secrets(password, parameters)
         if any(each.selector == passwords.selector(password) for each in self.app_passwords(name)):
             raise BadPassword(
-                "the password begins like an app password of this user; choose another password"
+                "the password begins with the same characters as one of this user's app passwords; "
+                "choose another password"
             )
         self._change(
             "UPDATE credentials SET hash = ?, sha256 = ?, sha1 = ?, created_at = ?,"
@@ -249,8 +250,8 @@ class Users:
         """Copy permissions from ``account`` to a user, in one transaction.
 
         Args:
-            fields: attributes of ``UserAccount`` to copy; the others are not written, so changes
-                that another process makes to them at the same time are kept.
+            fields: attributes of ``UserAccount`` to copy; the others are not written, so that
+                simultaneous changes by another process are not lost.
 
         Raises:
             NoSuchUser: nothing was changed.
@@ -311,7 +312,7 @@ class Users:
         self._change("UPDATE users SET is_enabled = ? WHERE name = ?", (is_enabled,), name)
 
     def remove(self, name: str) -> None:
-        """Remove a user; the maildrop is kept.
+        """Remove a user, but not the user's mail.
 
         Raises:
             NoSuchUser: unknown user.
@@ -411,7 +412,8 @@ class Users:
         return None if rows is None else self._scram_secrets(rows, key, digest)
 
     def _scram_secrets(self, rows: Sequence[Any], key: str, digest: str) -> ScramSecrets:
-        # Derived for existing users too, so that the time does not show which users exist.
+        # Derived for existing users too, so that the response time does not reveal
+        # which users exist.
         decoy = scram.decoy_secrets(rows[0][0], key, digest)
         stored = [row[1:] for row in rows if row[1] is not None]
         if not stored:

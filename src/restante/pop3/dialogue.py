@@ -160,7 +160,7 @@ class Dialogue:
         """Identifies the session; equals ``Message.session`` of its messages."""
         self._greeting_text = b""
         self._command = "greeting"  # the last command whose response was awaited
-        self._line_ends = LineEndings()
+        self._line_endings = LineEndings()
         self._unread = bytearray()  # octets that were received but not processed
         self._queued_deletions: deque[Answer] = deque()  # DELE commands to send before ``_queue``
         self._queue: Iterator[Answer] = iter(())  # RETR or TOP commands to send
@@ -731,7 +731,7 @@ class Dialogue:
 
     def _more(self) -> Procedure[bytes]:
         octets = yield None
-        return self._line_ends.feed(octets) if self.quirks.bare_line_feeds else octets
+        return self._line_endings.feed(octets) if self.quirks.bare_line_feeds else octets
 
     def _line(self) -> Procedure[bytes]:
         scanned = 0

@@ -73,8 +73,8 @@ class Response(NamedTuple):
     """The response code without its brackets (RFC 2449 §8)."""
     is_ok: bool = True
     lines: Iterable[str] | bytes | None = None
-    """Lines without line endings and byte-stuffing, which are iterated only once; or the octets to
-    send, without the final line (the termination octet).  None for a single-line response."""
+    """Lines without line endings and byte-stuffing, which are iterated only once; or the octets
+    to send, without the final line (the termination octet).  None for a single-line response."""
     is_data: bool = False
     """Whether the text is for programs and must not be translated."""
 

@@ -1,7 +1,7 @@
 """Choose the strongest mechanism that both the client and the server support.
 
 Security: only one mechanism is tried.  If a weaker mechanism were tried after a failed login, an
-attacker who can make the first login fail could enforce the weaker one (RFC 5802 §6).
+attacker who can make the first login fail could force the use of the weaker one (RFC 5802 §6).
 """
 
 from __future__ import annotations

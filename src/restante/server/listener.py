@@ -193,7 +193,7 @@ class Listener:
     async def _start_protocol(
         self, client_socket: socket.socket, address: str, slot: Slot, origin: Origin
     ) -> None:
-        """Do the handshake of implicit TLS, if any, and let a protocol serve the connection."""
+        """Do the TLS handshake if TLS is implicit, and pass the connection to a protocol."""
         protocol = self._build(address, slot, origin)
         try:
             await self._loop.connect_accepted_socket(

@@ -67,8 +67,8 @@ from .session_log import SessionLog
 
 _log = logging.getLogger("restante.pop3")
 _WITH_REASON = (AuthenticationFailed, BackendUnavailable)  # their ``reason`` is only for the log
-_REVIEW_TIMEOUT = 1.0  # seconds for a review of all sessions; the interval between two reviews
-# Seconds for which a credential is new: a day, so that the user has time to notice its misuse.
+_REVIEW_TIMEOUT = 1.0  # seconds; maximum duration of a review, and the interval between reviews
+# Seconds for which a credential is new: a day, so that the user has time to notice misuse.
 _NEW_FOR = 86_400
 
 
@@ -97,10 +97,10 @@ class Service(BaseService):
     """Networks whose proxies may report the client's address (XCLIENT)."""
     folder_separator: str = "+"
     """Separator between user and folder in a login name; empty to disable folders in names."""
-    deletions_by_new: int = 0
+    deletions_by_new_credential: int = 0
     """Number of messages that a credential may remove in its first day; 0 for no limit."""
     proven_time: Callable[[], float] = time
-    """Returns the latest time that has certainly been reached, even if the clock has jumped."""
+    """Returns the latest time that is known to have passed, even if the clock has jumped."""
     _reviewed: dict[str, bytes | None] = field(default_factory=dict)
     """Generations of the users with a session, when ``end_disabled`` last looked them up."""
 
@@ -177,7 +177,7 @@ class Connection(BaseConnection[Event]):
         # Keeps the maildrop open and locked; None if it is not open.
         self._opening: AbstractAsyncContextManager[Maildrop] | None = None
         self._is_authenticating = self._is_releasing = False
-        # Time of the response to a failed login.  The slot is not released before.
+        # Time of the response to a failed login.  The slot is not released before then.
         self._penalty_end = 0.0
         self._account: UserAccount | None = None
         self._mechanism = ""  # mechanism of the last login
@@ -234,7 +234,7 @@ class Connection(BaseConnection[Event]):
     def end(self) -> bool:
         """End the session without removing messages (RFC 1939 §3).
 
-        Returns False if QUIT has begun to remove messages, which is always finished.
+        Returns False if QUIT has begun to remove messages, because a removal is always completed.
         """
         if self.is_updating:
             return False
@@ -521,7 +521,7 @@ class Connection(BaseConnection[Event]):
         end = "quit"
         await self._prepare_store()
         try:
-            if entries and self._service.deletions_by_new:
+            if entries and self._service.deletions_by_new_credential:
                 await self._check_deletion_limit(len(entries))
             not_removed = await self._maildrop.remove(entries) if entries else ()
             if not_removed:
@@ -547,7 +547,7 @@ class Connection(BaseConnection[Event]):
         self._send(self._session.failed(error) if error else self._session.updated())
 
     async def _check_deletion_limit(self, marked: int) -> None:
-        """Enforce the limit of deletions for new credentials.
+        """Enforce the limit on deletions by new credentials.
 
         Raises:
             Braked: the credential is new, so it may not remove this many messages yet.
@@ -559,7 +559,7 @@ class Connection(BaseConnection[Event]):
         began = [each.began_at for each in past_sessions if is_credible(each.began_at, now)]
         is_new = not began or now - min(began) < _NEW_FOR
         removed = sum(len(each.removed) for each in past_sessions)
-        if is_new and removed + marked > self._service.deletions_by_new:
+        if is_new and removed + marked > self._service.deletions_by_new_credential:
             fields = {"user": self.user, "ip": self._address, "app": self._account.credential}
             self._log_event("deletion braked", logging.WARNING, **fields, marked=marked)
             raise Braked(marked)
