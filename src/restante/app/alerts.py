@@ -87,7 +87,7 @@ def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> lis
 
 
 def _deliver(job: Job, health: Health, alert: _Alert) -> None:
-    """Deliver an alert exactly once if the destination recognizes messages that it already has.
+    """Deliver an alert exactly once if the destination recognises messages that it already has.
 
     For other destinations, the alert is recorded as sent before it is delivered.  Thus a crash can
     lose the alert but cannot duplicate it.

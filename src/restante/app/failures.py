@@ -110,8 +110,8 @@ def exit_code(error: BaseException) -> int:
 def _code_of_cause(cause: BaseException | None) -> int:
     """Return the exit code for the cause of a temporary failure.
 
-    Clients of the server may always try again after a temporary failure.  For a command, it depends
-    on the cause whether trying again can help.
+    Clients of the server may always try again after a temporary failure.  For a command, whether
+    trying again can help depends on the cause.
     """
     code: int | None = None
     if isinstance(cause, RestanteError):

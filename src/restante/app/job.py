@@ -233,7 +233,7 @@ class Job:
                 maildrop=self._open_maildrop,
             )
         except TemporaryFailure as error:
-            # For a maildrop, a back end may be down or a disk not mounted, which is not a mistake.
+            # For a maildrop, a back end being down or a disk not being mounted is not a mistake.
             users = Path(self.config.auth.users)
             is_mistake = self.local_user is None or (strict and not users.exists())
             return failures.describe(error) if is_mistake else None

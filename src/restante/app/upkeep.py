@@ -3,8 +3,8 @@
 A system clock that jumps must not empty maildrops.  Messages are removed immediately if they are
 due at the latest time that is known to have passed (``clock.Reading.proven``).  More messages
 may be due according to the system clock.  They are removed too, unless the total exceeds both
-``_MAX_MESSAGES`` and ``_MAX_RATIO`` times the number of certainly due messages.  In that case
-they are kept until the clock is trusted, or until the operator runs `restante maildrop purge
+``_MAX_MESSAGES`` and ``_MAX_RATIO`` times the number of certainly due messages.  In that case,
+they are not removed until the clock is trusted, or until the operator runs `restante maildrop purge
 --yes`.  While the clock is behind, no message is removed.
 """
 
@@ -28,13 +28,13 @@ from . import stores
 _EVERY = 3600.0  # seconds between two rounds
 _READ_CLOCK_EVERY = 600.0  # seconds between two readings of the clock; less than ``clock.SLACK``
 _MAX_RATIO = 10  # an estimate, not measured
-_MAX_MESSAGES = 100  # if fewer are due, do not delay them for a day after each night without power
+_MAX_MESSAGES = 100  # fewer are removed without delay, even if the machine was off overnight
 
 _log = logging.getLogger("restante.upkeep")
 
 
 class Upkeep:
-    """Removes the mail of all users that is due.  Only one process of a server runs it."""
+    """Removes all mail that is due.  Only one process of a server runs it."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Upkeep:
                 await asyncio.to_thread(self.read_clock)
 
     async def run(self) -> None:
-        """Do one round: remove the mail of all users that is due."""
+        """Do one round: remove all mail that is due."""
         reading = await asyncio.to_thread(self.read_clock)
         if reading.is_behind:
             return

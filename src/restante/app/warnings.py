@@ -56,7 +56,11 @@ def _settings_that_trust_all(config: Configuration) -> Iterator[str]:
         ("server.proxy_from", server.proxy_from, forgery),
         ("server.xclient_from", server.xclient_from, forgery),
         ("auth.trusted", auth.trusted, "could guess passwords without a growing delay"),
-        ("auth.allow_plaintext_from", auth.allow_plaintext_from, "could send passwords in clear text"),
+        (
+            "auth.allow_plaintext_from",
+            auth.allow_plaintext_from,
+            "could send passwords in clear text",
+        ),
     ):
         for network in networks:
             if network.prefixlen == 0:

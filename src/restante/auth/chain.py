@@ -139,7 +139,7 @@ class Chain:
     async def _authenticate(
         self, identity: str, verify: Callable[[str], Awaitable[UserAccount]]
     ) -> UserAccount:
-        """Check a login with the back end that has the user; ``verify`` gets its name."""
+        """Call ``verify`` with the name of the back end that has the user."""
         end = self._end()
         async with self._within(end) as queried:
             name = await self._responsible_backend(identity, queried)
@@ -305,7 +305,7 @@ class Chain:
     async def _responsible_backend(self, identity: str, queried: list[str]) -> str:
         """Return the name of the back end that has the user.
 
-        For an unknown user, it is the last back end, which refuses the login.
+        For an unknown user, this is the last back end, which refuses the login.
         """
         *others, last = self._backends
         for name in others:

@@ -28,7 +28,7 @@ from .names import key as _key
 # Maximum number of simultaneous connections; an estimate of what a small directory server handles
 # without delay.
 _MAX_CONNECTIONS = 16
-_DECOY = "cn=nobody"  # name of an entry below the base DN, to bind as if the user is unknown
+_DECOY = "cn=nobody"  # entry below the base DN to bind as when the user is unknown
 
 
 def is_safe(url: str) -> bool:

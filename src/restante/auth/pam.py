@@ -30,7 +30,7 @@ _LAST_UID = 65_533  # 65534 is the overflow uid of Linux
 # check is a process.
 _MAX_CHECKS = 16
 _EXIT_TIMEOUT = 1.0  # seconds for the helper to end its children and to exit
-_DECOY = "restante-nobody"  # PAM checks this user instead of an unknown one, to take as long
+_DECOY = "restante-nobody"  # checked instead of an unknown user, to take as long
 _SUCCESS = 0
 # PAM's status codes for refusals; all other codes are errors (security/_pam_types.h).
 _REFUSALS = {

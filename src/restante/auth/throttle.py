@@ -11,10 +11,10 @@ with a password that was correct before, or from a network from which the user h
 then logins from networks without guesses; then all others.
 
 Security: the tables contain keyed hashes of 63 bits.  Two tables and their key survive restarts:
-networks with recent guesses, and networks from which users have logged in.  The three
-tables that depend on passwords exist only in memory, with a key that is created at each start.  A
-correct password is answered immediately even if it is being sprayed, so the delay does not show
-which users have this password.
+networks with recent guesses, and networks from which users have logged in.  The three tables that
+depend on passwords exist only in memory, with a key that is created at each start.  A correct
+password is answered immediately even if it is being sprayed, so the delay does not show which users
+have this password.
 
 Limits: the tables have a fixed size; the entry with the lowest weight is evicted.
 """
@@ -271,7 +271,7 @@ class Throttle:
     # Persistence across restarts.
 
     def save(self, path: Path) -> None:
-        """Write the tables that are kept across restarts, if they have changed.
+        """Write the tables that survive restarts, if they have changed.
 
         Raises:
             OSError: the file cannot be written; the previous file has not changed.

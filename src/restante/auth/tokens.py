@@ -123,7 +123,7 @@ class KeySet:
         # tokens from causing many requests.
         max_age, interval = (10.0, 1.0) if self._is_file else (3600.0, 60.0)
         if self.clock() - self._fetched <= max_age and (key := self._pick(kid)):
-            return key  # without the lock, so that a fetch for a forged kid delays no other login
+            return key  # without the lock, so that a fetch for a forged kid does not delay others
         async with self._lock:
             now = self.clock()
             is_due = now - self._fetched > max_age or self._pick(kid) is None
@@ -289,7 +289,7 @@ class Introspected:
         return self._rules.name(claims)
 
     def _is_for_this_service(self, claims: Claims) -> bool:
-        """Return whether the token is for this service, by its audience or else its client ID."""
+        """Return whether the token is for this service, by its audience; by its client ID if it has none."""
         audience = claims.get("aud") or claims.get("client_id")
         audiences = audience if isinstance(audience, list) else [audience]
         return any(each in self._rules.audience for each in audiences)

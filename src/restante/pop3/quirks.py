@@ -38,8 +38,9 @@ class Quirks:
     """The server lists only some of the messages in a session.  After these have been read, the
     next session lists others."""
     bare_line_feeds: bool = False
-    """Lines end with LF.  In this mode, a line in a message that is a single dot ends the response
-    early, so use it only if all senders are trusted.  It is never chosen automatically."""
+    """Lines end with LF.  In this mode, a message line that consists of a single dot ends the
+    response early, so use the mode only if all senders are trusted.  It is never chosen
+    automatically."""
     octets_per_day: int | None = None
     """Octets that may be downloaded from one maildrop in a day before the server blocks it."""
     codes: Mapping[str, str] = field(default_factory=dict)

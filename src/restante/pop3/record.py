@@ -113,7 +113,7 @@ def _sequences(forms: set[str]) -> dict[int, set[str]]:
 def _lower(text: str) -> str:
     """Return the text in lower case.
 
-    The length does not change: a letter is not replaced by several ones, as ``str.lower`` does.
+    The length does not change: unlike ``str.lower``, this never replaces a letter by several.
     """
     if text.isascii():
         return text.lower()

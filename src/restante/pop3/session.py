@@ -42,7 +42,8 @@ MAX_XCLIENT = 8192  # octets of an XCLIENT line, from trusted proxies only; our 
 # 512 octets (RFC 2449 §4).
 _MAX_BANNER = 150
 # Matches pipelined commands that differ only in their message-number, in the spelling that programs
-# usually send.  At most 16, because other connections wait while such a run is processed.
+# usually send.  A run has at most 16 commands, because other connections wait while
+# it is processed.
 _RUN = re.compile(
     rb"(RETR|DELE) [1-9][0-9]{0,9}\r\n(?:\1 [1-9][0-9]{0,9}\r\n){0,15}"
     rb"|(TOP) [1-9][0-9]{0,9} (0|[1-9][0-9]{0,9})\r\n(?:TOP [1-9][0-9]{0,9} \3\r\n){0,15}"
@@ -288,7 +289,7 @@ class Session:
     def secured(self, channel: Channel | None = None) -> None:
         """Answers StartTLS: the connection uses TLS.
 
-        Everything that the client stated before TLS is discarded (RFC 2595 §4).
+        Everything that the client sent before TLS is discarded (RFC 2595 §4).
         """
         self._is_action_pending = False
         self.is_secure = True

@@ -126,7 +126,7 @@ class Admission:
         return Slot(self, source) if is_admitted else None
 
     def _occupy(self, source: str, limit: int, replaces: str | None) -> bool:
-        # Workers share the counts, so no other worker may change them between check and change.
+        # Workers share the counts, so the lock keeps others from changing them after the check.
         with self._tally.lock():
             if self._tally.total() - (replaces is not None) >= limit:
                 return False

@@ -206,7 +206,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
 
     @property
     def user(self) -> str:
-        """The user who has logged in; empty before a login, and where there are no logins."""
+        """The user who has logged in; empty before the login, and for protocols without logins."""
         return ""
 
     @property
@@ -560,7 +560,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             self._expire()
 
     def _end_session(self, reason: str) -> None:
-        """Close the connection because the session has ended; log this unless by QUIT."""
+        """Close the connection because the session has ended; log the end, except after QUIT."""
         if reason != "quit":
             self._log_event("session ended", ip=self._address, proto=self._proto, reason=reason)
         self.close(reason)

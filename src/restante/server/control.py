@@ -32,7 +32,7 @@ _UCRED = struct.Struct("iII")  # pid, uid, gid (unix(7), SO_PEERCRED)
 _SO_PEERGROUPS = getattr(socket, "SO_PEERGROUPS", 59)  # asm-generic/socket.h; not in Python 3.11
 _GROUP = struct.Struct("I")
 _GROUPS = 1024  # octets for 256 groups; the maximum that Python's getsockopt reads
-# The number of all users and groups that are not mapped into this namespace (user_namespaces(7)).
+# The ID of all users and groups that are not mapped into this namespace (user_namespaces(7)).
 _UNMAPPED = 65_534
 TEXT, JSON, LINES = "text/plain; charset=utf-8", "application/json", "application/x-ndjson"
 
@@ -46,8 +46,8 @@ class Peer:
 
     @property
     def is_operator(self) -> bool:
-        """Whether the peer is root or has the server's own user."""
-        # With systemd's PrivateUsers=, other users have the number _UNMAPPED.
+        """Whether the peer runs as root or as the server's own user."""
+        # With systemd's PrivateUsers=, other users have the ID _UNMAPPED.
         return self.uid == 0 or (self.uid == os.geteuid() and self.uid != _UNMAPPED)
 
     def is_member(self, group: int) -> bool:
@@ -80,7 +80,7 @@ class Answer:
     content: bytes | AsyncGenerator[bytes, None]
     """The content, or its pieces."""
     is_live: bool = False
-    """Whether each piece is sent immediately, and the client may stop reading for any time."""
+    """Whether each piece is sent immediately, and the client may pause for any length of time."""
 
 
 def refusal(status: int, text: str = "") -> Answer:

@@ -85,12 +85,12 @@ class Intake(BaseService):
     §4.5.1)."""
 
     def lmtp(self) -> Callable[[str, Slot, Origin], IntakeConnection]:
-        """Return a factory of LMTP connections, for ``Listener``."""
+        """Return a factory for LMTP connections, for use by ``Listener``."""
         policy = Policy(self.hostname, self.max_message, is_lmtp=True)
         return lambda address, slot, origin: IntakeConnection(self, policy, address, slot, origin)
 
     def smtp(self, domains: Collection[str]) -> Callable[[str, Slot, Origin], IntakeConnection]:
-        """Return a factory of SMTP connections; recipients in ``domains`` are accepted."""
+        """Return a factory for SMTP connections; recipients in ``domains`` are accepted."""
         local = frozenset(domain.casefold() for domain in domains)
         policy = Policy(self.hostname, self.max_message, domains=local)
         return lambda address, slot, origin: IntakeConnection(self, policy, address, slot, origin)
@@ -205,7 +205,7 @@ class IntakeConnection(BaseConnection[Event]):
         else:
             self._send(self._session.resolved(maildrop))
             if self._session.policy.is_lmtp:
-                self._slot.protect()  # a mail server of this site must not be evicted
+                self._slot.protect()  # this site's mail server must not be evicted
 
     async def _deliver(self, event: Deliver) -> None:
         if self._session.policy.is_lmtp:

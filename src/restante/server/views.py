@@ -4,9 +4,9 @@
 ``recent:ann`` opens only the mail of the last 30 days.  If a user has exactly the name that was
 given, that user's whole maildrop is opened.
 
-Security: before any password is checked, the back ends are asked which interpretation names an
-existing user, for all interpretations in the same way.  Only after a correct password is it checked
-whether the folder exists.
+Security: before any password is checked, all interpretations are looked up in the back ends in the
+same way, to find the one that names an existing user.  Whether the folder exists is checked only
+after a correct password.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECENT = 30 * 86_400.0
 
 _WHOLE_MAILDROP = View()
 _PREFIX = "recent:"
-_MAX_LENGTH = 1000  # characters; in a longer name, no folder or prefix is recognized
+_MAX_LENGTH = 1000  # characters; in a longer name, no folder or prefix is recognised
 
 
 @lru_cache(1024)  # the same clients log in repeatedly; at most about 2 MB if names are long
