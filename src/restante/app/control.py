@@ -31,8 +31,8 @@ from .upkeep import format_time
 
 _log = logging.getLogger("restante.control")
 _DESCRIBED_PER_TURN = 100  # sessions described in one turn of the event loop: about a millisecond
-# The operator is warned this number of days before the certificate expires.  ACME clients renew 30
-# days before it expires, so at this time the renewal has failed for weeks.
+# The operator is warned this number of days before the certificate expires.  ACME clients renew it
+# 30 days before it expires, so by then the renewal has been failing for weeks.
 CERTIFICATE_DAYS = 7
 # Seconds for the supervisor to read the new configuration, and then for all workers to adopt it.
 # The sum is less than the time that ``restante reload`` waits.
@@ -118,7 +118,7 @@ class Control:
         }
 
     def _faults(self, workers: list[dict[str, Any]]) -> list[str]:
-        """Return why the server is not ready."""
+        """Return the reasons why the server is not ready."""
         missing = [each["worker"] for each in workers if "missing" in each]
         faults = [f"worker {number} does not answer" for number in missing]
         if any(each.get("stopping") for each in workers):
@@ -255,7 +255,7 @@ class Control:
     # GET /events
 
     async def _events(self, request: Request, peer: Peer) -> Answer:
-        """One JSON object in each line, as in the log, until the client disconnects."""
+        """Send one JSON object per line, as in the log, until the client disconnects."""
         level = logging.getLevelNamesMapping().get(request.query.get("level", "debug").upper())
         if level is None:
             return refusal(400, "the level is unknown")
@@ -279,7 +279,7 @@ class Control:
                     task.cancel()
 
     async def _follow_sibling(self, worker: int, target: str, events: EventQueue) -> None:
-        """Add the events of another worker, also after it was started again."""
+        """Add another worker's events, and reconnect after that worker has restarted."""
         is_missing = False
         while True:
             with suppress(siblings.Silent):

@@ -172,7 +172,7 @@ class SharedResources:
     number: int = 0
     """This worker's number."""
     site: Site = field(kw_only=True)
-    """What the control sockets show of the whole server."""
+    """Data about the whole server, for the control sockets."""
 
 
 @dataclass
@@ -223,7 +223,7 @@ async def running(
         if shared is None:
             shared = exit_stack.enter_context(_own_resources(config, site or Site(1, Reloads(1))))
         parts = _ServerParts(Running(config, certificate), users, store, shared, exit_stack)
-        # Closed last, so that the operator sees the server drain.
+        # Closed last, so that the operator can watch the server drain.
         await exit_stack.enter_async_context(control_socket.opened(parts.live))
         parts.start()
         exit_stack.callback(parts.live.stop)

@@ -46,7 +46,7 @@ class Issuer(Protocol):
     """Verifies the tokens of one provider."""
 
     async def owner(self, token: str) -> str:
-        """Return the name of the user for whom the token was issued.
+        """Return the name of the user that the token was issued for.
 
         Raises:
             AuthenticationFailed: the token is forged or expired, or was issued for another service.
@@ -289,7 +289,10 @@ class Introspected:
         return self._rules.name(claims)
 
     def _is_for_this_service(self, claims: Claims) -> bool:
-        """Return whether the token is for this service, by its audience; by its client ID if it has none."""
+        """Return whether the token is for this service.
+
+        The client ID is checked if the token has no audience.
+        """
         audience = claims.get("aud") or claims.get("client_id")
         audiences = audience if isinstance(audience, list) else [audience]
         return any(each in self._rules.audience for each in audiences)

@@ -136,7 +136,7 @@ class Retrieval:
 
     def __init__(self, *, deletes: bool = False) -> None:
         self.failure: Exception | None = None
-        """The exception of the caller's iterable of messages; it does not affect earlier
+        """The exception that the caller's iterable of messages raised; it does not affect earlier
         messages."""
         self.deletes = deletes
         """Whether ``next_message`` deletes the messages that were read."""
@@ -645,7 +645,7 @@ class Dialogue:
     def _peek(self) -> Answer | None:
         """Return the next command of ``_queue`` without removing it.
 
-        An exception of the caller's iterable must not end the session.
+        An exception in the caller's iterable must not end the session.
         """
         if self._next_queued is None:
             try:
