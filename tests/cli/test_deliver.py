@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +133,38 @@ def test_message_larger_than_the_quota_is_bounced(
     found = restante("deliver", "ann", stdin=b"x" * 1000)
     assert (found.code, "larger than the whole quota of 1000" in found.err) == (65, True)
     assert stored(state) == []
+
+
+@pytest.fixture(params=["full disk", "broken pipe"])
+def unwritable(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A descriptor that nothing can be written to."""
+    if request.param == "full disk":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("options", [[], ["-v"]])
+def test_exit_code_is_right_if_the_error_cannot_be_printed(
+    ann: str, state: Path, unwritable: int, options: list[str]
+) -> None:
+    """An MTA bounces or loses mail for the wrong code."""
+    found = program("deliver", "bob", *options, stdin=MESSAGE, stderr=unwritable)
+    assert found.code == 67
+    (state / "mail").mkdir()
+    (state / "mail" / "ann").write_text("")
+    found = program("deliver", "ann", *options, stdin=MESSAGE, stderr=unwritable)
+    assert found.code == 75
+
+
+def test_stored_message_is_not_delivered_again_if_the_result_cannot_be_printed(
+    ann: str, state: Path, unwritable: int
+) -> None:
+    found = program("deliver", "ann", "--json", stdin=MESSAGE, stdout=unwritable)
+    assert (found.code, found.err, len(stored(state))) == (0, "", 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -9,11 +9,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from .. import __version__, sysexits
 from .examples import EXAMPLES
@@ -63,6 +63,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return sysexits.EX_USAGE
     sys.stdout = sys.stdout or io.StringIO()  # `restante … >&-`
+    sys.stderr = sys.stderr or io.StringIO()
     _escape_undisplayable_characters()
     try:
         with _interruptible():
@@ -70,10 +71,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except BrokenPipeError:  # `restante … | head`
-        _discard_output()
+        discard_output(sys.stdout)
         return sysexits.EX_OK
     except (Exception, KeyboardInterrupt) as error:
-        _discard_output()
+        discard_output(sys.stdout)
         return _explain(error, options)
 
 
@@ -100,28 +101,40 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _discard_output() -> None:
-    """Empty the buffer of standard output, so that Python does not fail again at exit."""
+def discard_output(stream: TextIO) -> None:
+    """Empty a buffer that cannot be written.  Otherwise Python would fail again at exit."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _explain(error: BaseException, options: argparse.Namespace) -> int:
-    import traceback  # imported late, because only errors need these modules
+    """Print an error and return its exit code, even if the error cannot be printed.
 
-    from ..app.failures import describe, exit_code
-    from ..escaping import printable
+    Mail servers bounce or keep mail by the exit code of ``restante deliver``.
+    """
+    from ..app.failures import exit_code  # imported late, because only errors need it
 
     code = exit_code(error)
+    with suppress(OSError):
+        _print_error(error, code, options)
+    discard_output(sys.stderr)
+    return code
+
+
+def _print_error(error: BaseException, code: int, options: argparse.Namespace) -> None:
+    import traceback
+
+    from ..app.failures import describe
+    from ..escaping import printable
+
     if code == 130 and sys.stderr.isatty():
         print(file=sys.stderr)  # end the line that shows a prompt and ^C
     if options.verbose or code == sysexits.EX_SOFTWARE:
         traceback.print_exception(error)
     for line in describe(error).splitlines():
         print(f"restante {options.command}: {printable(line)}", file=sys.stderr)
-    return code
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from ..app import backends, stores
@@ -25,6 +25,7 @@ from ..errors import (
 )
 from ..message import Envelope, LineEndings, header_insertion
 from . import common
+from .command import discard_output
 
 _PIECE = 65_536  # octets, the capacity of a pipe on Linux (pipe(7))
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -76,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
         from ..app.failures import describe
 
         if options.verbose or not isinstance(error, RestanteError | OSError):
-            print_exception(error)
+            with suppress(OSError):  # a broken pipe must not replace exit code 75
+                print_exception(error)
         raise TemporaryFailure(describe(error)) from None  # exit code 75
 
 
@@ -87,7 +89,10 @@ async def _deliver(options: argparse.Namespace, config: Configuration, read: Rea
     message = _message(head, read, config.limits.message)
     entry = await stores.deliver(config, user, message)
     if options.json:
-        common.print_json("deliver", user=user, unique_id=entry.unique_id, size=entry.size)
+        try:
+            common.print_json("deliver", user=user, unique_id=entry.unique_id, size=entry.size)
+        except OSError:  # after 75, the mail server would deliver the message again
+            discard_output(sys.stdout)
     return os.EX_OK
 
 
