@@ -102,6 +102,6 @@ class JsonClient:
         return response.status, value if isinstance(value, dict) else None
 
 
-def is_lasting(status: int) -> bool:
+def is_permanent(status: int) -> bool:
     """Return whether the same request would get this status again (RFC 9110 §15.4, §15.5)."""
     return 300 <= status < 500 and status not in _TEMPORARY

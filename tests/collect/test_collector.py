@@ -21,7 +21,7 @@ from restante.collect.destinations.opening import open_destination
 from restante.collect.destinations.spooled import Spooled
 from restante.collect.ledger import Ledger
 from restante.collect.ledger_file import AccountBusy
-from restante.collect.pace import Pace, follow
+from restante.collect.pace import Pace, run_sessions
 from restante.collect.plan import Budget, Policy, short_name
 from restante.errors import (
     ConfigurationError,
@@ -555,7 +555,7 @@ def test_next_session_of_a_run_waits_for_login_delay(home: Home, ledger: Ledger)
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(
-            follow(
+            run_sessions(
                 session,
                 lambda now: ledger.of("isp").may_begin(now),
                 Pace(60, 60),

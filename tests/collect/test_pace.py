@@ -9,7 +9,7 @@ import pytest
 
 from restante.collect.collector import LoginTooSoon, Outcome
 from restante.collect.ledger_file import AccountBusy
-from restante.collect.pace import Pace, follow
+from restante.collect.pace import Pace, run_sessions
 from restante.errors import ConnectionLost, LoginFailed, LoginWithheld
 
 MAIL, NOTHING = Outcome(stored=1), Outcome()
@@ -41,7 +41,7 @@ class Watch:
         self.now += seconds
 
     def run(self, jitter: Callable[[float, float], float] = min) -> list[float]:
-        following = follow(
+        following = run_sessions(
             self._session,
             lambda now: self.may_begin,
             self._pace,

@@ -488,7 +488,7 @@ def test_nothing_is_deleted_without_a_proof() -> None:
     from restante.collect.deletions import Deletions, Reader
 
     assert not hasattr(Reader, "delete")
-    assert Deletions.request.__annotations__["proved"] == "Sequence[Proof]"
+    assert Deletions.request.__annotations__["proofs"] == "Sequence[Proof]"
 
 
 def test_a_rule_is_all_that_decides_about_deletions() -> None:

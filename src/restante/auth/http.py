@@ -67,7 +67,7 @@ class ProviderClient:
             status, content = self._client.request(url, data, headers)
         except TemporaryFailure as error:
             raise BackendUnavailable(str(error)) from error
-        if https.is_lasting(status):
+        if https.is_permanent(status):
             raise BackendMisconfigured(f"{host}: HTTP status {status}")
         if not 200 <= status < 300:
             raise BackendUnavailable(f"{host}: HTTP status {status}")

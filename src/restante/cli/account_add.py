@@ -309,7 +309,7 @@ def _log_in(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
 
 
 def _name(config: Configuration, server: _Server) -> str:
-    """Derive a name from the domain or host, prefixed with the user name if that one is taken."""
+    """Derive a name from the domain or host; if it is taken, prefix it with the user name."""
     local, _, domain = server.user.rpartition("@")
     base = (
         domain.split(".")[0] if local else (urlsplit(server.url).hostname or "").split(".")[-2:][0]

@@ -34,7 +34,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "rename",
         help="rename an account without collecting messages twice",
         description="Rename an account in its configuration file and in the ledger, and rename its "
-        "secrets. The recorded messages keep their names, so none is collected twice. If the "
+        "secrets. The recorded messages keep their names, so no message is collected twice. If the "
         "command was interrupted, run it again. If the account is defined in a file that `restante "
         "account add` did not write, rename it in that file by hand first; this command then "
         "renames the rest.",

@@ -199,7 +199,7 @@ async def _watch(
     ledger: Ledger,
 ) -> Sequence[Outcome | BaseException]:
     """Collect from each account at its own interval; SIGTERM and SIGINT cancel the sessions."""
-    from ..collect.pace import Pace, follow
+    from ..collect.pace import Pace, run_sessions
 
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -213,7 +213,7 @@ async def _watch(
         def may_begin(now: float) -> float:
             return ledger.of(job.name).may_begin(now, job.options.logins_per_hour or None)
 
-        await follow(session, may_begin, Pace(job.options.every, job.options.slowest))
+        await run_sessions(session, may_begin, Pace(job.options.every, job.options.slowest))
 
     with _bars(options) as bars:
         tasks = [loop.create_task(watch(job)) for job in jobs]

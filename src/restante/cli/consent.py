@@ -110,7 +110,7 @@ def _show_code(address: str, user_code: str) -> None:
 
 
 def state(grant: Grant) -> str:
-    """Describe whether the user has signed in, and how long this remains valid."""
+    """Describe whether the user has signed in, and how long the sign-in remains valid."""
     file = grant.file()
     tokens = file.get()
     if grant.options.flow == "client":

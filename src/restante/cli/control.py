@@ -14,7 +14,7 @@ def folder(options: argparse.Namespace) -> Path:
     return folder_of(config.runtime(options.config))
 
 
-def lasting(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a duration in its two largest units, such as "3 d 4 h" or "12 s"."""
     rest = int(seconds)
     parts: list[tuple[int, str]] = []

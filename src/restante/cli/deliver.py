@@ -116,7 +116,7 @@ async def _message(head: bytes, read: Read, max_octets: int) -> AsyncIterator[by
 def _interruptible_input() -> Iterator[Read]:
     """Yield a function that reads standard input; signals interrupt only this function.
 
-    No signal can therefore end the process after the message's rename into the maildrop.
+    Therefore no signal can end the process after the message was moved into the maildrop.
     """
     signal_pipe, wakeup = os.pipe()
     os.set_blocking(wakeup, False)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keep", action="store_true", help="do not delete messages on the server")
     parser.add_argument("--limit", type=int, metavar="N", help="fetch at most N messages")
-    parser.add_argument("--user", default="", help="the user name, if the URL has none")
+    parser.add_argument("--user", default="", help="the user name, if it is not in the URL")
     parser.add_argument(
         "--password-file", type=Path, metavar="FILE", help="read the password from FILE"
     )

@@ -21,7 +21,7 @@ _UNIT = "restante"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Print the events of the running server as they happen, as they are in its log. Events of "
+        "Print the events of the running server as they happen, in the form of its log. Events of "
         "the supervisor, such as `worker ended`, are only in the log itself."
     )
     parser.add_argument("-f", "--follow", action="store_true", help="print new events")
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         UnsafeArgument: neither --follow nor --since was given.
-        NotRunning: there is no server, or it has stopped.
+        NotRunning: no server is running, or the server has stopped.
     """
     if options.since:
         return _read_journal(options)

@@ -69,7 +69,9 @@ def run(options: argparse.Namespace) -> int:
     """
     with _prepared_configuration(options) as config:
         log.set_up(config.log)
-        with suppress(OSError):  # before files are created: the clock may have jumped
+        with suppress(
+            OSError
+        ):  # before any file gets a time stamp, because the clock may have jumped
             stores.clock(config).advance()
         count = worker_count(config)
         if count > 1:

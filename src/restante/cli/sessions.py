@@ -60,7 +60,7 @@ def list_(options: argparse.Namespace) -> int:
 
 def _row(session: dict[str, Any]) -> list[object]:
     shown = [session.get(name) or "-" for name in ("id", "user", "ip", "proto", "state")]
-    return [*shown, control.lasting(session["seconds"]), size(session["sent"])]
+    return [*shown, control.duration(session["seconds"]), size(session["sent"])]
 
 
 def end(options: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ def _print(status: dict[str, Any]) -> None:
     loaded, refused = status["configuration"], status["reload_refused"]
     print(f"restante {status['version']}: {state}")
     rows = [
-        ("running for", f"{control.lasting(status['uptime'])}, process {status['pid']}"),
+        ("running for", f"{control.duration(status['uptime'])}, process {status['pid']}"),
         ("connections", _connections(status)),
         ("certificate", f"valid until {status['certificate_end']}"),
         ("configuration", f"{loaded['file'] or 'private mode'}, read {loaded['loaded']}"),
@@ -87,5 +87,5 @@ def _worker(worker: dict[str, Any]) -> list[object]:
     if "missing" in worker:
         return [worker["worker"], "-", "no answer", "-", "-"]
     connections = sum(worker["connections"].values())
-    running = control.lasting(worker["uptime"])
+    running = control.duration(worker["uptime"])
     return [worker["worker"], worker["pid"], running, connections, worker["logged_in"]]

@@ -1,4 +1,4 @@
-"""The ledger of one account: its collected and deleted messages, those set aside, its sessions.
+"""The ledger of one account: sessions, and messages collected, deleted or set aside.
 
 Durability: every call is one transaction that is on disk when the call returns.
 """
@@ -42,9 +42,9 @@ class Stored(NamedTuple):
     identity: str = ""
     """The message's name at the destination; empty for the usual name."""
     is_short: bool = False
-    """The server sent much less than it announced."""
+    """Whether the server sent much less than it announced."""
     is_gone: bool = False
-    """No server has this message.  This is the case for stubs."""
+    """Whether no server has this message, which is the case for stubs."""
     replaces: str = ""
     """Identity of a different message that had this key before; empty if there was none."""
     moved_from: str = ""
@@ -366,7 +366,7 @@ class AccountLedger:
 
     # Deletions.
 
-    def removing(self, proved: Iterable[Proof], at: float) -> None:
+    def removing(self, proofs: Iterable[Proof], at: float) -> None:
         """Record messages that are about to be marked as deleted; ``at`` is the ledger's time.
 
         After a crash, the state of these messages is in doubt, because the server may have removed
@@ -375,7 +375,7 @@ class AccountLedger:
         with self.transaction() as database:
             database.executemany(
                 "INSERT INTO removals (account, key, at, why, evidence) VALUES (?, ?, ?, ?, ?)",
-                [(self.name, _octets(each.key), at, each.why, each.evidence) for each in proved],
+                [(self.name, _octets(each.key), at, each.why, each.evidence) for each in proofs],
             )
 
     def not_removed(self, keys: Iterable[str], answer: str) -> None:

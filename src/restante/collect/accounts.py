@@ -166,15 +166,15 @@ class Accounts:
                 (rule, limited_until, name),
             )
 
-    def unlimit(self, name: str) -> None:
+    def remove_limit(self, name: str) -> None:
         """Remove the limit on deletions, because the operator has removed it."""
         self._set(name, "limited_until", 0.0)
 
-    def answered(self, name: str, answer: str) -> None:
+    def set_answer(self, name: str, answer: str) -> None:
         """Store the decision that the user made when nearly every message looked new."""
         self._set(name, "answer", answer)
 
-    def one_by_one(self, name: str, now: float | None) -> None:
+    def pause_pipelining(self, name: str, now: float | None) -> None:
         """Stop pipelining for a week from ``now``; None allows pipelining again immediately."""
         self._set(name, "one_by_one_until", 0.0 if now is None else now + _WEEK)
 

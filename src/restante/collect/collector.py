@@ -238,7 +238,7 @@ class _Session:
         self._limited_until = entry.limited_until
         self._newest: frozenset[int] = frozenset()
         self._reasons: dict[str, str] = {}  # reasons for deletion, by key
-        self._proved: list[Proof] = []
+        self._proofs: list[Proof] = []
         self._presence: list[tuple[str, Presence]] = []  # changes at the destination, by key
 
     async def run(
@@ -285,7 +285,7 @@ class _Session:
         """Prepare the steps that follow the login."""
         if self._policy.deletions is None and self._limited_until:
             self._limited_until = 0.0  # the operator removed the limit, so it does not come back
-            self._accounts.unlimit(self._name)
+            self._accounts.remove_limit(self._name)
         if self._now() < self._entry.one_by_one_until:
             client.stop_pipelining()
         self._reader, self._deletions = client, Deletions(client, self._ledger)
@@ -329,7 +329,7 @@ class _Session:
     ) -> tuple[list[Fetch | Compare], list[Stub]]:
         """Return the messages to fetch completely, and those to fetch as stubs.
 
-        On return, ``_proved`` contains the messages that can be deleted without being fetched.
+        On return, ``_proofs`` contains the messages that can be deleted without being fetched.
         """
         policy, outcome = self._policy, self._outcome
         allowance = Allowance(policy, used, is_full=self._this_run.full is not None)
@@ -366,7 +366,7 @@ class _Session:
         outcome.stored, outcome.stubs = len(new), len(stubs)
         outcome.octets = sum(step.message.size for step in new)
         compared = [step for step in fetches if step.key in self._reasons]
-        outcome.deleted = len(self._proved) + len(compared)
+        outcome.deleted = len(self._proofs) + len(compared)
 
     def _may_list_more(self) -> bool:
         """Return whether the next session may list other messages.
@@ -392,7 +392,7 @@ class _Session:
             await self._fetching.fetch_stubs(stubs)
         except QuotaExceeded as error:
             self._this_run.full = error
-            self._outcome.may_go_on = bool(await self._all_proved())
+            self._outcome.may_go_on = bool(await self._all_proofs())
             raise
 
     # Loss of the connection.
@@ -411,7 +411,7 @@ class _Session:
     def _record_connection_loss(self, error: ConnectionLost) -> None:
         awaited, outcome = self._fetching.awaited, self._outcome
         if self._reader.is_pipelining_in_doubt:
-            self._accounts.one_by_one(self._name, self._now())
+            self._accounts.pause_pipelining(self._name, self._now())
             outcome.notes.append(
                 "the connection was lost after several commands had been sent together; for a "
                 "week, commands are sent one at a time. If this helps, set quirks = "
@@ -420,8 +420,8 @@ class _Session:
             outcome.may_go_on = True
         if awaited is not None:
             if aside_key(awaited) in self._fetching.aside:
-                # The message has failed before, so it is the cause, and not pipelining.
-                self._accounts.one_by_one(self._name, None)
+                # The message has failed before, so the message is the cause, not pipelining.
+                self._accounts.pause_pipelining(self._name, None)
             is_late = isinstance(error, DeadlineExceeded)
             reason = (
                 "its download did not end in time"
@@ -464,7 +464,7 @@ class _Session:
         expected, taken = self._ledger.expected(), self._known.taken
         may_have_moved = looks_moved(listing, taken, expected)
         if may_have_moved and again != "stop" and not dry_run:
-            self._accounts.answered(self._name, again)
+            self._accounts.set_answer(self._name, again)
         elif may_have_moved and again == "stop":
             # If the server lists its mail in parts, every part looks new.  If the user has decided
             # before, the question is not repeated.  In both cases ``dedupe`` is safe: comparing by
@@ -533,7 +533,7 @@ class _Session:
                 unproved.append(compare(message, step.key, proof.value, self._policy, allowance))
                 continue
             if isinstance(step, Due):
-                self._proved.append(proof)
+                self._proofs.append(proof)
             if known.doubt:
                 settled.append(step.key)
         if settled:
@@ -622,9 +622,9 @@ class _Session:
                 return ""
         return why_due(known, policy, self._now())
 
-    async def _all_proved(self) -> list[Proof]:
+    async def _all_proofs(self) -> list[Proof]:
         """Return the messages that are due and proved to be stored here."""
-        proved = list(self._proved)
+        proofs = list(self._proofs)
         for seen in self._fetching.seen:
             if why := await self._deletion_reason(seen):
                 known, record = (
@@ -633,8 +633,8 @@ class _Session:
                 )
                 proof = prove(seen, known, record, why)
                 if isinstance(proof, Proof):
-                    proved.append(proof)
-        return proved
+                    proofs.append(proof)
+        return proofs
 
     async def _delete(self) -> None:
         """Mark the messages that are due and proved.
@@ -645,8 +645,8 @@ class _Session:
             LeftWithoutQuit: the connection was dropped; another session of this run can delete the
                 messages that are due.
         """
-        proved = await self._all_proved()
-        is_allowed = bool(proved) and not self._is_over_limit(len(proved))
+        proofs = await self._all_proofs()
+        is_allowed = bool(proofs) and not self._is_over_limit(len(proofs))
         if unstored := await self._removed_by_quit():
             self._this_run.unstored.update(map(aside_key, unstored))
             if is_allowed:
@@ -654,7 +654,7 @@ class _Session:
                 raise LeftWithoutQuit(len(unstored))
             self._deletions.leave_without_quit()
         elif is_allowed:
-            await self._deletions.request(proved, self._now())
+            await self._deletions.request(proofs, self._now())
 
     async def _removed_by_quit(self) -> list[Message]:
         """Return the messages that the server may remove at QUIT but that are not stored here."""

@@ -64,11 +64,11 @@ class Deletions:
         self._client = client
         self._ledger = ledger
 
-    async def request(self, proved: Sequence[Proof], now: float) -> None:
+    async def request(self, proofs: Sequence[Proof], now: float) -> None:
         """Mark these messages as deleted; ``now`` is the ledger's time."""
-        self._ledger.removing(proved, now)
-        for first in range(0, len(proved), _BLOCK):
-            block = proved[first : first + _BLOCK]
+        self._ledger.removing(proofs, now)
+        for first in range(0, len(proofs), _BLOCK):
+            block = proofs[first : first + _BLOCK]
             await self._client.delete(*[each.message for each in block])
             refused = {message.number for message in self._client.refused}
             self.marked += [each for each in block if each.message.number not in refused]

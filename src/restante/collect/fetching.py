@@ -318,7 +318,7 @@ class Fetching:
     def _find_equal_of_new(
         self, seen: Seen, step: Fetch | Compare, content: Content
     ) -> _Received | None:
-        """Do the work of ``_find_equal`` for a key under which no message was collected."""
+        """Like ``_find_equal``, but for a key under which no message was collected."""
         row = self._known.row(seen.key, seen.message.size, content)
         if step.key is not None and (moved := self._find_moved(seen, row, content)):
             return moved
@@ -362,7 +362,7 @@ class Fetching:
     def _holds(self, identity: str, content: Content) -> bool:
         """Return whether the destination has exactly these octets under this name.
 
-        If the destination cannot read its messages again, the name decides.
+        If the destination cannot read its messages again, only the name is compared.
         """
         destination = self._destination
         if offers(destination, Verifying):
@@ -418,7 +418,7 @@ class Fetching:
         If the name that the message would have without the ledger is free, that name is returned,
         so that the message is recognised even if the ledger is lost.  Blocking.
         """
-        destination, usual = self._destination, self._known.usual(key, size)
+        destination, usual = self._destination, self._known.usual_identity(key, size)
         other = self._known.identity(key, size, content)
         if not offers(destination, Verifying) or usual == self._known.identity_of(key):
             return other
@@ -509,7 +509,7 @@ class Fetching:
     async def _record_group(
         self, waiting: Sequence[_Received], sync: Callable[[], None] | None
     ) -> None:
-        """Make a group durable, and then record it; after that, its messages can be proved."""
+        """Make a group durable, and then record it, so that ``prove`` can confirm its messages."""
         if sync is not None:
             await asyncio.to_thread(sync)
         now = self._now()

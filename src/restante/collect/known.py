@@ -61,13 +61,13 @@ class Known:
         now announces a different ``size``.
         """
         if content is not None:
-            return f"{self.usual(key, size)} {content.digest.hex()}"
+            return f"{self.usual_identity(key, size)} {content.digest.hex()}"
         known = self.taken.get(key)
         if known is not None and known.at is None:
             size = known.size
-        return self._identities.get(key) or self.usual(key, size)
+        return self._identities.get(key) or self.usual_identity(key, size)
 
-    def usual(self, key: str, size: int) -> str:
+    def usual_identity(self, key: str, size: int) -> str:
         """Return the name that a message has unless the ledger contains a different name."""
         return f"{self._label} {key} {size}"
 
@@ -77,7 +77,9 @@ class Known:
         ``identity`` defaults to the name that belongs to the key.
         """
         identity = identity or self.identity(key, size)
-        return Stored(key, size, content, "" if identity == self.usual(key, size) else identity)
+        return Stored(
+            key, size, content, "" if identity == self.usual_identity(key, size) else identity
+        )
 
     def identity_of(self, key: str) -> str:
         """Return the name of a taken message."""
@@ -89,7 +91,7 @@ class Known:
         doubt = Doubt.SHORT if row.is_short else Doubt.NONE
         self.taken[row.key] = Taken(row.size, at, doubt=doubt)
         if row.content is not None:
-            identity = row.identity or self.usual(row.key, row.size)
+            identity = row.identity or self.usual_identity(row.key, row.size)
             self._records[row.key] = Record(row.size, row.content, identity)
 
     def compared(self, row: Stored, again_at: float | None) -> None:

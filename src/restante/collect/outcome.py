@@ -19,7 +19,7 @@ class Outcome:
     stored: int = 0
     """Number of new messages that were stored."""
     octets: int = 0
-    """Number of octets received for them."""
+    """Number of octets received for these messages."""
     known: int = 0
     """Number of messages that were fetched but had already been stored: they have no unique-id, or
     were fetched after a crash or for comparison."""
@@ -37,7 +37,7 @@ class Outcome:
     later: int = 0
     """Number of messages that were left for a later session."""
     later_for: str = ""
-    """Why they were left: "the limit", "the day's budget", "the full destination" or
+    """Why these messages were left: "the limit", "the day's budget", "the full destination" or
     "refusals"."""
     skipped: list[str] = field(default_factory=list)
     """Messages that the policy leaves on the server, with reasons."""

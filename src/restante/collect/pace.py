@@ -1,6 +1,6 @@
 """Schedule the sessions of an account.
 
-The next session follows soon after new mail, and later if there was no new mail or a failure.
+The next session begins soon if new mail arrived, and later if no mail arrived or a session failed.
 Jitter prevents many collectors from connecting at the same moment.
 """
 
@@ -38,7 +38,7 @@ class Pace:
         return min(self.shortest * _FACTOR ** min(quiet, 30), longest)
 
 
-async def follow(
+async def run_sessions(
     session: Callable[[], Awaitable[Outcome | BaseException]],
     may_begin: Callable[[float], float],
     pace: Pace,

@@ -35,14 +35,16 @@ def purge_due(maildrop: int, recorded: Rules, *, until: float, now: float) -> Sw
     return Sweep(purged, doubtful)
 
 
-def arrivals(maildrop: int, now: float, *, reset_time: bool = False) -> list[float]:
-    """Return the time of arrival of each message; see ``arrived`` for ``reset_time``."""
+def arrival_times(maildrop: int, now: float, *, reset_time: bool = False) -> list[float]:
+    """Return the time of arrival of each message; see ``arrival_time`` for ``reset_time``."""
     seen = scan(maildrop).files()  # the next call processes messages that the scan missed
-    times = [arrived(maildrop, file, now, reset_time=reset_time) for file in seen]
+    times = [arrival_time(maildrop, file, now, reset_time=reset_time) for file in seen]
     return [each for each in times if each is not None]
 
 
-def arrived(maildrop: int, file: File, now: float, *, reset_time: bool = False) -> float | None:
+def arrival_time(
+    maildrop: int, file: File, now: float, *, reset_time: bool = False
+) -> float | None:
     """Return the later of mtime and ctime, or None if the file has been removed.
 
     This time is never before the message arrived.  Mail that was copied from another server or a
@@ -71,11 +73,16 @@ def has_held_mail(maildrop: int) -> bool:
 def forecast(maildrop: int, before: Rules, after: Rules, now: float) -> Forecast:
     """Return a forecast of the removals that the change of these rules will cause."""
 
-    def removed() -> list[float]:
+    def removal_times() -> list[float]:
         times = [each for _, folder in each_folder(maildrop) for each in removals(folder)]
         return [each if is_credible(each, now) else now for each in times]
 
-    return rules.forecast(before, after, removed=removed, arrived=lambda: arrivals(maildrop, now))
+    return rules.forecast(
+        before,
+        after,
+        removal_times=removal_times,
+        arrival_times=lambda: arrival_times(maildrop, now),
+    )
 
 
 def sweep(maildrop: int, until: float) -> None:

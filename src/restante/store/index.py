@@ -327,7 +327,7 @@ class Index(Rendered):
     def positions(self) -> dict[int, int]:
         """Return positions by inode number.
 
-        Other files may since have got the same inode numbers; ``matches`` also compares the names.
+        The inode numbers may have been reused since; ``matches`` also compares the names.
         """
         return dict(zip(self._inodes, range(len(self)), strict=True))
 

@@ -116,8 +116,8 @@ class MaildirStore:
         """
         ``template``: see ``paths.Template``.
         ``hold``: the number of seconds for which removed mail is held, or a function that returns
-        this number for a user and may block.  0 destroys mail immediately; with infinity, no mail
-        is removed, and it is listed again.
+        this number for a user and may block.  0 destroys mail immediately; with infinity, mail is
+        not removed, and the next session lists it again.
         ``limit``: a function that returns the quota of a user in octets, 0 for no quota.  It may
         block.
         ``folders``: the folders shown to clients that do not request a folder.
@@ -368,8 +368,8 @@ class MaildirStore:
     def _removed_at(self, root: int, hold: Callable[[], float]) -> int | None:
         """Return the removal time to record when an interrupted UPDATE is finished.
 
-        None means that mail is destroyed.  It is returned only if mail was to be destroyed when the
-        UPDATE began, and still is.
+        None means that mail is destroyed.  It is returned only if the rule was to destroy mail when
+        the UPDATE began, and still is.
         """
         return None if rules.read(root).destroys_immediately and not hold() else self._clock.stamp()
 
@@ -394,7 +394,7 @@ class MaildirStore:
     async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
         def read_arrivals(maildrop: int) -> tuple[Rules, list[float]]:
             current = rules.read(maildrop).changed(int(now), expire=days_to_seconds(days))
-            arrivals = expiry.arrivals(maildrop, now, reset_time=True)
+            arrivals = expiry.arrival_times(maildrop, now, reset_time=True)
             return current, [current.kept_until(each) for each in arrivals]
 
         if days is None:
@@ -858,7 +858,7 @@ class _OpenMaildir:
         messages = map(self.listing.row, range(len(self.listing)))
         victims = []
         for position, file in enumerate(each.file for each in messages):
-            arrived_at = expiry.arrived(self.maildrop, file, now)
+            arrived_at = expiry.arrival_time(self.maildrop, file, now)
             if arrived_at is not None and is_expired(arrived_at):
                 victims.append(self.listing[position])
         return len(victims) - len(self._remove(victims)) if victims else 0

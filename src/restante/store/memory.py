@@ -37,7 +37,7 @@ class _MaildropState:
     # The last login that counts for LOGIN-DELAY, on the monotonic clock.
     paced_at: float | None = None
     # Times of arrival by unique-id, in seconds since the epoch.
-    arrived: dict[str, float] = field(default_factory=dict)
+    arrival_times: dict[str, float] = field(default_factory=dict)
     sessions: deque[SessionRecord] = field(default_factory=lambda: deque(maxlen=1000))
     rules: Rules = field(default_factory=Rules)
 
@@ -80,13 +80,13 @@ class MemoryStore:
         entry = Entry(f"m{next(self._counter)}", len(_wire_text(stored)))
         state = self._states.setdefault(user, _MaildropState())
         state.messages[entry.unique_id] = _Message(entry, stored)
-        state.arrived[entry.unique_id] = time.time()
+        state.arrival_times[entry.unique_id] = time.time()
         return entry
 
     async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
         state = self._states.setdefault(user, _MaildropState())
         end = state.rules.changed(int(now), expire=days_to_seconds(days)).kept_until
-        ends = {unique_id: end(state.arrived[unique_id]) for unique_id in state.messages}
+        ends = {unique_id: end(state.arrival_times[unique_id]) for unique_id in state.messages}
         expired = [unique_id for unique_id, at in ends.items() if at <= until]
         if expired:
             async with self.open(user):
@@ -137,7 +137,7 @@ class MemoryStore:
                 continue
             del state.held[name]
             state.messages[message.entry.unique_id] = message
-            state.arrived[message.entry.unique_id] = time.time()
+            state.arrival_times[message.entry.unique_id] = time.time()
             restored += 1
         state.messages = dict(sorted(state.messages.items(), key=lambda item: int(item[0][1:])))
         return restored
@@ -205,8 +205,8 @@ def _remove(state: _MaildropState, unique_ids: Sequence[str], hold: float, numbe
 
 def _forecast(state: _MaildropState, before: Rules, after: Rules) -> Forecast:
     removed = [held.removed_at for held, _ in state.held.values()]
-    arrived = [state.arrived[unique_id] for unique_id in state.messages]
-    return forecast(before, after, removed=lambda: removed, arrived=lambda: arrived)
+    arrivals = [state.arrival_times[unique_id] for unique_id in state.messages]
+    return forecast(before, after, removal_times=lambda: removed, arrival_times=lambda: arrivals)
 
 
 def _wire_text(stored: bytes) -> bytes:

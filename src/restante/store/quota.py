@@ -8,7 +8,7 @@ Dovecot counts them.  Held mail does not count, so deleting mail frees space imm
 The file is a cache and never synced.  By the rules of Maildir++, messages are recounted if the file
 is missing, damaged, ``_MAX_SIZE`` octets long or has another limit, and before mail is refused
 because of a count that is not fresh.  If restante has no limit, it creates no file.  It then keeps
-the file of another program correct, but removes a limit that it has set earlier, because other
+another program's file correct, but removes a limit that restante set earlier, because other
 programs would continue to refuse mail due to this limit.
 
 A message is added to the count before it is delivered, and subtracted if the delivery fails, so a
@@ -142,7 +142,7 @@ def update_limit(maildrop: int, limit: int) -> None:
 
 
 def _remove_our_limit(maildrop: int) -> None:
-    """Remove a limit that restante has set earlier and that no longer applies."""
+    """Remove a limit that restante set earlier and that no longer applies."""
     definition, ours = _definition(maildrop), rules.read(maildrop).quota
     if ours and _limit(definition) == ours:
         if rest := [each for each in definition.split(b",") if each != b"%dS" % ours]:

@@ -132,20 +132,20 @@ def forecast(
     before: Rules,
     after: Rules,
     *,
-    removed: Callable[[], Iterable[float]],
-    arrived: Callable[[], Iterable[float]],
+    removal_times: Callable[[], Iterable[float]],
+    arrival_times: Callable[[], Iterable[float]],
 ) -> Forecast:
     """Return a forecast of the mail that the old rules would keep and the new rules remove.
 
-    ``removed`` returns the times at which held messages were removed, ``arrived`` the times at
-    which messages in the maildrop arrived.  Each is called only if its rule has changed.
+    ``removal_times`` returns when the held messages were removed, and ``arrival_times`` when the
+    messages in the maildrop arrived.  Each function is called only if its rule has changed.
     """
     held, expiring = list[float](), list[float]()
     if before.hold != after.hold:
         old, new = (tuple(_without_keep(each.hold)) for each in (before, after))
-        held = list(_earlier_ends(old, new, removed()))
+        held = list(_earlier_ends(old, new, removal_times()))
     if before.expire != after.expire:
-        expiring = list(_earlier_ends(before.expire, after.expire, arrived()))
+        expiring = list(_earlier_ends(before.expire, after.expire, arrival_times()))
     return Forecast(len(held), len(expiring), min([*held, *expiring], default=inf))
 
 

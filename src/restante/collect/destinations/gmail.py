@@ -16,7 +16,7 @@ from secrets import token_hex
 from typing import IO, Any
 
 from ...errors import ConfigurationError, ConsentNeeded, MessageRefused, TemporaryFailure
-from ...https import JsonClient, JsonObject, is_lasting
+from ...https import JsonClient, JsonObject, is_permanent
 from ...tls import client_context
 from . import TokenSource
 from .spooled import Spooled
@@ -112,7 +112,9 @@ class Gmail(Spooled):
             raise ConsentNeeded(f"{text}{self._hint}")
         if status == 404:
             raise ConfigurationError(text)
-        raise TemporaryFailure(text) from (ConfigurationError(text) if is_lasting(status) else None)
+        raise TemporaryFailure(text) from (
+            ConfigurationError(text) if is_permanent(status) else None
+        )
 
     def _send(
         self, path: str, body: bytes | None, kind: str, *, renew: bool

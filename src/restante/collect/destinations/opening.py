@@ -1,4 +1,4 @@
-"""Open the destination that is specified by a text in the configuration, like ``maildir:Mail``."""
+"""Open the destination that a value in the configuration specifies, such as ``maildir:Mail``."""
 
 from __future__ import annotations
 

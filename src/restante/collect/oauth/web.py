@@ -13,7 +13,7 @@ from ssl import SSLContext
 from urllib.parse import urlencode, urlsplit
 
 from ...errors import ConfigurationError, ConsentNeeded, TemporaryFailure, UnsafeArgument
-from ...https import JsonClient, is_lasting
+from ...https import JsonClient, is_permanent
 from ...tls import client_context
 from . import flow
 from .errors import ProviderUnavailable
@@ -49,7 +49,7 @@ def post(url: str, form: Form, context: SSLContext | None = None) -> JsonObject:
         raise ProviderUnavailable(f"the provider answered with HTTP status {status}")
     if response is None:
         text = f"{host}: not a response of an OAuth 2 provider (HTTP status {status})"
-        cause = ConfigurationError(text) if is_lasting(status) else None
+        cause = ConfigurationError(text) if is_permanent(status) else None
         raise ProviderUnavailable(text) from cause
     return response
 
