@@ -48,7 +48,7 @@ _CONDITIONS = """\
   "PGO" means that Python was built with profile-guided optimisation, which makes it faster.
   Python's `sysconfig` shows this if the option `--enable-optimizations` was used. Debian's build
   rules run `make profile-opt` instead, which `sysconfig` does not show, so Debian's Python is
-  recognised by the package of its binary.
+  identified by the package that its executable belongs to.
 - CPU time is the sum over all threads and processes of a server, measured with CPU clocks in
   nanoseconds.
 - Dovecot is Debian's 2.3 in its fastest modes: long-lived processes, authentication cache
@@ -57,20 +57,20 @@ _CONDITIONS = """\
 - `dovecot-mdbox` is `multi` with mail in Dovecot's own format, imported by `doveadm`. The column
   "ratio" compares restante with Dovecot on the same Maildirs; the column "to mdbox" compares it
   with mdbox.
-- Passwords are stored in clear in the same `passwd-file`, so no server computes hashes, except
+- Passwords are stored in clear text in the same `passwd-file`, so no server computes hashes, except
   in the section on stored hashes.
 - Small messages have `S=` and `W=` in their file names, so Dovecot does not have to read each of
   them.
-- "(LF)" and "(CRLF)" are the line ends in the files of the messages. The charts use the short
-  names of the test data: the size of the messages (`d4k`) or their number (`n1k`), and the line
-  ends (`_lf`, `_crlf`).
+- "(LF)" and "(CRLF)" are the line endings in the message files. The charts use the short names of
+  the test data: the size of the messages (`d4k`) or their number (`n1k`), and the line endings
+  (`_lf`, `_crlf`).
 - In the messages "without dots", no line begins with a dot, as in mail with large attachments; in
   the other messages, few lines do (`bench/corpora.py`).
 - In restante, the log, the journal, the limits and the timers are enabled.
 - mpop is the only other client known to sync each message, so the ratio compares restante with
   mpop. The poplib loop, and the program that receives mail from fetchmail here, do not sync
   messages to disk.
-- On slower disks, programs that sync each message lose more speed than the others.
+- On slower disks, programs that sync each message slow down more than the others.
 
 """
 TIMEOUTS = """\
@@ -84,8 +84,8 @@ A client receives nothing between `QUIT` and its response. By default, clients w
 | mpop | 180 | `timeout`, mpop(1) |
 | getmail6 | 180 | `timeout`, `getmailcore/retrievers.py` |
 | Thunderbird | 100 | `mailnews.tcptimeout`, `mailnews/mailnews.js` |
-| Ruby's Net::POP3 | 60 | `read_timeout` of its reference |
-| OpenPop.NET | 60 | `Pop3Client.Connect` of its reference |
+| Ruby's Net::POP3 | 60 | `read_timeout` in its reference documentation |
+| OpenPop.NET | 60 | `Pop3Client.Connect` in its reference documentation |
 """
 
 

@@ -86,7 +86,7 @@ def need(site: Site, results: Results) -> Need:
         Missing: one of these rows was not measured.
     """
     mails = site.users * site.mails
-    body = results.figure(*LARGE) / LARGE_KILOBYTES * site.kilobytes  # µs, for TLS and line ends
+    body = results.figure(*LARGE) / LARGE_KILOBYTES * site.kilobytes  # µs, for TLS and line endings
     each = sum(results.figure(*row) for row in (DELIVERED, RETRIEVED, DELETED, REMOVED)) + body
     sessions = site.users * site.polls * results.figure(*TLS_SESSION) / 1e6
     hashing = site.users * site.hashes * results.figure(*HASHED) / 1e3

@@ -45,7 +45,7 @@ MEANINGS = {
     "accept paused": "The server has run out of file descriptors or memory. It stops accepting "
     "connections and tries again later.",
     "adopted unique-ids damaged": "The file of adopted unique-ids is damaged. The maildrop is not "
-    "opened, because clients would download all messages again.",
+    "opened, because clients would otherwise download all messages again.",
     "bug": "An unexpected error occurred. A traceback follows.",
     "clock jumped": "The clock is ahead of the time that has passed since it was last trusted, by "
     "`seconds`. It is trusted after a day.",
@@ -59,7 +59,7 @@ MEANINGS = {
     "deletions withheld": "A run would delete more than `limit` messages of an account that is new "
     "or has a new rule, so it deletes none of them.",
     "deletion braked": "A session that used a new password marked more messages as deleted than "
-    "its limit allows, so none was removed.",
+    "the limit for new passwords allows, so none was removed.",
     "delivered": "A message was stored on disk.",
     "delivery refused": "The message for a recipient was not stored. The sender was given the "
     "reason.",
@@ -77,8 +77,8 @@ MEANINGS = {
     "disconnected without a login.",
     "login did not wait": "The `poll_on_login` time limit expired before all mail was collected. "
     "The login succeeds, and collecting continues.",
-    "login impossible": "A login failed although the password may be correct: the maildrop is in "
-    "use, a back end does not answer, or similar.",
+    "login impossible": "A login failed although the password may be correct, for example because "
+    "the maildrop is in use or a back end does not answer.",
     "login ok": "A user logged in.",
     "login refused": "A login failed. `reason` is for the log only; it is not sent to the client.",
     "wrong sizes in names": "File names in a maildrop contain wrong sizes. From now on, all its "
@@ -115,11 +115,10 @@ MEANINGS = {
     "limit.",
     "session end": "A session with a login is over.",
     "size differs": "A message does not have the announced size. The connection was dropped.",
-    "control": "The operator changed something: with the verb `end` a session was ended, with "
-    "the verb `reload` a reload was requested. `uid` is "
-    "the number of the user who ran the command.",
-    "control refused": "A process of another user connected to a control socket. `uid` is its "
-    "user. It was disconnected without an answer.",
+    "control": "An operator ran a command that changes something: `end` ends a session, `reload` "
+    "requests a reload. `uid` is the number of the user who ran the command.",
+    "control refused": "A process of another user connected to a control socket. `uid` is the "
+    "number of this user. The connection was closed without an answer.",
     "control unavailable": "A control socket could not be opened. The server runs without it, but "
     "commands such as `restante status` do not work.",
     "connections limited": "The limit on open files (`ulimit -Hn`, `LimitNOFILE=`) is too low for "

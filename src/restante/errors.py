@@ -24,7 +24,7 @@ RestanteError
 │   ├── Damaged                a file of restante; an administrator must restore it
 │   ├── BackendUnavailable     an identity back end failed; not counted as a guess
 │   │   └── BackendMisconfigured
-│   ├── Braked                 a new password may not delete that many messages
+│   ├── DeletionLimitExceeded  a new password may not delete that many messages
 │   └── TooBusy
 ├── NeedsUTF8                  [UTF8]
 ├── PermanentFailure           [SYS/PERM]
@@ -37,7 +37,7 @@ RestanteError
 ├── ConfigurationError
 │   └── CannotListen
 ├── NotRunning                 no server answers on the control sockets
-├── NotPermitted               the server does not permit its operator's commands to this user
+├── NotPermitted               this user is not permitted to control the server
 ├── UnsafeArgument             an argument would break the protocol; a ValueError
 │   └── StaleMessage           an argument is a message of an earlier session
 ├── BodySkipped                a body was read after another command was sent
@@ -74,7 +74,7 @@ class RestanteError(Exception):
 
 
 class BadCommand(RestanteError):
-    """A command is unknown, malformed or in the wrong state (RFC 1939 §3); it has no effect."""
+    """A command is unknown, malformed or not allowed in the current state (RFC 1939 §3)."""
 
 
 class NoExchange(BadCommand):
@@ -94,7 +94,7 @@ class OverlongLine(BadCommand):
 
 
 class BareLineFeed(BadCommand):
-    """A line contains LF without CR, which other software may not treat as a line end."""
+    """A line contains LF without CR, which other software may not treat as a line ending."""
 
     def __init__(self) -> None:
         super().__init__("lines must end with CRLF, but this line has a bare LF")
@@ -108,7 +108,7 @@ class NulOctet(BadCommand):
 
 
 class NoSuchMessage(BadCommand):
-    """No message has this number, or it is marked as deleted (RFC 1939 §5)."""
+    """No message has this number, or the message is marked as deleted (RFC 1939 §5)."""
 
     def __init__(self, text: str = "no such message") -> None:
         super().__init__(text)
@@ -183,21 +183,26 @@ class MessageGone(TemporaryFailure):
 
 
 class NotRemoved(TemporaryFailure):
-    """UPDATE could not remove all marked messages; no other message was removed (RFC 1939 §6)."""
+    """UPDATE could not remove all marked messages; unmarked messages are kept (RFC 1939 §6)."""
 
     def __init__(self, left: int) -> None:
         super().__init__(f"{counted(left, 'deleted message')} not removed")
         self.left = left  # messages
 
 
-class Braked(TemporaryFailure):
-    """A recently added password marked more messages as deleted than its limit allows."""
+class DeletionLimitExceeded(TemporaryFailure):
+    """A session with a recently added password marked more messages as deleted than the limit for
+    new passwords allows."""
 
     def __init__(self, marked: int) -> None:
         super().__init__(
             f"this password is too new to delete {counted(marked, 'message')}; nothing was deleted"
         )
         self.marked = marked  # messages
+
+
+Braked = DeletionLimitExceeded
+"""The former name of this exception."""
 
 
 class QuotaExceeded(TemporaryFailure):
@@ -308,11 +313,11 @@ class CannotListen(ConfigurationError):
 
 
 class NotRunning(RestanteError):
-    """No server is running that a command could control."""
+    """There is no running server for the command to control."""
 
 
 class NotPermitted(RestanteError):
-    """The server accepts this command only from other users of the machine."""
+    """The user who ran this command is not permitted to control the server."""
 
 
 class UnsafeArgument(RestanteError, ValueError):

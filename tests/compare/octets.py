@@ -59,8 +59,8 @@ _EXPLANATIONS: tuple[tuple[str, Change], ...] = (
     ("as sent", _same),
     ("LF", _lf),
     ("LF, lone CR removed", lambda text: re.sub(rb"\r+\n", b"\n", text)),
-    ("LF, extra line end", lambda text: _lf(text) + b"\n"),
-    ("LF, no last line end", lambda text: _lf(text).removesuffix(b"\n")),
+    ("LF, extra line ending", lambda text: _lf(text) + b"\n"),
+    ("LF, no final line ending", lambda text: _lf(text).removesuffix(b"\n")),
     ("LF, no trailing blank lines", lambda text: _lf(text).rstrip(b"\n") + b"\n"),
     ("LF, without NULs", lambda text: _lf(text).replace(b"\0", b"")),
 )

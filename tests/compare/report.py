@@ -29,7 +29,7 @@ _HEAD = """# Comparison of collectors: what happens to mail when things go wrong
 
 restante's collector and three others fetched the same mail from the same server over TLS, under
 the same faults. One oracle checked the results: is every message stored exactly once, octet for
-octet except for the line ends of the destination? Are exactly the right messages deleted on the
+octet except for the line endings of the destination? Are exactly the right messages deleted on the
 server? Did the program terminate? After a fault each program runs again, without the fault unless
 it is permanent, so a message that is fetched only in the next run counts as correct.
 `./dev compare collectors` repeats the comparison and writes `tests/compare/results.jsonl`, from
@@ -72,9 +72,9 @@ Keep in mind:
 
 _OCTETS = """\
 Each message is fetched on its own into a Maildir and into an mbox, and compared with the octets
-on the wire. "As sent" means that no octet differs; "LF", that the message is identical except for
-its line ends, which are LF in the destination and were CRLF on the wire; "extra field", that a
-Return-Path was added. Before a message in an mbox is compared, one `>` before each From line is
+on the wire. "As sent" means that no octet differs. "LF" means that the message is identical
+except for its line endings, which are LF in the destination and were CRLF on the wire. "Extra
+field" means that a Return-Path was added. Before a message in an mbox is compared, one `>` before each From line is
 removed, as readers of mboxrd do.
 """
 

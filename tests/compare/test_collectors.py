@@ -78,7 +78,7 @@ def test_oracle_finds_every_difference() -> None:
     [
         ([b"A: b\r\n\r\n\0x\r\n"], "as sent"),
         ([b"A: b\n\n\0x\n"], "LF"),
-        ([b"A: b\n\n\0x\n\n"], "LF, extra line end"),
+        ([b"A: b\n\n\0x\n\n"], "LF, extra line ending"),
         ([b"A: b\n\nx\n"], "LF, without NULs"),
         ([b"Return-Path: <x>\nA: b\n\n\0x\n"], "LF, extra field"),
         ([b"A: b\n\n"], "truncated"),

@@ -25,7 +25,7 @@ from ..clock import is_credible
 from ..errors import (
     AuthenticationFailed,
     BackendUnavailable,
-    Braked,
+    DeletionLimitExceeded,
     LoginDelayed,
     NotRemoved,
     RestanteError,
@@ -528,7 +528,7 @@ class Connection(BaseConnection[Event]):
                 error = NotRemoved(len(not_removed))
         except RestanteError as failure:
             error, not_removed = failure, entries
-            end = BRAKED if isinstance(failure, Braked) else end
+            end = BRAKED if isinstance(failure, DeletionLimitExceeded) else end
         session_log = self._session_log
         session_log.removed = entries
         if not_removed:
@@ -550,7 +550,7 @@ class Connection(BaseConnection[Event]):
         """Enforce the limit on deletions by new credentials.
 
         Raises:
-            Braked: the credential is new, so it may not remove this many messages yet.
+            DeletionLimitExceeded: the credential is new, so it may not remove this many messages yet.
         """
         if self._account is None or not offers(self._maildrop, Journal):
             return
@@ -562,7 +562,7 @@ class Connection(BaseConnection[Event]):
         if is_new and removed + marked > self._service.deletions_by_new_credential:
             fields = {"user": self.user, "ip": self._address, "app": self._account.credential}
             self._log_event("deletion braked", logging.WARNING, **fields, marked=marked)
-            raise Braked(marked)
+            raise DeletionLimitExceeded(marked)
 
     def _secured(self, ssl_object: ssl.SSLObject) -> None:
         self._session.secured(tls.channel(ssl_object))
