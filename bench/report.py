@@ -154,7 +154,7 @@ def performance(results: Results) -> str:
     Raises:
         Missing: a benchmark, or a row that the page needs, has no results.
     """
-    parts = [_HEAD, "## Where restante is behind\n\n", behind(results), f"\n{_CONDITIONS}"]
+    parts = [_HEAD, "## Where other programs are better\n\n", behind(results), f"\n{_CONDITIONS}"]
     for bench, section in SECTIONS.items():
         lines = [line for line in results.lines if line["bench"] == bench]
         if not lines:
@@ -186,7 +186,7 @@ def behind(results: Results) -> str:
     worse = sorted((each for each in found if each[0] < 1), key=lambda each: each[0])
     if not worse:
         return f"In none of {len(found)} comparisons.\n"
-    table = [["", "ratio", OURS, "the other"], ["---", "---:", "---:", "---:"]]  # fits a phone
+    table = [["", "ratio", OURS, "other program"], ["---", "---:", "---:", "---:"]]  # fits a phone
     for ratio, row, other in worse:
         ours, theirs = (short(row.medians()[each]) for each in (OURS, other))
         table.append([f"{_name(row)}, {label(row.unit)}", _times(ratio), ours, f"{other} {theirs}"])

@@ -119,12 +119,12 @@ minute is at the start of the day, when all users start their mail clients.
 _SIZING_NOTES = """\
 A session consists of a login, STAT, UIDL, one RETR and QUIT over TLS. Each message is delivered
 over LMTP by one sender, downloaded over TLS one at a time, and deleted, with the default hold of 14
-days. The size of messages affects only the download. The memory is that of a server with two
-workers, and of the connections.
+days. The size of messages affects only the download. The memory includes a server with two
+workers and the connections.
 
 Hashing is slow on purpose: hashing a password takes far more CPU time than the rest of the session.
 Correct passwords are cached for five minutes. A client that polls at least every five minutes
-therefore rarely causes a hash; any other client causes one each time it polls.
+therefore rarely causes a hash computation; any other client causes one each time it polls.
 
 Keep one worker per core (`workers = "auto"`, the default), and use a machine with one more core
 than the busiest minute needs.

@@ -74,8 +74,8 @@ _OCTETS = """\
 Each message is fetched on its own into a Maildir and into an mbox, and compared with the octets
 on the wire. "As sent" means that no octet differs. "LF" means that the message is identical
 except for its line endings, which are LF in the destination and were CRLF on the wire. "Extra
-field" means that a Return-Path was added. Before a message in an mbox is compared, one `>` before each From line is
-removed, as readers of mboxrd do.
+field" means that a Return-Path was added. Before a message in an mbox is compared, one `>` before
+each From line is removed, as readers of mboxrd do.
 """
 
 

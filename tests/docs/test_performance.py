@@ -119,7 +119,7 @@ def test_other_mail_format_is_compared_on_its_own(bench: Any) -> None:
 def test_both_pages_and_all_charts_are_made_of_complete_results(bench: Any) -> None:
     results = bench.Results(everything(bench))
     page = bench.performance(results)
-    titles = ["Where restante is behind", "Conditions"]
+    titles = ["Where other programs are better", "Conditions"]
     titles += [part.title for part in bench.SECTIONS.values()]
     assert re.findall("^## (.*)", page, re.M) == titles
     assert set(re.findall(r"\{picture\} (\w+)", page)) == set(bench.charts.CHARTS)

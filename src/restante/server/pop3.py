@@ -550,7 +550,7 @@ class Connection(BaseConnection[Event]):
         """Enforce the limit on deletions by new credentials.
 
         Raises:
-            DeletionLimitExceeded: the credential is new, so it may not remove this many messages yet.
+            DeletionLimitExceeded: the credential is too new to remove this many messages.
         """
         if self._account is None or not offers(self._maildrop, Journal):
             return
