@@ -185,7 +185,7 @@ def _advice(name: str, account: Account, error: RestanteError | OSError) -> str:
         case TLSUnavailable():
             return (
                 "The server's certificate could not be verified, so no password was sent.\n"
-                "If you have the certificate of its authority in a file, set\n"
+                "If you have the certificate of the server's CA in a file, set\n"
                 f"account.{name}.ca_file to the path of that file."
             )
         case ConfigurationError() | UnsafeArgument():
@@ -209,7 +209,7 @@ def _recovered(name: str, account: Account, since: float) -> _Alert:
         f"""\
 restante collects mail from the account {name} ({account.user}
 at {_host(account)}) again.
-Collecting had failed since {_when(since)}.
+Collection had been failing since {_when(since)}.
 You do not have to do anything.
 """,
     )

@@ -102,8 +102,8 @@ class Gateway:
         poll = self._polls.get(name)
         if poll is None or poll.done():
             done: Future[None] = Future()
-            # A daemon thread, because the server must not wait for polls when it stops.  To
-            # interrupt a poll is as safe as a crash.
+            # A daemon thread, because the server must not wait for polls when it stops.
+            # Interrupting a poll is as safe as a crash.
             Thread(target=self._poll, args=(name, done), name=f"poll {name}", daemon=True).start()
             poll = self._polls[name] = asyncio.wrap_future(done)
         return poll

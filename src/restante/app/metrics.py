@@ -30,7 +30,7 @@ _METRICS = {
     ),
     "restante_oauth_token_expiry_timestamp_seconds": (
         "gauge",
-        "Time until which the user must sign in again, if the provider reports it.",
+        "Time by which the user must sign in again, if the provider reports it.",
     ),
 }
 

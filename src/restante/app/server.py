@@ -372,7 +372,7 @@ class _ServerParts:
             terms=lambda account: service.policy.terms_of(account),
             site_expires=lambda: service.policy.terms.expire is not None,
         )
-        self._exit_stack.callback(upkeep.read_clock)  # also records the time of the stop
+        self._exit_stack.callback(upkeep.read_clock)  # also records when the server stops
         self._start_task(upkeep.run_for_ever())
         self._start_task(throttling.save_for_ever(self._shared.throttle, self.running.config))
 

@@ -10,7 +10,7 @@ class Terminal:
     """The controlling terminal from which this process was started, if there was one.
 
     SIGHUP has two meanings: an administrator requests a reload, or the terminal's window was
-    closed.  In the second case the terminal no longer exists (setsid(2), credentials(7)).  A
+    closed.  In the second case, the terminal no longer exists (setsid(2), credentials(7)).  A
     process that ignored SIGHUP when it was started, as under nohup(1), outlives its terminal.
     """
 

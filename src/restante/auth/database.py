@@ -69,10 +69,9 @@ STEPS = (
 def transaction(path: Path, *, create: bool = False) -> Iterator[sqlite3.Connection]:
     """Open the database for one transaction; ``create`` creates it if it is missing.
 
-    Without ``create``, a missing database is treated as a database without users.  A database of
-    an older version of restante is migrated.  An empty file is an error: if it counted as a
-    database without users, a full disk would make every user unknown, and their mail would be
-    refused.
+    Without ``create``, a missing database is treated as a database without users.  A database
+    of an older version is migrated.  An empty file is an error: if it counted as a database without
+    users, a full disk would make every user unknown, and their mail would be refused.
 
     Raises:
         ConfigurationError: the file is empty, or belongs to another program or to a newer version.

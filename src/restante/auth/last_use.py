@@ -1,7 +1,7 @@
-"""Records when and from which address each credential was last used.
+"""Record when and from which address each credential was last used.
 
 Limits: uses are collected and written at most once a minute.  A crash loses the uses of the last
-minute.  A login neither waits for this write nor fails because of an error in it.
+minute.  A login does not wait for this write, and does not fail if the write fails.
 """
 
 from __future__ import annotations

@@ -164,7 +164,9 @@ class Ldap:
         try:
             import ldap
         except ImportError as error:
-            raise BackendMisconfigured("ldap needs pip install 'restante[ldap]'") from error
+            raise BackendMisconfigured(
+                "ldap requires a library; run: pip install 'restante[ldap]'"
+            ) from error
 
         url = self._search.url
         try:

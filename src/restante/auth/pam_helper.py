@@ -41,7 +41,7 @@ def main() -> None:
     try:
         pam = import_module("pamela")
     except ImportError:
-        problem = "it needs pip install 'restante[pam]'"
+        problem = "a library is missing; run: pip install 'restante[pam]'"
     except Exception as error:  # the system has no PAM library, or an unsupported one
         problem = f"{type(error).__name__}: {error}"
     _Parent(control, pam, problem).run()

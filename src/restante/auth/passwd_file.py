@@ -5,9 +5,10 @@ Security: names are compared in their normal form.  If several lines have the sa
 are refused.  A line with an unknown field is refused, because the field may be a restriction.  A
 login of an unknown user computes the hash of another user as a decoy, which is the same for each
 login under this name.  The same applies to users whose line is refused or whose hash cannot match.
-The file must be writable only for the operator: a program that can write to it can log in as any
+The file must be writable only by the operator: a program that can write to it can log in as any
 user.
-Limits: ``uid``, ``gid``, ``home`` and ``shell`` are ignored; the store decides where mail is.
+Limits: ``uid``, ``gid``, ``home`` and ``shell`` are ignored; ``store.path`` determines where mail
+is stored.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def _check_digit(letters: str) -> str:
 
 
 def selector(password: str) -> str:
-    """Return the part of an app password that identifies it among the app passwords of its user.
+    """Return the part of an app password that identifies it among its user's app passwords.
 
     With the selector, a login computes only one hash.  Other passwords have an empty selector.
     """
@@ -177,7 +177,7 @@ class Hashers:
         self._updater = ThreadPoolExecutor(1, "updater")
 
     def run_later(self, call: Callable[[], None]) -> None:
-        """Run ``call`` in another thread, so that the check that is running need not wait for it.
+        """Run ``call`` in another thread, so that the running check does not wait for it.
 
         Must be called only by a running check.
         """

@@ -70,7 +70,7 @@ class TokenRules:
         """Return the name of the user.
 
         Raises:
-            AuthenticationFailed: the claims do not contain a user name, or not the scope.
+            AuthenticationFailed: the claims lack a user name or the required scope.
         """
         if self.scope and self.scope not in _scopes(claims.get("scope", claims.get("scp", ""))):
             raise AuthenticationFailed("token-scope")
@@ -197,7 +197,9 @@ class Signed:
             import jwt
             from jwt.exceptions import PyJWTError
         except ImportError as error:
-            raise BackendMisconfigured("oauth needs pip install 'restante[jwt]'") from error
+            raise BackendMisconfigured(
+                "oauth requires a library; run: pip install 'restante[jwt]'"
+            ) from error
 
         if len(token) > _MAX_TOKEN or token.count(".") != 2:
             raise AuthenticationFailed("token-form")

@@ -73,7 +73,7 @@ def runtime(file: Path | None = None, *, environment: Mapping[str, str] = os.env
 
 
 def ephemeral(folder: Path) -> Configuration:
-    """Return a configuration for tests that uses free ports and stores all files in ``folder``."""
+    """Return a test configuration that uses free ports and stores all files in ``folder``."""
     lmtp, smtp = ["127.0.0.1:0"], "127.0.0.1:0"
     if len(os.fsencode(path := f"{folder}/lmtp.sock")) <= MAX_SOCKET_PATH:
         lmtp.insert(0, f"unix:{path}")  # the path of a temporary directory may be too long
@@ -116,7 +116,7 @@ def _find(file: Path | None, environment: Mapping[str, str]) -> Path | None:
 
 
 def _state(source: Path | None, environment: Mapping[str, str]) -> Path:
-    """Return the state directory, which is the service's if the configuration file is in /etc."""
+    """Return the state directory: the service's if the configuration file is in /etc."""
     if paths := environment.get("STATE_DIRECTORY"):  # separated by ":" (systemd.exec(5))
         return Path(paths.partition(":")[0]).absolute()
     folder, state = SYSTEM

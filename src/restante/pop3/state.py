@@ -75,7 +75,7 @@ class StartTLS(NamedTuple):
 
 
 class Xclient(NamedTuple):
-    """Use the client that a trusted proxy has reported, instead of the proxy.
+    """Continue the session with the client that a trusted proxy has reported.
 
     The driver must answer with ``client_changed`` or ``failed``.
     """

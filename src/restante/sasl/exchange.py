@@ -69,7 +69,7 @@ class ClientLogin:
 
     @property
     def secret(self) -> str:
-        """The token, or else the password."""
+        """The token; without a token, the password."""
         return self.token or self.password
 
 

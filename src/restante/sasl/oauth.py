@@ -1,4 +1,4 @@
-"""The mechanisms for bearer tokens: OAUTHBEARER (RFC 7628), and XOAUTH2 of Google and Microsoft.
+"""The mechanisms for bearer tokens: OAUTHBEARER (RFC 7628), and Google's and Microsoft's XOAUTH2.
 
 Security: a client that has the token can open the maildrop, so a token is sent only inside TLS.
 """

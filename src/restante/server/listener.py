@@ -25,7 +25,7 @@ from .binding import AF_UNIX
 from .proxy import MAX_V1, MAX_V2, Origin
 
 _log = logging.getLogger("restante.listener")
-# Connections that are accepted in one turn of the loop.  With more, sessions would wait in a flood.
+# Connections that are accepted in one turn of the loop.  With more, a flood would delay sessions.
 _ACCEPTS_PER_TURN = 64
 # Unsent octets in the kernel's buffer at which the socket is full (TCP_NOTSENT_LOWAT).  Equal to
 # ``output.HIGH_WATER``, so that neither buffer is larger than the other.
@@ -35,7 +35,7 @@ _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 0.5
 _DIRECT = Origin()
 TLS_AT_PROXY = "proxy"
-"""The value of ``Origin.tls`` if the configuration, not the PROXY header, says that TLS is used."""
+"""Value of ``Origin.tls`` if the configuration, not the PROXY header, states that TLS is used."""
 _NOTSENT_LOWAT: int = getattr(socket, "TCP_NOTSENT_LOWAT", 0)  # missing on Windows
 
 
@@ -203,14 +203,14 @@ class Listener:
                 ssl_handshake_timeout=self._handshake if self.tls else None,
             )
         except BaseException:
-            # uvloop does not call it after a cancellation, and the service would wait for the end
-            # of this connection for ever.
+            # uvloop does not call this method after a cancellation, so the service would wait for
+            # the end of this connection for ever.
             protocol.connection_lost(None)
             raise
 
 
 async def read_header(client_socket: socket.socket) -> Origin:
-    """Read a PROXY header.  Octets after it stay unread: they belong to TLS or to the session.
+    """Read a PROXY header.  The octets after the header, for TLS or for the session, stay unread.
 
     Raises:
         HostileInput: the header is malformed.

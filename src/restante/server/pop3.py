@@ -243,7 +243,7 @@ class Connection(BaseConnection[Event]):
 
     @property
     def is_updating(self) -> bool:
-        """Whether QUIT has begun to remove messages.  A removal is always finished."""
+        """Whether QUIT has begun to remove messages.  A removal is always completed."""
         return self._session.state is State.UPDATE
 
     def _respond(self, event: Event) -> bool:
@@ -382,7 +382,7 @@ class Connection(BaseConnection[Event]):
         return fields | {"proxy": self._origin.proxy} if self._origin.proxy else fields
 
     def _log_failed_login(self, error: RestanteError, fields: dict[str, Any]) -> None:
-        """Log why a login failed.
+        """Log the reason why a login failed.
 
         A refused login may be a guess.  Other failures are logged as a different event, because
         programs that read the log must not ban clients for them.

@@ -41,7 +41,7 @@ class Origin:
     """The client's address; empty if it was not reported."""
     tls: str = ""
     """The version of TLS between client and proxy, such as ``1.3``; ``no`` without TLS.  Empty if
-    not reported; ``proxy`` if it was not reported, but the configuration says that TLS is used."""
+    not reported; ``proxy`` if not reported, but the configuration states that TLS is used."""
     proxy: str = ""
     """The proxy's own address; empty without a proxy."""
 
@@ -144,7 +144,7 @@ def _verify_checksum(header: bytes, value: bytes, offset: int) -> None:
     """Verify the checksum of a header, in which the checksum's own octets are zero (§2.2.3)."""
     zeroed = header[:offset] + bytes(4) + header[offset + 4 :]
     if len(value) != 4 or crc32c(zeroed) != int.from_bytes(value, "big"):
-        raise HostileInput("wrong checksum of a PROXY header")
+        raise HostileInput("wrong checksum in a PROXY header")
 
 
 def crc32c(octets: bytes) -> int:

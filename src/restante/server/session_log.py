@@ -1,4 +1,4 @@
-"""Record what a POP3 session did, for the log and for the journal of the maildrop."""
+"""Record the actions of a POP3 session, for the log and for the maildrop's journal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_LISTED = 1000
 
 
 class SessionLog:
-    """Collects what a session does, until it ends and is recorded."""
+    """Collects data about a session until the session ends and is recorded."""
 
     __slots__ = ("_began", "_listed", "messages", "octets", "removed", "update")
 

@@ -14,7 +14,7 @@ from ..wire import Unstuffer
 from .grammar import Refusal
 
 _MAX_HOPS = 100  # Received fields; more of them indicate a mail loop (RFC 5321 §6.3)
-_LINE_START = 64  # octets of an incomplete header line that are kept, with the field's name
+_LINE_START = 64  # stored octets of an incomplete header line; enough for the field's name
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _RECEIVED = re.compile(rb"^received[ \t]{0,8}:", re.IGNORECASE | re.MULTILINE)
 _BLANK = re.compile(rb"^\r?\n", re.MULTILINE)
@@ -33,7 +33,7 @@ class Incoming:
         self.octets = 0
         """Size of the content that has been received."""
         self.failure: RestanteError | None = None
-        """Why the message will be refused; None if it is acceptable so far."""
+        """The reason why the message will be refused; None if it is acceptable so far."""
         self._max_octets = max_octets
         self._data = Unstuffer()
         self._hops = _HopCount()
@@ -61,7 +61,7 @@ class Incoming:
         return content if self.failure is None else b""
 
     def _check(self) -> RestanteError | None:
-        """Return why the message must be refused, or None."""
+        """Return the reason why the message must be refused, or None."""
         if self.octets > self._max_octets:
             return MessageTooLarge(self._max_octets)
         if self._bare is not None and self._bare.has_bare:

@@ -144,8 +144,8 @@ def parse_hello(argument: str) -> str:
     """Return the client's name: a domain or an address literal (RFC 5321 §4.1.1.1).
 
     Raises:
-        Refusal: the argument is neither; it is not accepted because it is copied into the Received
-            field.
+        Refusal: the argument is neither.  Other text is not accepted, because the name is copied
+            into the Received field.
     """
     if len(argument) > 255 or not argument.isascii() or not _HELLO.fullmatch(argument):
         raise Refusal(501, "5.5.4", "give your host name or [address]")

@@ -116,7 +116,7 @@ class Session:
         self._incoming: Incoming | None = None
         self._outcomes: list[Reply] = []  # replies for the recipients whose delivery has finished
         self._awaiting = False  # whether the result of the last event is awaited
-        self._closing = ""  # why the session ends after the pending replies
+        self._closing = ""  # the reason why the session ends after the pending replies
         self._commands = self._recipient_commands = 0
         self._bad_commands = self._unknown_recipients = 0
 
@@ -174,7 +174,7 @@ class Session:
         return self._refuse(error)
 
     def storing_failed(self) -> None:
-        """Answers Content with a failure: the message is read to its end, then refused."""
+        """Answers Content: storing failed, so the message is read to its end and then refused."""
         if self._incoming is not None and self._incoming.failure is None:
             self._incoming.failure = TemporaryFailure("no room for the message")
 
