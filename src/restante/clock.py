@@ -2,8 +2,8 @@
 
 The system clock may be wrong because its battery is empty, a virtual machine was paused, or an
 operator mistyped the year.  This must not cause mail that is held for 14 days to be destroyed
-within the hour.  Therefore a file contains a high-water mark: the latest time that has certainly
-been reached.  The mark advances with the uptime of the machine, which does not depend on the system
+within the hour.  Therefore a file contains a high-water mark: the latest time that is known to have
+passed.  The mark advances with the uptime of the machine, which does not depend on the system
 clock.  If the clock and the mark agree, the mark is set to the clock.  If they differ, because the
 clock jumped or the machine was off, the mark is set to the clock only after a day of uptime
 (``SETTLING_TIME``), so that the operator can notice and correct a wrong clock.
@@ -36,8 +36,8 @@ their clock boot in 1970."""
 RELEASED = 1_767_225_600.0
 """2026-01-01T00:00Z.  A clock with an earlier time is wrong, because this program is newer."""
 UNKNOWN = 99_999_000_000
-"""The time stamp of events while the clock was wrong.  It is in the future, so it is never
-credible."""
+"""The time stamp of events that occur while the clock is wrong.  It is in the future, so it is
+never credible."""
 
 _NEW_PROCESS = f"process {secrets.token_hex(8)}"
 _STARTED = time.monotonic()
@@ -54,7 +54,7 @@ class Reading(NamedTuple):
 
     @property
     def proven(self) -> float:
-        """The latest time that has certainly been reached."""
+        """The latest time that is known to have passed."""
         return min(self.now, self.mark)
 
     @property
@@ -158,7 +158,7 @@ class Clock:
     def _newest_file_time(self, now: float) -> float:
         """Return the time stamp of the newest file in the same directory, at most ``now``.
 
-        If ``path`` is None, the result is ``now``.  It is never before ``RELEASED``.
+        If ``path`` is None, the result is ``now``.  The result is never before ``RELEASED``.
         """
         if self._path is None or now < RELEASED:
             return max(now, RELEASED)

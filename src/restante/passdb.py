@@ -385,7 +385,7 @@ class Directory(Protocol):
     """Add-on for intake: returns the maildrop to which a recipient's mail belongs."""
 
     async def maildrop_of(self, recipient: str) -> str:
-        """Return the maildrop of ``recipient``: a full address, or a user name without domain.
+        """Return the maildrop of ``recipient``: a full address, or a user name without a domain.
 
         Raises:
             NoSuchUser: there is no such recipient.

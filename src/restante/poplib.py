@@ -2,7 +2,7 @@
 
 It has the same names, arguments and results, the same ``error_proto``, and the same methods to
 override (``_getline`` and similar ones), so a program only has to change its import.  It differs
-where mail or passwords were at risk:
+where the original puts mail or passwords at risk:
 
 - certificates are verified unless a ``context`` disables this;
 - a multi-line response ends only at CRLF.CRLF, so a dot between bare LFs does not end a message,

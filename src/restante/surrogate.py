@@ -37,7 +37,7 @@ _ADDRESSES = (
     "resent-to",
 )
 _WORDS = ("subject", "comments", "content-description")
-# Fields to keep.  To make room, all others are dropped first, then these from the end.
+# Fields to keep.  To make room, all other fields are dropped first, then these, the last first.
 _KEPT = (
     "from",
     "subject",

@@ -16,7 +16,7 @@ _SYNCFS_MIN = 16  # files; for this many files or more, one syncfs is faster tha
 
 
 def sync_files(files: Sequence[int]) -> None:
-    """Make the content of these open files durable.  All must be on the same file system.
+    """Make the content of these open files durable.  All files must be on the same file system.
 
     Raises:
         OSError: at least one file may not be durable.

@@ -1,4 +1,4 @@
-"""Run blocking calls in threads beside the event loop.
+"""Run blocking calls in threads, so that the event loop does not wait.
 
 A cancelled caller of ``in_thread`` closes files, frees locks and ends connections.  This must not
 happen while the thread uses them, so the cancellation waits for the call.

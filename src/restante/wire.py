@@ -1,7 +1,7 @@
 """Lines and multi-line responses, octet by octet (RFC 1939 §3, RFC 2449 §4).
 
 Security: all input is untrusted.  A line ends only with CRLF, in every state and in both
-directions.  Therefore restante never reads two lines where another program on the way reads a
+directions.  Therefore restante never reads two lines where another program along the way reads a
 single line, and vice versa.  Memory is bounded by the limits.
 """
 

@@ -377,7 +377,7 @@ def test_why_reports_password_spraying(restante: Restante, ann: str, state: Path
     assert "a wrong password is answered after 2.0 s" in reported[1]
     assert reported[2] == (
         "password spraying: 3 recent attempts with the same passwords for many users; "
-        "these passwords are answered after 7.0 s from any address"
+        "attempts with these passwords are answered after 7.0 s from any address"
     )
     found = restante("auth", "why", "ann", "::1", "--json").json
     assert found["allowed"] is True

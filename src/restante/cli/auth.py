@@ -109,7 +109,8 @@ def _describe(facts: Facts) -> str:
 def _describe_spray(facts: Facts) -> str:
     return (
         f"password spraying: {facts.sprayed:.0f} recent attempts with the same passwords for many "
-        f"users; these passwords are answered after {facts.sprayed_delay:.1f} s from any address"
+        f"users; attempts with these passwords are answered after {facts.sprayed_delay:.1f} s from "
+        "any address"
     )
 
 

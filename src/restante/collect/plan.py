@@ -5,10 +5,10 @@ ledger.  A message that was not taken is fetched.  A taken message is due for de
 policy no longer keeps it on the server.  This alone does not allow the deletion: every deletion
 requires a ``Proof``, which only ``prove`` creates, from data that the current session received.
 
-A unique-id identifies a message only while that message exists (RFC 1939 §7), and servers break off
-sessions, lose deletions and send incomplete listings.  Therefore the ledger keeps its records of
-taken messages for ever.  If a message has a known unique-id but may be a different message, it is
-fetched and compared.
+A unique-id identifies a message only while that message exists (RFC 1939 §7), and servers end
+sessions early, lose deletions and send incomplete listings.  Therefore the ledger keeps its records
+of taken messages for ever.  If a message has a known unique-id but may be a different message, it
+is fetched and compared.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class Taken:
     """When the message became durable here, in seconds of the ledger's clock.  None: an earlier
     session began to store the message, and it is unknown whether it finished."""
     is_adopted: bool = False
-    """The message was recorded as taken without being fetched, so it is never deleted on the
-    server."""
+    """Whether the message was recorded as taken without being fetched.  Such a message is never
+    deleted on the server."""
     was_held: bool = False
-    """The user deleted the message here, and it was in ``held/`` at the last check."""
+    """Whether the user deleted the message here, and it was in ``held/`` at the last check."""
     is_gone: bool = False
-    """QUIT confirmed the deletion, so the server should no longer list the message."""
+    """Whether QUIT confirmed the deletion, so that the server should no longer list the message."""
     is_expected: bool = True
-    """The last complete listing contained the message."""
+    """Whether the last complete listing contained the message."""
     doubt: Doubt = Doubt.NONE
     """Why the message listed under this key may be a different one."""
     seen_again: float | None = None
@@ -157,7 +157,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A message that could not be taken, and is not tried again until a certain time."""
+    """A message that could not be taken, and will not be fetched again before a certain time."""
 
     tries: int
     """Number of runs in which the message could not be taken."""
@@ -176,7 +176,7 @@ class Fetch:
     """The message's key in the ledger.  None: the message has no unique-id of its own, so only its
     content can identify it."""
     was_begun: bool = False
-    """An earlier run began to store the message, and it is unknown whether it finished."""
+    """Whether an earlier run began to store the message, and may not have finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ class Stub:
     """The stub's own key.  The ledger treats the stub and its message as different messages, so
     that no record of a stub allows the message to be deleted."""
     was_begun: bool = False
-    """An earlier run began to store the stub, and it is unknown whether it finished."""
+    """Whether an earlier run began to store the stub, and may not have finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,11 +274,11 @@ class Seen:
     whole: Content | None = None
     """The fingerprints of the whole message that RETR returned."""
     is_new: bool = False
-    """``whole`` was stored in this session: it is durable at the destination and in the ledger."""
+    """Whether ``whole`` was stored in this session, at the destination and in the ledger."""
     is_short: bool = False
-    """The server sent much less than it announced."""
+    """Whether the server sent much less than it announced."""
     has_come_back: bool = False
-    """The message was deleted or missing before, and is listed again in this session."""
+    """Whether the message was deleted or missing before, and is listed again in this session."""
 
 
 class _Seal:
@@ -589,7 +589,7 @@ def is_due(known: Taken, policy: Policy, now: float) -> bool:
 
 
 def why_due(known: Taken, policy: Policy, now: float) -> str:
-    """Return why a due message is due, for the log."""
+    """Return why the message is due, for the log."""
     assert known.since is not None
     if policy.until_deleted:
         return "deleted here"
@@ -641,7 +641,7 @@ def _count_known(listing: Sequence[Message], taken: Mapping[str, Taken]) -> int:
 def newest_of(listing: Sequence[Message], taken: Mapping[str, Taken], count: int) -> frozenset[int]:
     """Return the message-numbers of the ``count`` messages that were taken last.
 
-    Messages that were not taken yet are treated as newer than all taken messages.
+    Messages that have not been taken yet are treated as newer than all taken messages.
     """
     if not count:
         return frozenset()

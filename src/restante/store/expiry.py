@@ -1,6 +1,6 @@
 """Expire old mail and purge held mail.
 
-``until`` is the latest time that is known to have been reached.  ``now`` is the time of the system
+``until`` is the latest time that is known to have passed.  ``now`` is the time of the system
 clock (see ``clock``), which is never earlier than ``until``.  All calls block.
 """
 

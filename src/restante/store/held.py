@@ -9,13 +9,13 @@ separate rename and the machine may crash between two of them:
    least one of these directories.
 4. The list is removed, and only then does the client get +OK.
 
-If a session finds a list when it begins, it repeats steps 2 to 4 before it lists any message.
-This is safe because a victim is identified by unique part and inode number: a message that arrived
-later never matches, and a victim that is already held is not found again.  If few messages of a
-large maildrop are removed, each is first looked up under the name in the index.  The directories
-are scanned for victims that are not there, or that have a second link.  A victim that was not seen
-counts as removed only after an exact scan; otherwise the client gets -ERR with the number of
-messages not removed.
+If a session finds a list when it begins, it repeats steps 2 to 4 before it lists any message.  This
+is safe because a victim is identified by unique part and inode number: a message that arrived later
+never matches, and a victim that is already held is not found again.  If few messages of a large
+maildrop are removed, each is first looked up under the name in the index.  The directories are
+scanned for victims that are not found under this name, or that have a second link.  A victim that
+was not seen counts as removed only after an exact scan; otherwise the client gets -ERR with the
+number of messages not removed.
 
 Restoring renames a held file back into ``cur/`` or ``new/``.  By default the message gets another
 unique-id, because clients do not download a message whose unique-id they have seen before.
@@ -94,7 +94,7 @@ def update(
 
     ``removed_at``: the time from which the messages are held; None destroys them.
     ``expected``: files of victims, which are looked up before the maildrop is scanned.  If all are
-    there, the cost does not depend on the size of the maildrop.
+    found, the cost does not depend on the size of the maildrop.
 
     If the list of victims cannot be written because the disk is full, the messages are removed
     without a list, because users delete mail to free space, and each single rename is atomic.
@@ -161,7 +161,7 @@ def _remove_victims(
             if not wanted or (attempt and not renamed):
                 break
         left |= renamed
-        if not is_exact:  # a message that was not seen may still be there
+        if not is_exact:  # a message that was not seen may still exist
             left |= set(wanted.values())
         # held/ is synced first, so that a message cannot be lost in a crash.
         files.sync(files.HELD, "cur", "new", parent=maildrop)

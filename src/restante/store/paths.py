@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ..errors import ConfigurationError, NoMaildrop
 
-MAX_PART = 128  # octets of a local part or a domain; ours, RFC 5321 §4.5.3.1 allows 64 and 255
+MAX_PART = 128  # octets of a local part or a domain; our limit; RFC 5321 §4.5.3.1 allows 64 and 255
 _CACHED_USERS = 4096  # number of users whose paths are cached, which takes about 1 MB
 _FILE_NAME_MAX = 255  # octets of a file name on nearly every file system
 
