@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +179,29 @@ def test_a_signal_half_way_stores_nothing(ann: str, state: Path, number: signal.
         assert process.wait(30) == 75
         assert b"stopped before the message was stored" in process.stderr.read()  # type: ignore[union-attr]
     assert stored(state) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_after_storing_does_not_change_the_exit_code(
+    ann: str, state: Path, number: signal.Signals
+) -> None:
+    """The mail server would deliver the message again."""
+    script = (
+        "import os, sys, atexit\n"
+        f"atexit.register(lambda: os.kill(os.getpid(), {int(number)}))\n"
+        "from restante.cli.main import main\n"
+        "code = main()\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "deliver", "ann"],
+        input=MESSAGE,
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    assert (done.returncode, len(stored(state))) == (0, 1)
 
 
 def test_a_full_disk_is_75_and_stores_nothing(

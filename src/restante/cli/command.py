@@ -52,6 +52,7 @@ _GROUPS = {
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (sysexits.h)."""
+    is_program = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     if (command := _command_name(arguments)) == "help":
         # `restante help user add` becomes `restante user add --help`.
@@ -59,6 +60,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments = [*arguments[:index], *arguments[index + 1 :], "--help"]
     parser = make_parser(command)
     options = parser.parse_args(arguments)
+    options.is_program = is_program  # the process ends together with the command
     if not hasattr(options, "run"):
         parser.print_help(sys.stderr)
         return sysexits.EX_USAGE
@@ -98,7 +100,8 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def discard_output(stream: TextIO) -> None:

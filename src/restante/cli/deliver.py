@@ -88,12 +88,24 @@ async def _deliver(options: argparse.Namespace, config: Configuration, read: Rea
     head = envelope.trace_fields(config.server.hostname, datetime.now(UTC))
     message = _message(head, read, config.limits.message)
     entry = await stores.deliver(config, user, message)
+    if options.is_program:
+        _ignore_signals()
     if options.json:
         try:
             common.print_json("deliver", user=user, unique_id=entry.unique_id, size=entry.size)
         except OSError:  # after 75, the mail server would deliver the message again
             discard_output(sys.stdout)
     return os.EX_OK
+
+
+def _ignore_signals() -> None:
+    """Ignore signals until the process ends.
+
+    If a signal ended the process after the message was stored, the mail server would deliver the
+    message again.
+    """
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def _message(head: bytes, read: Read, max_octets: int) -> AsyncIterator[bytes]:
@@ -116,7 +128,8 @@ async def _message(head: bytes, read: Read, max_octets: int) -> AsyncIterator[by
 def _interruptible_input() -> Iterator[Read]:
     """Yield a function that reads standard input; signals interrupt only this function.
 
-    Therefore no signal can end the process after the message was moved into the maildrop.
+    Therefore no signal can end the process after the message was moved into the maildrop.  The
+    previous handlers are restored at the end, except after ``_ignore_signals``.
     """
     signal_pipe, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
@@ -137,7 +150,8 @@ def _interruptible_input() -> Iterator[Read]:
         yield read
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
         signal.set_wakeup_fd(previous_fd)
         os.close(signal_pipe)
         os.close(wakeup)
