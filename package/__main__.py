@@ -1,4 +1,4 @@
-"""Build packages into build/dist: ``./dev package [wheel] [deb]``; without arguments, all.
+"""Build packages into build/dist: ``./dev package [wheel] [deb] [image]``; without arguments, all.
 
 Every package is made from the wheel, so the wheel is always built.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from . import deb, wheel
+from . import deb, image, wheel
 from .common import ROOT
 
-KINDS = {"wheel": None, "deb": deb.build}
+KINDS = {"wheel": None, "deb": deb.build, "image": image.build}
 
 
 def main(arguments: list[str]) -> int:

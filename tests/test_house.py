@@ -49,6 +49,14 @@ def test_every_requirement_is_pinned_with_its_hashes() -> None:
             assert "--hash=sha256:" in requirement, requirement
 
 
+def test_packages_contain_every_library_that_restante_requires() -> None:
+    project = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
+    packaged = re.findall(r"^([\w.-]+)==", (HOUSE / "requirements/package.txt").read_text(), re.M)
+    required = [re.split(r"[<>=!;\[ ]", each)[0] for each in project["dependencies"]]
+    assert required
+    assert set(required) <= set(packaged)
+
+
 def test_the_versions_agree() -> None:
     project = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
     assert project["version"] == restante.__version__

@@ -106,6 +106,7 @@ ELSEWHERE = {
     ". .venv": "is where these tests run already",
     "adduser": "changes this machine",
     "apt": "changes this machine",
+    "docker": "requires a container engine; tests/package/test_image.py runs the image",
     "pipx": "asks a package index",
     "uv": "asks a package index",
     "python3 -m venv /opt": "changes this machine",

@@ -1,0 +1,148 @@
+"""The container image: its configuration, and the demonstration as an unprivileged user."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from package import common, image
+
+from .conftest import build
+
+pytestmark = [pytest.mark.package, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="session")
+def archive(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive, uncompressed, because Debian 12's skopeo does not read it otherwise."""
+    assert deb.exists()  # the image takes its content from it
+    build("image")
+    target = tmp_path_factory.mktemp("archive") / "image.tar"
+    with gzip.open(path()) as packed, open(target, "wb") as unpacked:
+        shutil.copyfileobj(packed, unpacked)
+    return target
+
+
+def path() -> Path:
+    (only,) = common.DIST.glob("restante-*-image.tar.gz")
+    return only
+
+
+@pytest.fixture(scope="session")
+def bundle(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image, unpacked for crun."""
+    directory = tmp_path_factory.mktemp("image")
+    common.run("skopeo", "copy", "-q", f"docker-archive:{archive}", f"oci:{directory}/oci:restante")
+    common.run("umoci", "unpack", "--image", f"{directory}/oci:restante", directory / "bundle")
+    return directory / "bundle"
+
+
+def configuration(archive: Path) -> dict[str, Any]:
+    command = ["skopeo", "inspect", "--config", "--raw", f"docker-archive:{archive}"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    config: dict[str, Any] = json.loads(shown)["config"]
+    return config
+
+
+def test_two_builds_are_equal(archive: Path) -> None:
+    assert archive.exists()
+    before = common.checksum(path())
+    build("image")
+    assert common.checksum(path()) == before
+
+
+def test_image_is_configured(archive: Path) -> None:
+    config = configuration(archive)
+    assert config["User"] == image.USER
+    assert config["Entrypoint"] == ["/usr/bin/restante"]
+    assert config["Cmd"] == image.COMMAND == ["serve"]
+    assert config["WorkingDir"] == "/data"
+    assert list(config["Volumes"]) == ["/data"]
+    assert list(config["ExposedPorts"]) == ["1995/tcp"]
+    assert config["Healthcheck"]["Test"] == image.HEALTH_CHECK
+
+
+def test_image_has_no_other_program(bundle: Path) -> None:
+    root = bundle / "rootfs"
+    found = [
+        path for place in ("bin", "sbin", "usr/bin", "usr/sbin") for path in root.glob(f"{place}/*")
+    ]
+    assert sorted(path.name for path in found) == ["python3", "python3.11", "restante"]
+    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path for path in files if path.stat().st_mode & 0o6000] == []
+
+
+def contained(bundle: Path, *arguments: str, data: Path | None = None) -> None:
+    """Configure the bundle: no privileges, a read-only root, and memory or ``data`` for /data."""
+    path = bundle / "config.json"
+    config = json.loads(path.read_text())
+    config["root"]["readonly"] = True
+    process = config["process"]
+    process.update(terminal=False, noNewPrivileges=True, args=["/usr/bin/restante", *arguments])
+    process["capabilities"] = {}
+    # Its own network: the ports are free.
+    config["linux"]["namespaces"] = [
+        *(each for each in config["linux"]["namespaces"] if each["type"] != "network"),
+        {"type": "network"},
+    ]
+    memory = {"type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777"]}
+    bound = {"type": "bind", "source": str(data), "options": ["bind", "rw"]}
+    config["mounts"] = [
+        *(each for each in config["mounts"] if each["destination"] not in ("/tmp", "/data")),
+        {"destination": "/tmp", **memory},
+        {"destination": "/data", **(bound if data else memory)},
+    ]
+    path.write_text(json.dumps(config))
+
+
+def crun(bundle: Path, script: str) -> str:
+    """Run a shell script in which ``$crun`` is crun, and return its output."""
+    # crun refuses this machine's mixture of cgroup versions, so it gets a name space of its own.
+    prepare = (
+        "mount --make-rprivate /; umount -R /sys/fs/cgroup || umount -l /sys/fs/cgroup;"
+        " mount -t cgroup2 none /sys/fs/cgroup; crun='crun --cgroup-manager=disabled'"
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-ec", f"set +e; {prepare}; set -e; cd '{bundle}'; {script}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_demonstration_runs_without_privileges(bundle: Path) -> None:
+    contained(bundle, "demo")
+    assert "restored" in crun(bundle, f"$crun run restante-demo-{os.getpid()}").lower()
+
+
+def test_health_check_succeeds_when_the_server_is_ready(bundle: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "restante.toml").write_text(
+        '[server]\nlisten = ["pop3s://[::]:1995"]\n[store]\npath = "/data/mail/%u"\n'
+    )
+    user, _, group = image.USER.partition(":")
+    shutil.chown(data, int(user), int(group))
+    contained(bundle, *image.COMMAND, data=data)
+    check = " ".join(image.HEALTH_CHECK[1:])
+    name = f"restante-{os.getpid()}"
+    output = crun(
+        bundle,
+        f'trap "$crun delete --force {name}" EXIT;'
+        f" $crun run -d {name} > log 2>&1 || {{ cat log; exit 1; }};"
+        f' exec="$crun exec --user {image.USER} {name}"; n=0; until $exec {check}; do'
+        " n=$((n+1)); [ $n -lt 100 ] || { cat log; exit 1; }; sleep 0.2; done;"
+        " printf 'secret-of-ann\\n' | $exec /usr/bin/restante user add ann",
+    )
+    assert "Created user ann" in output
