@@ -85,7 +85,7 @@ def test_pre_tls_state_is_discarded() -> None:
 
 @pytest.mark.parametrize("behind", [b"+OK\r\n", b"+O", b"+OK\r\nSASL PLAIN\r\n.\r\n", b"\r"])
 @pytest.mark.rfc("P-122")
-def test_response_behind_stls_answer_ends_the_session(behind: bytes) -> None:
+def test_response_after_the_stls_response_ends_the_session(behind: bytes) -> None:
     broken(Dialogue().start_tls(), b"+OK\r\n" + behind, ProtocolBroken)
 
 
@@ -169,7 +169,7 @@ def test_empty_unique_id_is_ignored() -> None:
 
 
 @pytest.mark.rfc("P-029")
-def test_numbers_of_a_server_are_no_integers_in_a_table() -> None:
+def test_message_numbers_of_a_server_are_not_hashed_as_integers() -> None:
     """CVE-2021-33582: a predictable hash.  In Python only hashes of integers are predictable."""
     listing = ListingBuilder()
     for number in (5, 3 * 2**61, 7):

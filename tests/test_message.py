@@ -42,7 +42,7 @@ def on_the_wire(pieces: list[bytes]) -> tuple[bytes, int]:
     ],
 )
 @pytest.mark.rfc("P-023", "P-026", "P-027")
-def test_line_ends_of_rfc1939(stored: bytes, wire: bytes) -> None:
+def test_line_endings_of_rfc1939(stored: bytes, wire: bytes) -> None:
     """RFC 1939 §11: every line end counts two octets; RETR must add a missing one."""
     assert on_the_wire([stored]) == (wire, len(wire))
 

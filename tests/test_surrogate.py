@@ -94,7 +94,7 @@ def test_another_encoding_is_left_alone(header: bytes) -> None:
 
 
 @pytest.mark.rfc("P-025", "P-145")
-def test_any_size_can_be_met_with_fields_to_spare() -> None:
+def test_surrogate_can_have_any_size() -> None:
     """A short header is padded with a comment or spaces; a long one loses fields, never From."""
     for octets in range(8, 260, 3):
         trace = b"Received: " + b"x" * octets + b"\r\n"
@@ -104,7 +104,7 @@ def test_any_size_can_be_met_with_fields_to_spare() -> None:
 
 
 @pytest.mark.rfc("P-143")
-def test_too_little_room_raises_needs_utf8() -> None:
+def test_too_little_space_raises_needs_utf8() -> None:
     for header in (
         "From: \u00e4@b\r\n",
         "Subject: \u00e4\r\n",

@@ -143,7 +143,7 @@ def test_lines_do_not_depend_on_the_cut(text: bytes, places: list[int]) -> None:
 
 @pytest.mark.parametrize("at", [300, 301, 302])
 @pytest.mark.rfc("P-008")
-def test_the_end_of_an_overlong_line_may_come_in_two_pieces(at: int) -> None:
+def test_end_of_an_overlong_line_may_arrive_in_two_pieces(at: int) -> None:
     text = b"x" * 300 + b"\r\nSTAT\r\n"
     assert lines_of(text, [290, at]) == [OverlongLine, b"STAT"]
 

@@ -349,7 +349,7 @@ def test_many_sighups_end_no_session(site: Site) -> None:
 
 @pytest.mark.slow
 @pytest.mark.rfc("P-087")
-def test_login_delay_holds_across_workers_and_restarts(site: Site) -> None:
+def test_login_delay_applies_across_workers_and_restarts(site: Site) -> None:
     users = Users(site.place / "users.sqlite3")
     users.permit("ann", users.get("ann").account._replace(login_delay=300))
     users.close()
@@ -380,7 +380,7 @@ def test_login_delay_holds_across_workers_and_restarts(site: Site) -> None:
 
 
 @pytest.mark.rfc("P-089", "P-191")
-def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> None:
+def test_old_mail_is_removed_at_the_start_and_then_regularly(site: Site) -> None:
     store = MaildirStore(f"{site.place}/mail/%u")
     (site.place / "mail").mkdir()
     entry = asyncio.run(store.deliver("ann", _once(b"Subject: old\r\n\r\n")))

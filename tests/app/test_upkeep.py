@@ -149,7 +149,7 @@ def test_a_round_finds_nothing_to_do(
     ("ann", "bob", "goes"),
     [(0, 0, True), (1, 0, True), (100, 0, True), (101, 0, False), (50, 50, True), (51, 50, False)],
 )
-def test_a_jump_destroys_only_a_few(
+def test_clock_jump_destroys_only_a_few_messages(
     house: House,
     ann: int,
     bob: int,
@@ -293,7 +293,7 @@ def test_mail_stored_while_the_clock_was_ahead(house: House) -> None:
 
 @pytest.mark.parametrize("hold", [0.0, HOLD])
 @pytest.mark.parametrize(("count", "goes"), [(0, True), (1, True), (100, True), (101, False)])
-def test_a_jump_makes_only_a_few_messages_expire(
+def test_clock_jump_makes_only_a_few_messages_expire(
     house: House, count: int, goes: bool, hold: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     house.hold, house.expire = hold, 30

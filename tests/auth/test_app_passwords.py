@@ -64,7 +64,7 @@ def test_a_password_that_begins_like_an_app_password_is_refused(users: Users) ->
     assert verify(users, "mrose", made).credential == "phone"
 
 
-def test_login_costs_one_hash_with_any_number_of_app_passwords(
+def test_login_computes_one_hash_with_any_number_of_app_passwords(
     users: Users, hashed: Counter[str]
 ) -> None:
     """Neither the number of app passwords nor whether the user exists can be timed."""
@@ -154,7 +154,7 @@ def test_last_use_is_recorded(users: Users, database: Path) -> None:
     assert used.used_from == "192.0.2.7"
 
 
-def test_last_use_is_recorded_after_a_clock_was_ahead(users: Users, database: Path) -> None:
+def test_last_use_is_recorded_after_the_clock_was_ahead(users: Users, database: Path) -> None:
     users.add_app_password("mrose", "phone")
     ahead = time.time() + 300 * 86_400
     rows(database, "UPDATE credentials SET created_at = ?, used_at = ?", ahead, ahead)

@@ -96,7 +96,7 @@ def refused(cache: Cache, credentials: Credentials = WRONG) -> str:
 # What is remembered, and for how long.
 
 
-def test_a_poll_of_known_credentials_costs_no_hash(users: Users, hashed: Counter[str]) -> None:
+def test_poll_with_known_credentials_computes_no_hash(users: Users, hashed: Counter[str]) -> None:
     cache = Cache(users)
     for _ in range(5):
         assert verify(cache).user == "mrose"

@@ -115,7 +115,7 @@ def test_first_back_end_that_knows_a_user_decides() -> None:
     assert ("verify", "bob") not in first.asked
 
 
-def test_refusal_costs_the_same_for_every_user() -> None:
+def test_refusal_takes_the_same_work_for_every_user() -> None:
     """Each back end looks the name up, and one checks the password."""
     for identity in ("ann", "bob", "cat", "eve"):
         backends = [Plain({name: "right"}) for name in ("ann", "bob", "cat")]

@@ -227,7 +227,7 @@ def test_missing_pam_library_is_a_temporary_failure(system: System, pam: Pam) ->
         ("fork", "ended by SIGSEGV"),
     ],
 )
-def test_a_broken_module_ends_its_own_check_only(
+def test_broken_module_affects_only_its_own_check(
     system: System, pam: Pam, kind: str, reason: str
 ) -> None:
     """As a temporary failure, also for a user who does not exist; the next check is as usual."""
@@ -251,7 +251,7 @@ def test_a_module_that_hangs_is_killed_at_the_deadline(system: System, pam: Pam)
     asyncio.run(main())
 
 
-def test_modules_that_hang_delay_no_other_check(system: System, pam: Pam) -> None:
+def test_modules_that_hang_do_not_delay_other_checks(system: System, pam: Pam) -> None:
     """At most 16 checks run at a time; the callers that give up make room."""
 
     async def main() -> None:

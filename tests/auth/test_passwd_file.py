@@ -424,7 +424,7 @@ def prove(file: PasswdFile, identity: str, password: str, digest: str = "") -> U
 
 
 @pytest.mark.rfc("P-041", "P-043")
-def test_a_digest_of_a_password_in_clear_is_right(path: Path) -> None:
+def test_digest_of_a_clear_text_password_is_accepted(path: Path) -> None:
     """The first is RFC 1939 §7's; the others stand in Base64, hexadecimal, and unprepared."""
     lines = ("mrose:{PLAIN}tanstaaf", "ann:{plain.b64}dHdv", "bob:{PLAIN.HEX}74776f", "eve:two")
     write(path, "\n".join((*lines, "zoe:{PLAIN}gro\u0308\u00dfe")))

@@ -329,7 +329,7 @@ def test_first_back_end_with_an_entry_decides_after_each_change(
     "order", [each for each in ORDERS if each[0] in ("ldap", "pam")], ids="-".join
 )
 @pytest.mark.parametrize("state", STATES["pam"])
-def test_ldap_and_pam_decide_too(order: tuple[str, ...], state: str, tmp_path: Path) -> None:
+def test_ldap_and_pam_also_decide(order: tuple[str, ...], state: str, tmp_path: Path) -> None:
     """Without a change, because their answers are cached for a minute."""
     if state not in STATES[order[0]]:
         return

@@ -252,7 +252,7 @@ def test_spray_through_a_trusted_network_is_recognised(make: Callable[..., Throt
     assert throttle.facts("ann", "10.0.0.1").guesses == 0
 
 
-def test_a_flood_does_not_hide_a_spray(make: Callable[..., Throttle]) -> None:
+def test_flood_does_not_hide_a_spray(make: Callable[..., Throttle]) -> None:
     """Tables of fixed size: the entries with the highest counts stay."""
     throttle = make(entries=64)
     spray(throttle, 30)
@@ -303,7 +303,7 @@ def test_a_network_that_guesses_is_last(throttle: Throttle) -> None:
     )
 
 
-def test_right_password_is_first_in_a_guessing_network(
+def test_correct_password_has_priority_in_a_guessing_network(
     throttle: Throttle,
 ) -> None:
     """I 187, 189: an attacker behind the same address guesses at the same user."""

@@ -106,7 +106,7 @@ def test_invalid_identity_never_matches_another_user(users: Users, database: Pat
     refused(users, "\udcff", "tan staaf")
 
 
-def test_unknown_user_looks_and_costs_like_a_wrong_password(
+def test_unknown_user_is_indistinguishable_from_a_wrong_password(
     users: Users, hashed: Counter[str]
 ) -> None:
     """RFC 1939 §13; enumeration by text (CVE-2000-0960) and by work."""
@@ -118,7 +118,7 @@ def test_unknown_user_looks_and_costs_like_a_wrong_password(
     assert hashed == {parameters: 2 * times for parameters, times in work.items()}
 
 
-def test_disabled_user_costs_the_same_as_an_enabled_one(users: Users, hashed: Counter[str]) -> None:
+def test_login_of_a_disabled_user_takes_the_same_work(users: Users, hashed: Counter[str]) -> None:
     verify(users, "mrose", "tan staaf")
     users.set_enabled("mrose", False)
     verify(users, "mrose", "tan staaf")
@@ -127,7 +127,7 @@ def test_disabled_user_costs_the_same_as_an_enabled_one(users: Users, hashed: Co
 
 
 @pytest.mark.parametrize("password", ["", "x" * 1025, "ü" * 513, "tan\0staaf"])
-def test_an_impossible_password_is_refused_without_hashing(
+def test_impossible_password_is_refused_without_hashing(
     users: Users, hashed: Counter[str], password: str
 ) -> None:
     for identity in ("mrose", "nobody"):

@@ -245,7 +245,7 @@ def test_name_without_domain_is_tried_too(restante: Restante, home: Path) -> Non
 
 @pytest.mark.parametrize("code", ["SYS/TEMP", "SYS/PERM", "IN-USE"])
 @pytest.mark.rfc("P-163")
-def test_other_refusals_ask_for_no_other_name(code: str, restante: Restante, home: Path) -> None:
+def test_other_refusals_do_not_try_another_name(code: str, restante: Restante, home: Path) -> None:
     users = {"mrose@example.org": "tan staaf", "mrose": "tan staaf"}
     with Pop3Server(users=users, sasl=[]) as server:
         server.fault.err("PASS", f"[{code}] not now", times=1)

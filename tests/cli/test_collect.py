@@ -271,7 +271,7 @@ def test_messages_before_a_failure_are_reported_and_counted(
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_run_reaches_quit_without_the_messages_that_end_its_connections(
+def test_run_reaches_quit_without_messages_that_break_the_connection(
     count: int, home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
     """They are tried again in the next run, and then wait a day."""
@@ -287,7 +287,7 @@ def test_a_run_reaches_quit_without_the_messages_that_end_its_connections(
 
 
 @pytest.mark.parametrize("losses", [1, 2, 3, 4])
-def test_connections_lost_in_one_run_delay_nothing_beyond_the_next(
+def test_mail_is_fetched_in_the_next_run_after_lost_connections(
     losses: int, home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
     extend(configured, 'keep = "none"')

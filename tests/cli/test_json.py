@@ -84,7 +84,7 @@ def leaves(parser: argparse.ArgumentParser) -> Iterator[str]:
             yield from leaves(child)
 
 
-def test_the_table_is_complete() -> None:
+def test_every_command_is_in_the_table() -> None:
     assert set(leaves(make_parser(is_complete=True))) == COMMANDS.keys()
 
 

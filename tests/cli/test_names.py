@@ -97,7 +97,7 @@ def test_all_commands_agree_with_a_login(template: str, home: Path, restante: Re
         assert (f"the user {name} " in complaints) == (is_known and not is_right), name
 
 
-def test_user_add_names_the_login(home: Path, restante: Restante) -> None:
+def test_user_add_shows_a_valid_login_name(home: Path, restante: Restante) -> None:
     (home / "mail").mkdir()
     config = home / "restante.toml"
     config.write_text(f'[store]\npath = "{home}/mail/%d/%n"\n')

@@ -39,7 +39,7 @@ from .conftest import Restante
         (b"", ""),
     ],
 )
-def test_values_are_decoded(value: bytes, text: str) -> None:
+def test_header_values_are_decoded(value: bytes, text: str) -> None:
     assert decoded(value.replace(b"\r\n", b"")) == text
 
 
@@ -55,7 +55,7 @@ def test_fields_are_folded_and_the_first_of_each_counts() -> None:
 
 
 @given(st.binary())
-def test_nothing_raises(octets: bytes) -> None:
+def test_no_header_raises_an_exception(octets: bytes) -> None:
     found = summarise(b"Subject: " + octets)
     assert "".join(found.values()).isprintable()
 
@@ -75,13 +75,13 @@ async def once(octets: bytes) -> AsyncIterator[bytes]:
         b"Subject: =?punycode?q?" + b"a" * 100_000 + b"?=",
     ],
 )
-def test_a_hostile_header_costs_little(octets: bytes) -> None:
+def test_hostile_header_takes_little_time(octets: bytes) -> None:
     began = time.thread_time()
     asyncio.run(read_summary(once(octets)))
     assert time.thread_time() - began < 3
 
 
-def test_one_unreadable_message_hides_no_other(restante: Restante, ann: str, home: Path) -> None:
+def test_unreadable_message_does_not_hide_others(restante: Restante, ann: str, home: Path) -> None:
     place = home / "state/restante/mail/ann"
     put(place, "cur/1.a:2,", b"Subject: first\n\n")
     put(place, "cur/2.b,S=999,W=999:2,", b"Subject: second\n\n")

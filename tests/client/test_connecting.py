@@ -232,7 +232,7 @@ def test_a_cancelled_attempt_leaves_no_socket(
 
 
 @pytest.mark.rfc("P-166")
-def test_families_take_turns() -> None:
+def test_address_families_alternate() -> None:
     """RFC 8305 §4: a broken family costs at most one delay each time."""
     sixes = [entry(f"::{at}", 1, V6) for at in range(3)]
     fours = [entry(f"127.0.0.{at}", 1) for at in range(2)]

@@ -102,7 +102,7 @@ def test_tls_first_then_priority() -> None:
 
 @pytest.mark.rfc("P-160")
 @pytest.mark.parametrize("domain", ["none.example", "unknown.example"])
-def test_no_service_is_no_failure(domain: str) -> None:
+def test_missing_service_is_not_an_error(domain: str) -> None:
     with answering(RECORDS) as resolver:
         assert discover_blocking(domain, resolver=resolver) == []
 
@@ -130,7 +130,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.rfc("P-160")
-def test_weights_are_chances() -> None:
+def test_weights_are_probabilities() -> None:
     """RFC 2782: three times the weight is chosen three times as often; 0 is rare but possible."""
     heavy, light, never = Target(1, 30, 1, "a"), Target(1, 10, 1, "b"), Target(1, 0, 1, "c")
     chance = random.Random(7)

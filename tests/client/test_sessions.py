@@ -98,7 +98,7 @@ OPERATIONS: dict[str, Callable[[BlockingClient, Message], object]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_second_thread_is_refused_before_anything_is_sent(server: Pop3Server, name: str) -> None:
+def test_second_thread_is_refused_before_anything_is_sent(server: Pop3Server, name: str) -> None:
     """Over TLS, where two threads in one connection crash the interpreter."""
     with_mail(server, 2)
     server.fault.delay("NOOP", seconds=0.2, times=1)
@@ -151,7 +151,7 @@ def test_threads_that_share_a_session_get_their_responses_or_an_error(
         assert client.stat()[0] == 8  # the session continues
 
 
-def test_another_thread_may_end_a_session_that_waits(server: Pop3Server) -> None:
+def test_another_thread_can_end_a_waiting_session(server: Pop3Server) -> None:
     """The waiting thread gets an error, and closes the connection itself."""
     with_mail(server, 1)
     server.fault.delay("NOOP", seconds=60)

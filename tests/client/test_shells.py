@@ -587,7 +587,7 @@ def test_invalid_urls_are_refused(
         ("mail.example.org", {"mechanism": "EXTERNAL"}, 995, TLS.IMPLICIT, "EXTERNAL"),
     ],
 )
-def test_url_gives_host_port_and_tls(
+def test_url_contains_host_port_and_tls(
     where: str, options: dict[str, Any], port: int, begins: TLS, mechanism: str
 ) -> None:
     """By a URL (RFC 2384 §3) or the same in arguments."""
@@ -747,7 +747,7 @@ def test_a_host_without_an_address(session: Session, monkeypatch: pytest.MonkeyP
 # Cancellation.
 
 
-def test_a_session_cancelled_at_any_await_removes_nothing(run: Run[None]) -> None:
+def test_session_cancelled_at_any_await_removes_nothing(run: Run[None]) -> None:
     """The connection is dropped at any point, without QUIT."""
 
     async def works(port: int) -> None:
@@ -831,7 +831,7 @@ def test_timeout_of_the_caller_is_not_converted() -> None:
 
 
 @pytest.mark.rfc("P-122")
-def test_octets_from_before_the_handshake_are_no_response(client_tls: ssl.SSLContext) -> None:
+def test_octets_from_before_the_handshake_are_not_a_response(client_tls: ssl.SSLContext) -> None:
     """They arrive in a separate segment just before TLS begins."""
 
     async def main() -> None:

@@ -219,7 +219,7 @@ def test_a_server_that_gives_nothing_more_is_not_asked_for_all(home: Home, mail:
 
 
 @pytest.mark.rfc("P-107")
-def test_one_unique_id_for_two_messages_loses_neither(home: Home, mail: Path) -> None:
+def test_two_messages_with_one_unique_id_are_both_kept(home: Home, mail: Path) -> None:
     """RFC 1939 §7 lets a server do so."""
     home.shelf.rows = [("u", text("one")), ("u", text("two")), ("u", text("two"))]
     assert home.collect().stored == 3
@@ -236,7 +236,7 @@ def test_equal_messages_with_their_own_unique_ids_are_both_stored(home: Home, ma
     assert stored(mail) == [text("one"), text("one")]
 
 
-def test_new_mail_under_an_old_unique_id_is_stored(home: Home, mail: Path) -> None:
+def test_new_mail_with_an_old_unique_id_is_stored(home: Home, mail: Path) -> None:
     home.shelf.rows = [("u", text("one"))]
     home.collect()
     home.shelf.rows = [("u", text("another"))]

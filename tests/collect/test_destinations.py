@@ -314,9 +314,7 @@ FOLDERS = ("new/{}", "cur/{}:2,S", "held/1700000000.{}", ".Old/cur/{}:2,FS", ".O
 @in_maildirs
 @pytest.mark.parametrize("place", FOLDERS)
 @pytest.mark.parametrize("is_older", [True, False], ids=["older", "newer"])
-def test_a_message_is_known_wherever_it_was_moved(
-    kind: str, place: str, is_older: bool, tmp_path: Path
-) -> None:
+def test_moved_message_is_recognised(kind: str, place: str, is_older: bool, tmp_path: Path) -> None:
     """Moved into a folder by IMAP, or held after deletion by POP3; also if an older version stored
     it, without sizes in its name."""
     with opened(kind, tmp_path) as destination:
@@ -340,7 +338,7 @@ def test_a_message_is_known_wherever_it_was_moved(
 @pytest.mark.parametrize(
     ("old", "new"), [("new", "cur"), ("cur", "new"), ("held", "new"), ("cur", "held")]
 )
-def test_a_message_that_moves_while_directories_are_read_is_known(
+def test_message_moved_during_a_scan_is_recognised(
     kind: str, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first pass over each directory misses it."""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.usefixtures("loggers")
-def test_no_mail_is_lost_at_a_hostile_server() -> None:
+def test_no_mail_is_lost_with_a_hostile_server() -> None:
     live("collector", 1, lives=2, steps=8)
 
 

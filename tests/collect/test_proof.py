@@ -1014,7 +1014,7 @@ def test_the_next_run_tries_it_last_and_if_that_fails_it_waits_a_day(world: Worl
 @pytest.mark.parametrize(
     "count", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4, 7))]
 )
-def test_messages_that_always_end_the_connection_do_not_block_the_others(
+def test_messages_that_always_break_the_connection_do_not_block_others(
     count: int, world: World
 ) -> None:
     """At least every third session fetches new messages and deletes due ones; the bad ones are
@@ -1369,7 +1369,7 @@ def test_size_that_changes_after_a_crash_causes_no_duplicates(
 
 
 @pytest.mark.parametrize("body", ["", "a body of another size"])
-def test_mail_under_a_reused_unique_id_is_known_when_the_ledger_is_lost(
+def test_mail_with_a_reused_unique_id_is_recognised_after_the_ledger_is_lost(
     body: str, world: World, tmp_path: Path
 ) -> None:
     """Servers may reuse the unique-id of a message that is gone (RFC 1939 §7)."""

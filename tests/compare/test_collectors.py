@@ -138,7 +138,7 @@ def wrong(program: Program, name: str, *, keep: bool, step: int = STEP) -> set[s
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "keep"), MODES, ids=[f"{n}-{'kept' * k}" for n, k in MODES])
-def test_restante_is_right(name: str, keep: bool) -> None:
+def test_restante_passes_every_trial(name: str, keep: bool) -> None:
     assert wrong(RESTANTE, name, keep=keep) == set()
 
 

@@ -11,7 +11,7 @@ from .targets import TARGETS
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_kept_inputs(target: str) -> None:
+def test_corpus_inputs(target: str) -> None:
     found = inputs(target)
     assert found, "a target needs something to begin with"
     for octets in (b"", *found):  # fuzzers begin with the empty input

@@ -47,7 +47,7 @@ def file(tmp_path: Path) -> Tokenfile:
     return Tokenfile(tmp_path, "isp", bytes(32))
 
 
-def test_in_a_browser_and_refreshed(application: Application, file: Tokenfile) -> None:
+def test_sign_in_with_a_browser_and_refresh(application: Application, file: Tokenfile) -> None:
     """The provider rotates refresh tokens, and revokes the consent if one is used twice."""
     found = web.by_browser(application, "ann@example.org", browse)
     assert found.user == "ann@example.org"

@@ -58,7 +58,7 @@ async def through(port: int, context: ssl.SSLContext | None) -> Client:
 )
 @pytest.mark.parametrize("implicit", [True, False])
 @pytest.mark.rfc("P-181", "P-182", "P-183", "P-184")
-def test_haproxy_names_the_client(
+def test_haproxy_reports_the_client(
     header: str,
     implicit: bool,
     tmp_path: Path,

@@ -503,7 +503,7 @@ def test_deletions_that_were_taken_back_are_refused_no_more() -> None:
     assert server.removed == {2}
 
 
-def test_a_deletion_of_the_last_body_waits_for_its_end() -> None:
+def test_deletion_of_the_last_message_waits_until_its_body_is_read() -> None:
     """Unsolicited octets after that body must not be taken for the answer to DELE."""
     server = Server([b"a\r\n"])
     server.run(server.dialogue.greeting())

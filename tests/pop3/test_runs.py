@@ -33,7 +33,7 @@ commands = st.lists(
 @example(["TOP 1 00", "TOP 1 01"])  # leading zeros are refused
 @example(["DELE 4"] * 25)  # too many bad commands
 @pytest.mark.rfc("P-091")
-def test_commands_together_are_answered_as_one_by_one(lines: list[str]) -> None:
+def test_pipelined_commands_get_the_same_responses(lines: list[str]) -> None:
     """RFC 2449 §6.6: a client may send commands ahead."""
     octets = [line.encode() + b"\r\n" for line in [*lines, "QUIT"]]
     together, one_by_one = Core(list(MESSAGES)), Core(list(MESSAGES))

@@ -127,7 +127,7 @@ def test_a_response_of_100_kib_is_refused() -> None:
 
 
 @pytest.mark.rfc("P-006", "P-008")
-def test_the_limit_of_a_command_holds_again_after_an_exchange() -> None:
+def test_command_limit_applies_again_after_an_exchange() -> None:
     core = Core(list(MESSAGES))
     core.send(b"AUTH PLAIN\r\n*\r\n")
     said = core.send(b"NOOP" + b" " * MAX_COMMAND + b"\r\n")
@@ -135,7 +135,7 @@ def test_the_limit_of_a_command_holds_again_after_an_exchange() -> None:
 
 
 @pytest.mark.rfc("P-091")
-def test_a_hundred_commands_are_answered_in_order() -> None:
+def test_hundred_commands_are_answered_in_order() -> None:
     core = Core(list(MESSAGES))
     core.send(LOGIN)
     said = core.send(b"".join(b"LIST %d\r\nRETR 9%d\r\n" % (1 + n % 2, n) for n in range(50)))
@@ -198,7 +198,7 @@ def test_other_protocols_get_no_response(first: bytes) -> None:
 
 
 @pytest.mark.rfc("P-121")
-def test_octets_behind_stls_are_not_run_as_commands() -> None:
+def test_octets_after_stls_are_not_run_as_commands() -> None:
     """RFC 2595 §4, CVE-2021-33515: nor are they kept and run after the handshake."""
     core = Core([], tls=False)
     assert core.send(b"STLS\r\nCAPA\r\n") == b""
@@ -257,7 +257,7 @@ def capabilities(core: Core) -> set[bytes]:
 
 
 @pytest.mark.rfc("P-087", "P-089")
-def test_capa_announces_longest_delay_then_the_users_own() -> None:
+def test_capa_announces_the_longest_delay_then_the_users_own() -> None:
     """RFC 2449 §6.5, §6.7: USER announces that values after login may differ."""
     core = Core(list(MESSAGES), policy=HURRIED)
     assert capabilities(core) >= {b"LOGIN-DELAY 300 USER", b"EXPIRE 7 USER"}
@@ -266,7 +266,7 @@ def test_capa_announces_longest_delay_then_the_users_own() -> None:
 
 
 @pytest.mark.rfc("P-087", "P-089")
-def test_terms_of_all_users_are_announced_without_user() -> None:
+def test_site_limits_are_announced_before_and_after_login() -> None:
     core = Core(list(MESSAGES), policy=Policy(terms=Terms(60, 30)))
     for _ in range(2):
         assert capabilities(core) >= {b"LOGIN-DELAY 60", b"EXPIRE 30"}

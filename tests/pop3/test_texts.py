@@ -154,7 +154,7 @@ def test_languages_are_listed_by_their_own_names() -> None:
 
 
 @pytest.mark.rfc("P-150", "P-152")
-def test_lang_translates_all_later_texts_but_no_codes() -> None:
+def test_lang_translates_texts_but_not_codes() -> None:
     core = Core([b"Subject: x\r\n\r\n"])
     assert core.send(b"LANG de\r\n") == b"+OK de Antworten ab jetzt auf Deutsch\r\n"
     assert core.send(b"USER mrose\r\n").decode() == "+OK Passwort senden\r\n"

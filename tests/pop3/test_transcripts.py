@@ -56,7 +56,7 @@ def test_any_split_gives_the_same_responses(data: st.DataObject) -> None:
 
 @pytest.mark.rfc("P-007", "P-011")
 @each
-def test_responses_are_short_and_begin_as_they_should(transcript: Transcript) -> None:
+def test_responses_are_short_and_well_formed(transcript: Transcript) -> None:
     core = transcript_core(transcript)
     for step in transcript.steps:
         for line in core.send(step.octets).split(b"\r\n")[:-1] if step.kind == "C" else ():
@@ -79,7 +79,7 @@ STAMP = "<1896.697170952@dbc.mtview.ca.us>"
     ("is_secure", "is_allowed", "is_told"),
     [(True, False, True), (False, True, True), (False, False, False)],
 )
-def test_the_greeting_has_a_time_stamp_where_a_login_may_follow(
+def test_greeting_has_a_time_stamp_if_a_login_is_allowed(
     is_secure: bool, is_allowed: bool, is_told: bool
 ) -> None:
     policy = Policy(banner="x" * 500)
@@ -123,7 +123,7 @@ def test_apop_is_unknown_without_a_time_stamp() -> None:
 
 
 @pytest.mark.rfc("P-043")
-def test_the_name_of_apop_is_prepared() -> None:
+def test_apop_name_is_prepared() -> None:
     core = Core([], password="tanstaaf", time_stamp=STAMP)
     wide = "ｍrose".encode()
     assert core.send(b"APOP %s c4c9334bac560ecc979e58001b3e22fb\r\n" % wide).startswith(b"+OK")

@@ -58,7 +58,7 @@ def test_outlook_may_send_utf8_after_pass() -> None:
     ],
 )
 @pytest.mark.rfc("P-147")
-def test_passwords_that_look_alike_are_one(typed: str, password: str) -> None:
+def test_equivalent_passwords_are_equal(typed: str, password: str) -> None:
     assert saslprep(typed) == password
     core = Core([], password=password)
     assert core.send(b"USER mrose\r\nPASS %s\r\n" % typed.encode()).count(b"+OK") == 2

@@ -284,7 +284,7 @@ def test_apop_takes_ascii() -> None:
 
 
 @pytest.mark.rfc("P-147")
-def test_user_and_pass_are_ascii_until_the_server_says_otherwise() -> None:
+def test_user_and_pass_are_ascii_unless_the_server_announces_utf8() -> None:
     """RFC 6856 §2.2."""
     with pytest.raises(UnsafeArgument, match="ASCII"):
         next(Dialogue().log_in(ClientLogin("mrose", "größe")))
@@ -341,7 +341,7 @@ def test_success_before_the_proof_is_not_accepted() -> None:
 
 @pytest.mark.rfc("P-052")
 @pytest.mark.parametrize(("size", "is_initial"), [(180, True), (181, False), (1000, False)])
-def test_a_long_first_response_goes_after_the_challenge(size: int, is_initial: bool) -> None:
+def test_long_initial_response_is_sent_after_the_challenge(size: int, is_initial: bool) -> None:
     """RFC 5034 §4: the command is not longer than 255 octets."""
     password = "p" * (size - len("\0mrose\0"))
     core = Core([], password=password)
@@ -353,14 +353,14 @@ def test_a_long_first_response_goes_after_the_challenge(size: int, is_initial: b
 
 
 @pytest.mark.rfc("P-063")
-def test_no_initial_response_where_sasl_is_not_announced() -> None:
+def test_no_initial_response_if_sasl_is_not_announced() -> None:
     core = Core([])
     sent, _ = meet(Dialogue().log_in(ClientLogin("mrose", "tan staaf", mechanism="PLAIN")), core)
     assert sent.startswith(b"AUTH PLAIN\r\n")
 
 
 @pytest.mark.rfc("P-051")
-def test_an_empty_initial_response_is_an_equals_sign() -> None:
+def test_empty_initial_response_is_an_equals_sign() -> None:
     core, dialogue = server("EXTERNAL")
     sent, _ = meet(dialogue.log_in(ClientLogin("", mechanism="EXTERNAL")), core)
     assert sent == b"AUTH EXTERNAL =\r\n"

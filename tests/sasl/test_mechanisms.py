@@ -99,7 +99,7 @@ def test_plain_of_rfc4616(message: bytes, shown: Credentials) -> None:
 
 
 @pytest.mark.rfc("P-070")
-def test_plain_takes_255_octets_of_each_part() -> None:
+def test_plain_accepts_255_octets_in_each_part() -> None:
     long = "ü" * 127 + "x"
     assert serve("PLAIN", f"{long}\0{long}\0{long}".encode()) == Credentials(
         "PLAIN", long, long, long

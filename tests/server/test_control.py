@@ -415,7 +415,7 @@ def test_only_a_dead_socket_is_replaced(tmp_path: Path) -> None:
     assert path.is_symlink()
 
 
-def test_a_socket_with_a_full_queue_is_alive(
+def test_socket_with_a_full_queue_counts_as_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped process accepts nothing, so connecting to its socket waits."""

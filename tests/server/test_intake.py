@@ -144,7 +144,7 @@ def test_full_maildrop_is_reported_to_the_sender(
 
 
 @pytest.mark.parametrize("smtp", [False, True])
-def test_disk_full_at_the_end_gives_one_reply(
+def test_full_disk_at_the_end_of_data_gets_one_reply(
     smtp: bool,
     run: Run[None],
     monkeypatch: pytest.MonkeyPatch,

@@ -153,7 +153,7 @@ def test_stls_is_refused_without_a_certificate(run: Run[None]) -> None:
 
 
 @pytest.mark.rfc("P-040", "P-041")
-def test_the_client_logs_in_by_apop(
+def test_client_logs_in_with_apop(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """The first of each pair has the right password.  A failure counts as a guess."""
@@ -324,7 +324,7 @@ def test_second_session_is_refused_immediately(run: Run[None]) -> None:
 
 
 @pytest.mark.rfc("P-117", "N-08")
-def test_a_dropped_connection_frees_the_lock_and_removes_nothing(run: Run[None]) -> None:
+def test_dropped_connection_releases_the_lock_and_removes_nothing(run: Run[None]) -> None:
     async def main() -> None:
         store = await filled(MESSAGE, MESSAGE)
         async with serving(store) as server:
@@ -456,7 +456,7 @@ class SlowMaildrop:
 
 
 @pytest.mark.rfc("P-115")
-def test_quit_is_answered_when_all_is_removed_and_the_lock_is_free(run: Run[None]) -> None:
+def test_quit_is_answered_after_all_is_removed_and_the_lock_is_released(run: Run[None]) -> None:
     """Some servers answer first and remove later, or never."""
 
     async def main() -> None:
@@ -698,7 +698,7 @@ def test_connection_reset_during_a_session_removes_nothing(run: Run[None]) -> No
 
 
 @pytest.mark.rfc("P-083", "P-087")
-def test_a_second_login_too_soon_is_refused_and_frees_the_lock(run: Run[None]) -> None:
+def test_second_login_too_soon_is_refused_and_releases_the_lock(run: Run[None]) -> None:
     """RFC 2449 §8.1.1; the answer to a wrong password does not mention it."""
 
     async def main() -> None:
@@ -832,7 +832,7 @@ def test_every_command_restarts_the_autologout_timer(run: Run[None]) -> None:
 
 
 @pytest.mark.rfc("P-128")
-def test_the_version_of_tls_is_in_the_log(
+def test_tls_version_is_logged(
     run: Run[None],
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
@@ -851,7 +851,7 @@ def test_the_version_of_tls_is_in_the_log(
 
 
 @pytest.mark.rfc("N-05")
-def test_an_end_inside_an_exchange_leaves_nothing(run: Run[None]) -> None:
+def test_disconnect_during_an_exchange_leaks_nothing(run: Run[None]) -> None:
     async def main() -> None:
         async with serving(MemoryStore()) as server:
             for half in (b"AUTH PLAIN\r\n", b"AUTH PLAIN\r\nAG1yb", b"AUTH PLA"):
@@ -876,7 +876,7 @@ TINY = "From: \u00e4@b\r\n\r\nx\r\n".encode()
 
 @pytest.mark.parametrize("in_files", [True, False])
 @pytest.mark.rfc("P-143", "P-145", "P-146", "P-025", "P-083")
-def test_a_surrogate_is_of_the_announced_size_and_the_original_is_kept(
+def test_surrogate_has_the_announced_size_and_the_original_is_kept(
     in_files: bool, run: Run[None], tmp_path: Path
 ) -> None:
     store = MaildirStore(f"{tmp_path}/%u") if in_files else MemoryStore()
@@ -1070,7 +1070,7 @@ def test_changed_deletion_limit_counts_earlier_removals(
     run(main())
 
 
-def test_session_in_the_future_limits_deletions_for_a_day_only(run: Run[None]) -> None:
+def test_session_with_a_future_time_limits_deletions_for_only_a_day(run: Run[None]) -> None:
     """A session with a credible time counts, wherever it is in the journal."""
 
     async def main() -> None:

@@ -115,7 +115,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("header", "origin"), RIGHT.values(), ids=RIGHT)
 @pytest.mark.rfc("P-181", "P-182", "P-183", "P-184")
-def test_a_header_is_taken_to_its_end_and_no_further(header: bytes, origin: Origin) -> None:
+def test_header_is_consumed_exactly_to_its_end(header: bytes, origin: Origin) -> None:
     """A ClientHello or another header may follow (cpython#142352)."""
     for rest in (b"", b"\x16\x03\x01\x02\x00", b"USER ann\r\n", header, b"\n"):
         assert parse(header + rest) == (origin, len(header))
@@ -162,7 +162,7 @@ def reported(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, str
 
 @pytest.mark.parametrize("header", [V1, v2(IPV4), v2(IPV4 + tls_value())], ids=["v1", "v2", "tls"])
 @pytest.mark.rfc("P-180", "P-184")
-def test_the_address_behind_a_proxy_is_the_clients(
+def test_address_reported_by_a_proxy_is_the_clients(
     header: bytes, run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged, and decides with TLS at the proxy whether a plaintext login is allowed."""

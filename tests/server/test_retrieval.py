@@ -226,7 +226,7 @@ def test_slow_reader_has_the_file_open_once(end: bytes, tmp_path: Path, run: Run
 
 
 @ENDS
-def test_slow_reader_takes_little_memory(end: bytes, tmp_path: Path, run: Run[None]) -> None:
+def test_slow_reader_uses_little_memory(end: bytes, tmp_path: Path, run: Run[None]) -> None:
     """In this process and in the kernel, where all connections share it.
 
     CVE-2024-12254: asyncio's ``writelines`` buffered without limit.

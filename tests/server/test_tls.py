@@ -211,7 +211,7 @@ def test_the_fingerprint_is_that_of_openssl(tmp_path: Path) -> None:
 
 
 @pytest.mark.rfc("P-129")
-def test_no_certificate_is_asked_of_a_client(tmp_path: Path) -> None:
+def test_no_client_certificate_is_requested(tmp_path: Path) -> None:
     assert tls.server_context(*tls.make_self_signed(tmp_path, NAMES)).verify_mode == ssl.CERT_NONE
 
 

@@ -281,7 +281,7 @@ def test_pre_tls_state_is_discarded() -> None:
 
 @pytest.mark.parametrize("octets", [b"STARTTLS\r\nMAIL FROM:<b@x>\r\n", b"STARTTLS\r\n\x16\x03"])
 @pytest.mark.rfc("P-208")
-def test_octets_behind_starttls_end_the_session(octets: bytes) -> None:
+def test_octets_after_starttls_end_the_session(octets: bytes) -> None:
     """CVE-2011-0411."""
     driver = Driver(may_start_tls=True)
     driver.feed(b"EHLO x\r\n")
@@ -302,7 +302,7 @@ def _without_a_message() -> Iterator[tuple[str, bytes, int, str]]:
 
 @pytest.mark.parametrize(("octets", "times", "reason"), [case[1:] for case in _without_a_message()])
 @pytest.mark.rfc("P-206")
-def test_work_without_a_message_is_bounded(octets: bytes, times: int, reason: str) -> None:
+def test_commands_without_a_message_are_bounded(octets: bytes, times: int, reason: str) -> None:
     """The last reply says so (RFC 5321 §3.8), then the connection closes."""
     driver = Driver()
     first, _, repeated = octets.rpartition(b"\r\n" if octets.count(b"\r\n") < 2 else b"<b@x>\r\n")

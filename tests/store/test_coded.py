@@ -167,7 +167,7 @@ def test_damaged_or_too_large_messages_are_found_before_any_change(
 
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
-def test_compressed_mail_is_refused_where_nothing_is_copied(
+def test_compressed_mail_is_refused_if_nothing_is_copied(
     dry_run: list[str], store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If the old Maildir is the maildrop its files are not changed, so they cannot be unpacked."""
@@ -202,9 +202,7 @@ def test_compressed_mbox_is_named_in_the_error(
 # -- Served
 
 
-def test_coded_message_of_the_announced_size_is_not_ready(
-    maildir: MaildirStore, place: Path
-) -> None:
+def test_coded_message_is_not_cached(maildir: MaildirStore, place: Path) -> None:
     """They end like a text, so the form of the octets alone is not enough."""
     put(place, "new/1.a", BEGINNINGS["zstd"] + b"x\r\n")
     (entry,) = run(listing(maildir, "ann"))

@@ -52,7 +52,7 @@ def test_dry_run_changes_nothing(
     assert "4 messages with the unique-ids of the old server. Nothing" in capsys.readouterr().out
 
 
-def test_name_that_no_client_can_show_is_refused(
+def test_name_that_saslprep_would_change_is_refused(
     store: MaildirStore, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A maildrop is made for future users, but not under such a name."""

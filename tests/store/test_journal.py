@@ -96,7 +96,7 @@ def test_journal_is_bounded(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tail", [b"", b"\0" * 50, b"garbage", b"\xff\n\n{}"])
-def test_torn_journal_line_damages_no_other(
+def test_torn_journal_line_does_not_damage_others(
     maildir: MaildirStore, place: Path, tail: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(record(maildir, session(1)))

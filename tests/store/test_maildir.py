@@ -169,7 +169,7 @@ def test_indexes_in_memory_are_bounded(
 
 
 @pytest.mark.parametrize("gone", ["", "new", "cur", "held", "restante.lock"])
-def test_directories_removed_between_sessions_are_made_again(
+def test_directories_removed_between_sessions_are_created_again(
     maildir: MaildirStore, place: Path, gone: str
 ) -> None:
     """A store that knows the maildrop makes few checks, but notices it."""
@@ -192,7 +192,7 @@ def test_directories_removed_between_sessions_are_made_again(
 @pytest.mark.parametrize("octets", [b"one\ntwo\n", LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("wrong", [0, 1, 5, 339_999, 340_001, 999_999_999_999])
 @pytest.mark.rfc("P-025")
-def test_wrong_size_is_never_sent_and_then_corrected(
+def test_wrong_size_is_not_sent_and_is_corrected(
     maildir: MaildirStore, place: Path, octets: bytes, wrong: int
 ) -> None:
     put(place, f"cur/1.a,S=1,W={wrong}:2,", octets)

@@ -143,7 +143,7 @@ def test_message_is_found_in_its_new_folder(maildir: MaildirStore, place: Path) 
 
 
 @pytest.mark.parametrize("end", ["unlinked", "purged elsewhere", "lost", "restored"])
-def test_absence_is_no_evidence(end: str, maildir: MaildirStore, place: Path) -> None:
+def test_absence_of_a_message_is_not_evidence(end: str, maildir: MaildirStore, place: Path) -> None:
     """Only messages that the store destroyed count as gone: not those that another program removed,
     and not on a new disk or one restored from a backup."""
     put_all(maildir, [0])

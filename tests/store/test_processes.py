@@ -111,7 +111,7 @@ def test_lock_applies_between_processes_and_ends_with_its_holder(
 
 @pytest.mark.parametrize("change", ["removed", "replaced"])
 @pytest.mark.parametrize("folder", ["INBOX", "Junk"])
-def test_lock_holds_although_its_file_is_removed(
+def test_lock_still_applies_if_its_file_is_removed(
     maildir: MaildirStore, place: Path, folder: str, change: str
 ) -> None:
     """By `rm restante.*` or a restore.  The lock is free when the session has ended."""

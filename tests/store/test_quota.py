@@ -61,9 +61,7 @@ def total(place: Path) -> tuple[int, int]:
 
 
 @pytest.mark.rfc("P-177")
-def test_the_limit_comes_first_then_a_line_for_each_delivery(
-    store: MaildirStore, place: Path
-) -> None:
+def test_limit_is_followed_by_a_line_for_each_delivery(store: MaildirStore, place: Path) -> None:
     run(deliver(store, "ann", TEN))
     run(deliver(store, "ann", TEN + TEN))
     assert reported(place) == ["100S", "0 0", "10 1", "20 1"]
@@ -76,7 +74,7 @@ def test_usage_shows_octets_messages_and_limit(store: MaildirStore) -> None:
 
 
 @pytest.mark.rfc("P-178")
-def test_removed_mail_makes_room_at_once_although_it_is_held(
+def test_removed_mail_frees_quota_immediately_although_it_is_held(
     store: MaildirStore, place: Path
 ) -> None:
     for _ in range(10):

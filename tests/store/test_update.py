@@ -140,7 +140,9 @@ def test_maildrop_half_made_is_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.rfc("P-118")
-def test_victims_are_durable_before_the_first_is_moved(maildir: MaildirStore, full: Path) -> None:
+def test_list_of_deletions_is_durable_before_the_first_move(
+    maildir: MaildirStore, full: Path
+) -> None:
     def hook(call: Call) -> None:
         if call[0] == "rename" and "/held/" in call[2]:
             assert not system.unsynced - {"ann/held", "ann/new", "ann/cur"}
@@ -803,7 +805,7 @@ def test_held_message_that_goes_while_it_is_listed(maildir: MaildirStore, full: 
         assert held(maildir) == ["2.a", "3.a"]
 
 
-def test_purge_is_durable_and_sweeps_leftovers_of_deliveries(
+def test_purge_is_durable_and_removes_leftovers_of_deliveries(
     maildir: MaildirStore, full: Path
 ) -> None:
     run(mark(maildir, VICTIMS))
