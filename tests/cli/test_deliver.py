@@ -181,7 +181,6 @@ def test_a_signal_half_way_stores_nothing(ann: str, state: Path, number: signal.
     assert stored(state) == []
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_after_storing_does_not_change_the_exit_code(
     ann: str, state: Path, number: signal.Signals
@@ -206,9 +205,6 @@ def test_signal_after_storing_does_not_change_the_exit_code(
 
 
 def test_full_disk_is_exit_code_75_and_stores_nothing(
-=======
-def test_full_disk_is_exit_code_75_and_stores_nothing(
->>>>>>> 8b83238 (Name more tests in plain English)
     ann: str, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit on file sizes has the same effect: writing fails (EFBIG)."""
