@@ -109,7 +109,7 @@ def _announce(server: Pop3Server, users: Sequence[str], *, as_json: bool) -> Non
 
 
 def _wait_for_end_of_input(stop: threading.Event) -> None:
-    """Wait for the end of standard input, then set ``ends``.
+    """Wait for the end of standard input, then set ``stop``.
 
     ``sys.stdin`` is not used, because no thread may hold its lock when the interpreter exits.
     """

@@ -242,8 +242,8 @@ def _cyrus(options: argparse.Namespace) -> ImportedFiles:
     messages = []
     for uid, file in sorted(numbered.items()):
         unique_id = foreign.render(template, uid=uid, uid_validity=options.uidvalidity or 0)
-        arrived = int(file.stat().st_mtime)
-        messages.append(ImportedMessage(name_of(unique_id, arrived), unique_id, file))
+        arrived_at = int(file.stat().st_mtime)
+        messages.append(ImportedMessage(name_of(unique_id, arrived_at), unique_id, file))
     return ImportedFiles(messages)
 
 

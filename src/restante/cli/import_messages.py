@@ -93,7 +93,7 @@ class ImportedFiles:
     """Number of messages that get a new unique-id because they had none."""
     notes: list[str] = field(default_factory=list)
     duplicates: list[tuple[int, int]] = field(default_factory=list)
-    """Pairs: the number of a message that is left out, and of the equal message."""
+    """Pairs of message numbers: a message that is left out, and the equal message before it."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -103,12 +103,12 @@ class ImportedFiles:
         }
 
 
-def name_of(unique_id: str, arrived: int = 0) -> str:
+def name_of(unique_id: str, arrived_at: int = 0) -> str:
     """Return a file name that is the same in each import, so that an import can be repeated.
 
-    ``arrived`` is the time of arrival in seconds since the epoch; 0 if it is unknown.
+    ``arrived_at`` is the time of arrival in seconds since the epoch; 0 if it is unknown.
     """
-    return f"{arrived}.I{hashlib.sha256(unique_id.encode()).hexdigest()[:32]}"
+    return f"{arrived_at}.I{hashlib.sha256(unique_id.encode()).hexdigest()[:32]}"
 
 
 _PLAIN_COPY = (

@@ -193,7 +193,7 @@ async def show(options: argparse.Namespace, store: ServableStore) -> int:
         ]
         common.print_table("nr size date from subject", lines, right="nr size")
     else:
-        common.say(f"The maildrop of {user} is empty.")
+        common.say(f"{user}'s maildrop is empty.")
     if usage := await _usage(store, user):
         common.say(f"Quota: {_size(usage['used'])} of {_limit(usage['quota'])} used.")
     return code
@@ -238,7 +238,7 @@ async def held(options: argparse.Namespace, store: ServableStore) -> int:
         common.print_json("maildrop-held", user=user, messages=rows)
         return os.EX_OK
     if not rows:
-        common.say(f"No deleted messages of {user} are held.")
+        common.say(f"No deleted messages are held for {user}.")
         return os.EX_OK
     lines = [
         (
@@ -270,7 +270,7 @@ async def log(options: argparse.Namespace, store: ServableStore) -> int:
         )
         return os.EX_OK
     if not sessions:
-        common.say(f"No sessions of {user} {'since then' if options.since else 'yet'}.")
+        common.say(f"No sessions by {user} {'since then' if options.since else 'yet'}.")
         return os.EX_OK
     common.print_table(
         "began login address tls retrieved deleted end",

@@ -160,7 +160,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
         tls_context(loaded)
         latest = loaded
 
-    def decide() -> bool:
+    def reload_configuration() -> bool:
         reloads.begin()
         refusal = reload(accept)
         reloads.end(refusal)
@@ -175,7 +175,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             count,
             work,
             on_ready=lambda: stack.enter_context(_announcement(server, options)),
-            reload=decide,
+            reload=reload_configuration,
             on_exit=tally.forget,
             terminal=_Terminal(reloads),
         )
@@ -220,7 +220,7 @@ async def _work(
         reloads.adopt(pipes.number, number)
 
         def adopt() -> None:
-            number = reloads.accepted  # before the file is read
+            number = reloads.accepted  # read first, because another reload may follow
             if reload(lambda: server.adopt(_configuration(options))) is None:
                 reloads.adopt(pipes.number, number)
 

@@ -100,38 +100,42 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
     action.add_argument(
         "--expire",
         metavar="TIME",
-        help='remove mail automatically after this time, such as 90d; "any" restores the default',
+        help='remove mail automatically after this time, such as 90d; "any" restores the '
+        "configured time",
     )
     action.add_argument(
         "--folder",
         nargs="+",
         metavar="FOLDER",
-        help='show these folders as one maildrop; "any" restores the default',
+        help='show these folders as one maildrop; "any" restores the configured list',
     )
     action.set_defaults(run=permit)
     action = actions.add_parser(
         "quota",
         help="limit the size of a user's mail",
-        description="Set the maximum size of a user's mail. It takes effect at the next delivery.",
+        description="Set the maximum size of a user's mail. The change takes effect at the next "
+        "delivery.",
     )
     action.add_argument("name", metavar="NAME", help="the user's name")
     action.add_argument(
         "size",
         metavar="SIZE",
-        help='the quota, such as 2GiB; "none": no quota; "default": the configured quota',
+        help='the quota, such as 2GiB; "none" removes the limit; "default" restores the configured '
+        "quota",
     )
     action.set_defaults(run=quota)
     action = actions.add_parser(
         "hold",
         help="set how long a user's deleted mail is held",
-        description="Set how long a user's deleted mail is held. It takes effect at the next QUIT.",
+        description="Set how long a user's deleted mail is held. The change takes effect at the "
+        "next QUIT.",
     )
     action.add_argument("name", metavar="NAME", help="the user's name")
     action.add_argument(
         "time",
         metavar="TIME",
         help='how long to hold deleted mail, such as 30d; 0 destroys it at QUIT; "keep" holds it '
-        'for ever; "default" restores the default',
+        'for ever; "default" restores the configured time',
     )
     action.set_defaults(run=hold)
 
@@ -198,7 +202,7 @@ def passwd(options: argparse.Namespace) -> int:
         raise NoSuchUser(options.name)
     password = _password(options)
     users.set_password(options.name, password)
-    return _report(options, "user-passwd", f"Changed the password of {options.name}.", password)
+    return _report(options, "user-passwd", f"Changed {options.name}'s password.", password)
 
 
 def list_(options: argparse.Namespace) -> int:
@@ -342,9 +346,7 @@ def quota(options: argparse.Namespace) -> int:
     words = {"none": 0, "default": None}
     size = words[options.size] if options.size in words else common.octets(options.size)
     _users(options).set_quota(options.name, size)
-    code = _report(
-        options, "user-quota", f"Set the quota of {options.name}: {_describe_quota(size)}."
-    )
+    code = _report(options, "user-quota", f"Set {options.name}'s quota: {_describe_quota(size)}.")
     _note_rules(options)
     return code
 

@@ -3,7 +3,7 @@
 Standards: RFC 1928 and RFC 1929 (SOCKS 5 with user name and password), RFC 9110 §9.3.6 (CONNECT).
 Security: exactly the octets of the proxy's response are read, because the server's greeting
 follows.  The proxy always looks up the server's name, so that the name does not leak to the local
-DNS.  Until TLS begins, a proxy can read and change everything, like any router on the way.
+DNS.  Until TLS begins, a proxy can read and change everything, like any router along the way.
 Limits: the header section of a response to CONNECT can have ``_MAX_HEAD`` octets.
 """
 

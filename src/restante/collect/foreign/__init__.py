@@ -48,7 +48,7 @@ class ForeignAccount:
     limit: int = 0
     """Maximum number of messages in one session; 0: unlimited."""
     notes: list[str] = field(default_factory=list)
-    """Settings that differ here or could not be imported."""
+    """Settings that differ in restante or could not be imported."""
     refused: str = ""
     """Why the account cannot be imported; empty if it can."""
 

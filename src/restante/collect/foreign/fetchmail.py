@@ -154,7 +154,7 @@ def _refusal(options: Row) -> str:
     if options.get("is_multidrop") == "yes":
         return "it is multidrop: one mailbox for several users, sorted by recipients"
     if "plugin" in options:
-        return "it connects with the help of a program (plugin)"
+        return "it connects through a program (plugin)"
     return ""
 
 
