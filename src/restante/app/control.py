@@ -218,7 +218,7 @@ class Control:
     # POST /reload
 
     async def _reload(self, request: Request, peer: Peer) -> Answer:
-        """Request a reload, and wait until all workers have reloaded or it is refused."""
+        """Request a reload, and wait until all workers have reloaded or the reload is refused."""
         site, reloads = self._live.site, self._live.site.reloads
         if site.pid not in (os.getpid(), os.getppid()):
             return refusal(503, "the server is stopping")

@@ -16,7 +16,7 @@ from collections import deque
 from .. import log
 
 MAX_WAITING = 1000  # events, some 300 kB; a screen shows about 50
-_MAX_LINE = 16_384  # octets; only a traceback is longer, and it is in the log itself
+_MAX_LINE = 16_384  # octets; only tracebacks are longer, and the log contains them in full
 
 
 class EventQueue:

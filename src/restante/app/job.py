@@ -158,7 +158,7 @@ class Job:
         )
 
     def contradiction(self) -> str:
-        """Return why the destination does not support the value of ``keep``; empty if it does."""
+        """Return an error text if the destination does not support ``keep``, otherwise ""."""
         from ..collect.destinations.opening import TRACING, VERIFYING
 
         account = self.options

@@ -214,7 +214,7 @@ async def _in_two_steps(
 
 
 def format_time(seconds: float) -> str:
-    """Return a time, in seconds since the epoch, as it is written to the log and to JSON (UTC)."""
+    """Format a time in seconds since the epoch for the log and for JSON (UTC)."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 

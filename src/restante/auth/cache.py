@@ -91,7 +91,7 @@ class Cache:
             if self._is_exact(generation) and generation == await self._generation(credentials):
                 self._wrong_passwords.put(key, error.reason, _WRONG_LIFETIME)
             raise
-        if generation == await self._generation(credentials):  # no change during the check
+        if generation == await self._generation(credentials):  # unchanged during the check
             is_exact = self._is_exact(generation)
             lifetime = _CORRECT_LIFETIME if is_exact else _CORRECT_LIFETIME_WITHOUT_GENERATION
             self._correct_passwords.put(key, account, lifetime)

@@ -412,8 +412,8 @@ class Users:
         return None if rows is None else self._scram_secrets(rows, key, digest)
 
     def _scram_secrets(self, rows: Sequence[Any], key: str, digest: str) -> ScramSecrets:
-        # Derived for existing users too, so that the response time does not reveal
-        # which users exist.
+        # Derived for existing users too, so that the response time does not reveal which users
+        # exist.
         decoy = scram.decoy_secrets(rows[0][0], key, digest)
         stored = [row[1:] for row in rows if row[1] is not None]
         if not stored:

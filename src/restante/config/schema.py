@@ -276,13 +276,14 @@ class Provider(Section):
     )
     audience: tuple[str, ...] = option(
         [],
-        "The names by which the provider knows this server; tokens must be issued for one of them.",
+        "The names that identify this server to the provider; tokens must be issued for one of "
+        "them.",
         list_of(text),
         example=["restante"],
     )
     jwks: str = option(
         "",
-        "An https URL or a file with the provider's public keys, to check signed tokens.",
+        "The provider's public keys for checking signed tokens: an https URL or a file.",
         path_or_web_address,
         example="https://id.example.org/jwks",
     )
@@ -515,7 +516,8 @@ class Alert(Section):
     )
     to: str = option(
         "",
-        "Where to deliver alerts, in the form of the account's option `to`, which is the default.",
+        "Where to deliver alerts: a value as for the account's option `to`. The default is the "
+        "value of that option.",
         example="maildrop:postmaster",
     )
     recipient: str = option(
@@ -600,8 +602,8 @@ class Account(Section):
     label: str = option(
         "",
         "The name under which the account's messages are stored, if it differs from the account's "
-        "name. `restante account rename` sets this option; thus no message is stored twice, even "
-        "if the ledger is lost.",
+        "name. `restante account rename` sets this option, so that no message is stored twice, "
+        "even if the ledger is lost.",
     )
     largest: int = option(
         "0",
@@ -659,7 +661,7 @@ class Account(Section):
     alert: Alert = field(default_factory=Alert)
     poll_on_login: float = option(
         "0",
-        "Maximum time that a login of USER waits for new mail from this account, if `to` is "
+        "Maximum time that USER's login waits for new mail from this account, if `to` is "
         "maildrop:USER. With this option, `restante serve` collects mail from the account whenever "
         "USER logs in. 0 disables this.",
         duration,
@@ -672,7 +674,7 @@ class Collect(Section):
 
     key: Secret = option(
         "",
-        "A reference to the key that encrypts OAuth 2 tokens, which is 32 octets in base64. By "
+        "A reference to the key that encrypts OAuth 2 tokens. The key is 32 octets in base64. By "
         "default, a key is created in the state directory, in a file that only its owner can read.",
         secret_reference,
         example={"credential": "restante.key"},

@@ -134,12 +134,12 @@ def utf8(session: Session) -> Response:
     return Response("UTF-8 enabled")
 
 
-def lang(session: Session, wanted: str | None = None) -> Response:
+def lang(session: Session, language_range: str | None = None) -> Response:
     """Selects the language of the texts, or lists the languages (RFC 6856 §3.2)."""
-    if wanted is None:
+    if language_range is None:
         lines = [f"{tag} {name}" for tag, name in texts.LANGUAGES.items()]
         return Response("languages follow", lines=lines)
-    tag = texts.choose_language(wanted, session.default_language)
+    tag = texts.choose_language(language_range, session.default_language)
     if tag is None:
         raise BadCommand("language not supported")
     session.language = tag

@@ -82,7 +82,7 @@ _HOSTS = {
 
 
 def by_host(host: str) -> Quirks:
-    """Return the quirks of the server with this host name, as far as they are known."""
+    """Return the known quirks of the server with this host name."""
     labels = host.lower().rstrip(".").split(".")
     return PRESETS[_HOSTS.get(".".join(labels[-2:]), "none")]
 

@@ -254,7 +254,7 @@ class IntakeConnection(BaseConnection[Event]):
     async def _record_partial(self, writing: Awaitable[None]) -> None:
         try:
             await writing
-        except RestanteError as error:  # the mail is stored; at worst it is stored a second time
+        except RestanteError as error:  # at worst, the mail is stored a second time
             self._log_event("partial delivery not noted", logging.ERROR, reason=str(error))
 
     async def _store_once(

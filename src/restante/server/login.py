@@ -172,7 +172,7 @@ def look_up_now(passdb: Passdb, lookup: Lookup, separator: str) -> ScramSecrets 
 
 
 async def look_up(passdb: Passdb, lookup: Lookup, *, separator: str = "") -> ScramSecrets:
-    """Return a user's SCRAM keys; for an unknown user, keys that look like those of a user.
+    """Return a user's SCRAM keys; for an unknown user, keys that look like a user's keys.
 
     Raises:
         AuthenticationFailed: the passdb has no SCRAM keys.

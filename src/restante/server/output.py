@@ -68,7 +68,7 @@ class Output:
         return self._writable is not None
 
     def write(self, *pieces: bytes) -> None:
-        """Collect octets.  They are written by the next ``flush``, or now if there are many."""
+        """Collect octets for the next ``flush``.  Many octets are written immediately."""
         self._pieces += pieces
         for piece in pieces:
             self._collected += len(piece)

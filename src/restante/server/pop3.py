@@ -532,8 +532,8 @@ class Connection(BaseConnection[Event]):
         session_log = self._session_log
         session_log.removed = entries
         if not_removed:
-            kept = {entry.unique_id for entry in not_removed}
-            session_log.removed = [entry for entry in entries if entry.unique_id not in kept]
+            remaining = {entry.unique_id for entry in not_removed}
+            session_log.removed = [each for each in entries if each.unique_id not in remaining]
         session_log.update = "clean" if error is None else BRAKED if end == BRAKED else "failed"
         await self._close_maildrop(end)
         if error is not None:

@@ -43,8 +43,8 @@ def _greet(session: Session, argument: str, *, is_extended: bool) -> None:
 def starttls(session: Session, argument: str) -> Event:
     """Requests TLS, whose handshake begins immediately after the reply (RFC 3207 §4).
 
-    If the client has already sent octets after the command, the connection is closed: they would be
-    read as if TLS had protected them (CVE-2011-0411).
+    If the client has already sent octets after the command, the connection is closed, because these
+    octets would be read as if TLS had protected them (CVE-2011-0411).
     """
     if argument:
         raise Refusal(501, "5.5.4", "STARTTLS does not accept an argument")

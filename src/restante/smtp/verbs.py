@@ -9,10 +9,10 @@ from .state import Event, State
 
 
 class Verb(NamedTuple):
-    """A command: the function that runs it, and where it is allowed."""
+    """A command: its function, and the states and protocols in which it is allowed."""
 
     run: Callable[..., Event]
-    """Takes the session and the argument."""
+    """Called with the session and the command's argument; returns a reply or an action."""
     states: tuple[State, ...]
     """The states in which the command is allowed."""
     is_lmtp: bool | None = None
