@@ -163,11 +163,35 @@ def deliver_by_lmtp_and_download_by_curl() -> None:
 
 
 @step
+def root_sees_status_and_sessions_and_ends_them() -> None:
+    run("restante", "status", "--exit-code")
+    client = Pop3().log_in()
+    client.ask("DELE 1")
+    assert ADDRESS in run("restante", "sessions", "list")
+    run("restante", "sessions", "end", "--user", ADDRESS)
+    assert client.file.readline() == b""
+    assert messages() == 1  # ended without QUIT, so nothing was removed (RFC 1939 §6)
+    # Other users of the machine may neither read nor change anything.
+    run("runuser", "-u", "nobody", "--", "restante", "sessions", "list", fails=True)
+
+
+@step
 def reload_keeps_sessions() -> None:
     client = Pop3().log_in()
     run("systemctl", "reload", "restante")
     assert client.count() == 1
     client.ask("QUIT")
+
+
+@step
+def refused_reload_fails_and_changes_nothing() -> None:
+    before = CONFIG.read_text()
+    CONFIG.write_text(before + "[nonsense]\n")
+    run("systemctl", "reload", "restante", fails=True)
+    assert "nonsense" in run("sh", "-c", "restante reload 2>&1", fails=True)
+    CONFIG.write_text(before)
+    run("systemctl", "reload", "restante")
+    assert messages() == 1
 
 
 @step
