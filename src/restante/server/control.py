@@ -128,20 +128,18 @@ class ControlConnection(BaseConnection["Request | BadRequest"]):
         try:
             self._peer = peer_of(transport.get_extra_info("socket"))
         except OSError as error:
-            self._refuse(reason=error.strerror)
+            self._log_event("control refused", logging.WARNING, reason=error.strerror)
+            self.abort("refused")
             return
         if not (self._peer.is_operator or self._is_member()):
-            self._refuse(reason="user", uid=self._peer.uid)
+            self._log_event("control refused", logging.WARNING, reason="user", uid=self._peer.uid)
+            self.abort("refused")
 
     def _is_member(self) -> bool:
         try:
             return self._peer.is_member(os.lstat(self._service.path).st_gid)
         except OSError:  # another program has removed the file
             return False
-
-    def _refuse(self, **fields: object) -> None:
-        self._log_event("control refused", logging.WARNING, **fields)
-        self.abort("refused")
 
     def _respond(self, event: Request | BadRequest) -> bool:
         return False
