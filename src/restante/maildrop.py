@@ -241,7 +241,7 @@ class RawReading(Protocol):
         shorter, the connection must be aborted.  Octets after ``size`` must not be sent.
         """
 
-    def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
+    def record_form(self, entry: Entry, *, is_wire_ready: bool) -> None:
         """Record that the message's file was read completely, and that ``has_crlf`` is true of it.
 
         ``is_wire_ready`` has the same meaning as in ``RawMessage``.

@@ -44,7 +44,7 @@ POP3_SSL_PORT = 995
 CR, LF, CRLF = b"\r", b"\n", b"\r\n"
 HAVE_SSL = True
 _MAXLINE = 65_536  # octets in the first line of a response; RFC 1939 §3 allows 512
-_BUFFER = 65_536  # octets read at once
+_BUFFER = 65_536  # octets read at a time
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 # The standard library's own default, because subclasses pass it to ``socket.create_connection``.
 _DEFAULT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
@@ -153,8 +153,8 @@ class POP3:
         octets = 0
         self.__is_text = True
         try:
-            while (found := self._getline())[0] != b".":
-                line, size = found
+            while (line_and_size := self._getline())[0] != b".":
+                line, size = line_and_size
                 if line.startswith(b".."):
                     line, size = line[1:], size - 1
                 lines.append(line)
@@ -205,11 +205,11 @@ class POP3:
 
     def apop(self, user: str, password: str) -> bytes:
         """Log in with a digest of the greeting's time stamp and the password.  MD5 is insecure."""
-        found = self.timestamp.search(self.welcome)
-        if found is None:
+        match = self.timestamp.search(self.welcome)
+        if match is None:
             raise error_proto("-ERR APOP not supported by server")
         secret = password.encode(self.encoding)
-        digest = md5(found[0] + secret, usedforsecurity=False).hexdigest()
+        digest = md5(match[0] + secret, usedforsecurity=False).hexdigest()
         with self.__record.login(password):
             return self.__short(f"APOP {user} {digest}")
 
@@ -253,10 +253,10 @@ class POP3:
     def stat(self) -> tuple[int, int]:
         """Return the number of messages and their total size in octets."""
         response = self.__short("STAT")
-        found = re.match(rb"\+\S* +([0-9]{1,10}) +(-?[0-9]{1,18})", response)
-        if found is None:
+        match = re.match(rb"\+\S* +([0-9]{1,10}) +(-?[0-9]{1,18})", response)
+        if match is None:
             raise error_proto(response)
-        return int(found[1]), int(found[2])
+        return int(match[1]), int(match[2])
 
     def list(self, which: object = None) -> LongResponse:
         """Return the response, the lines (``number octets``) and their octets.

@@ -107,15 +107,15 @@ class Scan(NamedTuple):
             for name, inode in names.items():
                 yield File(directory, name, inode)
 
-    def select(self, wanted: Collection[Identity]) -> list[tuple[Identity, File]]:
-        """Return the wanted files that were seen, including every link to them."""
+    def select(self, identities: Collection[Identity]) -> list[tuple[Identity, File]]:
+        """Return the files with these identities that were seen, including every link to them."""
         # The inode numbers rule out most files without parsing their names.
-        inodes = {inode for _, inode in wanted}
+        inodes = {inode for _, inode in identities}
         return [
             (identity, File(directory, name, inode))
             for directory, names in self.names.items()
             for name, inode in names.items()
-            if inode in inodes and (identity := (unique_part(name), inode)) in wanted
+            if inode in inodes and (identity := (unique_part(name), inode)) in identities
         ]
 
 
@@ -173,7 +173,7 @@ def scan(maildir: int, directories: Sequence[str] = MAIL) -> Scan:
 
 
 def scan_for(
-    maildir: int, wanted: Collection[Identity]
+    maildir: int, identities: Collection[Identity]
 ) -> tuple[Scan, list[tuple[Identity, File]]]:
     """Scan a Maildir until all of these messages have been seen.
 
@@ -181,8 +181,8 @@ def scan_for(
     exact, messages that were not seen have been removed; otherwise they may still exist.
     """
     for result in passes(maildir):
-        selected = result.select(wanted)
-        if len(dict(selected)) == len(wanted):
+        selected = result.select(identities)
+        if len(dict(selected)) == len(identities):
             break
     return result, selected
 

@@ -75,7 +75,7 @@ class Drop:
         self._broken("open_raw")
         return None
 
-    def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
+    def record_form(self, entry: Entry, *, is_wire_ready: bool) -> None:
         """Store nothing."""
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:

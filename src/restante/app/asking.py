@@ -101,7 +101,7 @@ def ask(folder: Path, method: str, target: str, *, timeout: float = TIMEOUT) -> 
             error = TemporaryFailure(f"the server does not answer within {timeout:.0f} seconds")
         except (ProtocolBroken, ConnectionError) as failure:
             if os.geteuid() in (0, path.stat().st_uid):
-                error = TemporaryFailure(f"the server has ended the connection: {failure}")
+                error = TemporaryFailure(f"the server closed the connection: {failure}")
             else:
                 error = _not_permitted(path)
         else:

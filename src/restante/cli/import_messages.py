@@ -16,7 +16,7 @@ from ..store.coded import PREFIX_LENGTH, UNPACKED, encoding_of, unpacked
 from ..words import counted
 from . import common
 
-_PIECE = 65_536  # octets read at once
+_PIECE = 65_536  # octets read at a time
 
 Stamp = tuple[int, int, int]
 """Inode number, size and time of the last change (nanoseconds)."""

@@ -62,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except ConnectionError as error:
-        raise NotRunning("the server has ended the connection") from error
-    raise NotRunning("the server has ended the connection")
+        raise NotRunning("the server closed the connection") from error
+    raise NotRunning("the server closed the connection")
 
 
 def _line(event: dict[str, Any]) -> str:

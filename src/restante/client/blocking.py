@@ -51,7 +51,7 @@ from .secret import Secret, reveal
 from .sinks import FileSink, MemorySink, ParserSink, SizeLimit
 
 T = TypeVar("T")
-_READ_SIZE = 65_536  # octets read at once
+_READ_SIZE = 65_536  # octets read at a time
 
 
 class BlockingBody(BaseBody):

@@ -121,11 +121,11 @@ class Accounts:
 
     def _free_label(self, mailbox: Mailbox) -> str:
         """Return a label that no other account uses for the names of its messages."""
-        wanted = mailbox.label or mailbox.name
+        preferred = mailbox.label or mailbox.name
         with self._ledger.reading() as database:
             rows = database.execute("SELECT label FROM accounts").fetchall()
         used = {label for (label,) in rows}
-        candidates = (wanted if number == 1 else f"{wanted}~{number}" for number in count(1))
+        candidates = (preferred if number == 1 else f"{preferred}~{number}" for number in count(1))
         return next(each for each in candidates if each not in used)
 
     def label(self, name: str) -> str:

@@ -353,8 +353,8 @@ class _Session:
             if aside_key(each.message) in new
         ]
         fetches = [step for step in steps if isinstance(step, Fetch | Compare)]
-        wanted = {short_name(each.message) for each in (*fetches, *waiting, *skips)}
-        missing = policy.whole - wanted if policy.whole else ()
+        names = {short_name(each.message) for each in (*fetches, *waiting, *skips)}
+        missing = policy.whole - names if policy.whole else ()
         outcome.refused += [
             f"{each}: not on the server, or already collected" for each in sorted(missing)
         ]
@@ -480,9 +480,9 @@ class _Session:
         if is_complete and seen < self._ledger.on_server() and not dry_run:
             self._ledger.listed(ids.values())
         # If a session with ``fetch`` was interrupted, this one must store the remaining messages.
-        is_wanted_again = "fetch" in (again, self._entry.answer)
+        must_fetch_again = "fetch" in (again, self._entry.answer)
         self._fetching.listed = frozenset(ids.values())
-        self._fetching.finds_moved = not is_wanted_again and self._ledger.unlisted()
+        self._fetching.finds_moved = not must_fetch_again and self._ledger.unlisted()
 
     async def _is_other_mail(self, listing: Sequence[Message], expected: int) -> bool:
         """Return whether the headers show that all mail is new because the old mail was deleted.

@@ -391,7 +391,7 @@ class Fetching:
         self._ledger.intend([(key, message.size)])
         row = self._known.row(key, message.size, content, identity)
         is_new = destination.begin(identity)
-        await self._store(message, reader, body, was_begun=step.was_begun, is_wanted=is_new)
+        await self._store(message, reader, body, was_begun=step.was_begun, must_store=is_new)
         self._add_to_group(message, row, reader, is_new=is_new)
 
     async def _store_other(
@@ -406,7 +406,7 @@ class Fetching:
         identity = await in_thread(self._other_identity, key, size, content)
         self._ledger.intend([(intent, message.size)])
         is_new = self._destination.begin(identity)
-        await self._store(message, reader, body, was_begun=was_begun, is_wanted=is_new)
+        await self._store(message, reader, body, was_begun=was_begun, must_store=is_new)
         row = Stored(key, message.size, content, identity, replaces=before)
         self._add_to_group(message, row, reader, is_new=is_new)
         text = "its unique-id belonged to a different message before; both are stored"
@@ -447,30 +447,30 @@ class Fetching:
         body: AsyncIterable[bytes],
         *,
         was_begun: bool,
-        is_wanted: bool = True,
+        must_store: bool = True,
     ) -> None:
         """Write a message to the destination; on return it is durable, or part of its group.
 
         The caller must have called ``begin``, and ``body`` must pass its octets to ``reader``.  If
-        ``is_wanted`` is false, the destination already has the message, so ``body`` is read but not
-        stored.
+        ``must_store`` is false, the destination already has the message, so ``body`` is read but
+        not stored.
         """
         destination = self._destination
         try:
             async for piece in body:
-                if is_wanted:
+                if must_store:
                     destination.write(piece)
                 self._outcome.octets += len(piece)
             if reader.is_substitute(message.size):
                 text = "Exchange cannot convert the message, and sent a notice instead"
                 raise MessageRefused(text)
-            if is_wanted and self._grouping is not None:
+            if must_store and self._grouping is not None:
                 self._grouping.end()
-            elif is_wanted:
+            elif must_store:
                 await self._commit()
         finally:
             destination.abort()
-        if is_wanted:
+        if must_store:
             self._outcome.stored += 1
             self._outcome.in_doubt += was_begun and not destination.is_repeatable
         else:

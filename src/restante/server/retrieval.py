@@ -130,7 +130,7 @@ class Reader:
             raise SizeDiffers(-remaining)
         output.write(head + stuffer.finish())
         if raw is not None and self._files is not None and raw.size == size and not has_crlf:
-            self._files.learn(entry, is_wire_ready=not added)
+            self._files.record_form(entry, is_wire_ready=not added)
 
 
 async def _send_file(

@@ -221,19 +221,19 @@ class ViewMaildrop:
                 max_octets -= len(text[0])
         return texts
 
-    def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
+    def record_form(self, entry: Entry, *, is_wire_ready: bool) -> None:
         with suppress(MessageGone):
             part_index, own = self._find(entry)
-            self._parts[part_index].session.learn(own, is_wire_ready=is_wire_ready)
+            self._parts[part_index].session.record_form(own, is_wire_ready=is_wire_ready)
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         """Remove messages, one folder at a time; in each folder, either all or none are removed."""
-        wanted: list[list[tuple[Entry, Entry]]] = [[] for _ in self._parts]
+        pairs_by_part: list[list[tuple[Entry, Entry]]] = [[] for _ in self._parts]
         for entry in entries:
             part_index, own = self._find(entry)
-            wanted[part_index].append((own, entry))
+            pairs_by_part[part_index].append((own, entry))
         remaining: list[Entry] = []
-        for part, pairs in zip(self._parts, wanted, strict=True):
+        for part, pairs in zip(self._parts, pairs_by_part, strict=True):
             if pairs:
                 remaining += await _remove(part.session, pairs)
         return remaining

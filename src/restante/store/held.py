@@ -146,23 +146,23 @@ def _remove_victims(
     maildrop: int, victims: Victims, removed_at: int | None, expected: Iterable[File] = ()
 ) -> set[str]:
     """Perform steps 2 to 4 of UPDATE.  The call can be repeated, and affects only the victims."""
-    wanted, left, is_exact = dict(victims), set[str](), True
+    remaining, left, is_exact = dict(victims), set[str](), True
     try:
         selected = [(file.identity, file) for file in _in_place(maildrop, expected)]
         for attempt in range(1 + _ATTEMPTS):
             if attempt:
-                scan, selected = scan_for(maildrop, wanted)
+                scan, selected = scan_for(maildrop, remaining)
                 is_exact = scan.is_exact
-            seen = [(file, wanted[identity]) for identity, file in selected]
+            seen = [(file, remaining[identity]) for identity, file in selected]
             failed, renamed = _remove_seen(maildrop, seen, removed_at)
             left |= failed
             done = {unique_id for _, unique_id in seen} - renamed
-            wanted = {key: each for key, each in wanted.items() if each not in done}
-            if not wanted or (attempt and not renamed):
+            remaining = {key: each for key, each in remaining.items() if each not in done}
+            if not remaining or (attempt and not renamed):
                 break
         left |= renamed
         if not is_exact:  # a message that was not seen may still exist
-            left |= set(wanted.values())
+            left |= set(remaining.values())
         # held/ is synced first, so that a message cannot be lost in a crash.
         files.sync(files.HELD, "cur", "new", parent=maildrop)
     except OSError as error:
@@ -174,14 +174,14 @@ def _remove_victims(
 
 def _in_place(maildrop: int, expected: Iterable[File]) -> list[File]:
     """Return the files that still have their names, and have no second link elsewhere."""
-    found = []
+    unchanged = []
     with files.directory("new", maildrop) as new, files.directory("cur", maildrop) as cur:
         for file in expected:
             with suppress(FileNotFoundError):
                 status = files.status(file.name, new if file.directory == "new" else cur)
                 if status.st_ino == file.inode and status.st_nlink == 1:
-                    found.append(file)
-    return found
+                    unchanged.append(file)
+    return unchanged
 
 
 def _remove_seen(

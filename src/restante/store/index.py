@@ -293,14 +293,14 @@ class Index(Rendered):
         The ids of new mail usually begin with the same digits of the time.  Few other ids begin
         with these digits, and only those are compared.
         """
-        wanted = {f" {each}\r\n" for each in unique_ids}
-        if not wanted:
+        lines = {f" {each}\r\n" for each in unique_ids}
+        if not lines:
             return False
-        beginning = commonprefix(list(wanted)).encode("ascii")  # noqa: RUF071  # of characters
+        beginning = commonprefix(list(lines)).encode("ascii")  # noqa: RUF071  # of characters
         begin = self._ids.find(beginning)
         while begin >= 0:
             end = self._ids.index(b"\n", begin) + 1
-            if self._ids[begin:end].decode("ascii") in wanted:
+            if self._ids[begin:end].decode("ascii") in lines:
                 return True
             begin = self._ids.find(beginning, end)
         return False

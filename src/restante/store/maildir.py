@@ -762,7 +762,7 @@ class _OpenMaildir:
             return Form.UNKNOWN
         return self.known_forms.get(position) or self.listing.form(position)
 
-    def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
+    def record_form(self, entry: Entry, *, is_wire_ready: bool) -> None:
         position = self.listing.find(entry)
         if position is not None:
             self.known_forms[position] = Form.READY if is_wire_ready else Form.CRLF
