@@ -181,6 +181,26 @@ def test_a_signal_half_way_stores_nothing(ann: str, state: Path, number: signal.
     assert stored(state) == []
 
 
+@pytest.mark.parametrize("descriptors", [3, 4, 5, 7, 9])
+def test_lack_of_descriptors_at_any_step_bounces_no_mail(
+    ann: str, state: Path, descriptors: int
+) -> None:
+    script = (
+        "import resource, sys\n"
+        "from restante.cli.main import main\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "deliver", "ann"],
+        input=MESSAGE,
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == (0 if stored(state) else 75)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_after_storing_does_not_change_the_exit_code(
     ann: str, state: Path, number: signal.Signals
