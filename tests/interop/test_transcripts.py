@@ -49,7 +49,7 @@ DIFFERS = {
     "pass_right_after_user": "lets other commands stand between USER and PASS (RFC 1939 §7)",
     "ssh_is_not_answered": "answers another protocol",
     "stls_arguments": "starts TLS at STLS with an argument",
-    "three_failed_logins_end_it": "slows guessing down instead of closing",
+    "three_failed_logins_end_the_session": "slows guessing down instead of closing",
     "tls_on_the_clear_port": "waits for the end of the line that a ClientHello has not",
     "top": "refuses a number of lines above 2^64 as malformed; RFC 1939 §7 has no upper limit",
     "unknown_commands": "closes at an unknown keyword after three others; which is lawful",
