@@ -36,7 +36,7 @@ _MAX_SPECIALS = 500  # separators in a structured value; this file name contains
 _MAX_AT_ONCE = 1000  # characters; the addresses of a longer list are parsed one by one
 _MAX_ADDRESSES = 2000  # addresses in one list, which take about 0.2 s
 _MAX_FOLD = 200  # characters; the standard library takes 1 s to fold 300 words of one letter
-_MAX_COMMENT = 20  # levels of nested comments; an estimate far above real mail
+_MAX_COMMENT = 20  # levels of nested comments; far above what occurs in real mail
 # Characters of a parameter's name.  With 77, the standard library never stops folding.
 _MAX_PARAMETER = 60
 _MAX_LINE = 76  # characters of a line with an encoded-word (RFC 2047 §2)

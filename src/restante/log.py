@@ -73,7 +73,7 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
     """A handler that ignores errors when the log cannot be written (full disk, closed pipe)."""
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Emit without a lock: each line is one write, so lines of threads are not mixed."""
+        """Emit without a lock.  One write per line keeps lines from different threads apart."""
         self.emit(record)
         return True
 
@@ -105,8 +105,9 @@ class _Event(logging.LogRecord):
 def write(logger: logging.Logger, level: int, event: str, fields: dict[str, object]) -> None:
     """Log an event, as ``logger.log`` does, but faster.
 
-    Each session logs two events.  Events for the handler of ``set_up`` are passed to it directly,
-    because ``logging`` would take longer than formatting and writing the line.
+    Each session logs two events.  If ``set_up`` has installed its handler, events are passed
+    directly to that handler, because ``logging`` would take longer than formatting and writing the
+    line.
     """
     if not logger.isEnabledFor(level):
         return

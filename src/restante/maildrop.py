@@ -248,7 +248,7 @@ class RawReading(Protocol):
         """
 
 
-BRAKED = "braked"
+DELETION_LIMITED = "braked"
 
 
 class SessionRecord(NamedTuple):
@@ -397,7 +397,7 @@ class Expiring(Protocol):
 
     If a time limit is shortened, the new limit applies to existing mail only a day after
     ``note_rules`` was called, so that a mistake can be corrected.  Therefore ``note_rules`` must be
-    called after each change of a rule.  All times are in seconds since the epoch.  ``now`` is the
+    called each time a rule has changed.  All times are in seconds since the epoch.  ``now`` is the
     time of the clock, and ``until`` is the latest time that is known to have passed.
     """
 

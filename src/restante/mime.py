@@ -37,7 +37,7 @@ _MAX_COMPARISONS = 5_000_000
 _OPAQUE = "application/octet-stream"  # for unknown types (RFC 2046 §4.5.3)
 _TEXT = "text/plain"  # for types without a required parameter, such as a boundary (RFC 2045 §5.2)
 _NO_PARTS = (NoBoundaryInMultipartDefect, StartBoundaryNotFoundDefect)
-# Codecs of Python that are slow, or that are not for text.
+# Python codecs that are slow, or that are not for text.
 _UNUSABLE_CODECS = {"idna", "punycode", "raw_unicode_escape", "undefined", "unicode_escape"}
 
 
@@ -67,7 +67,7 @@ def _parse(octets: bytes, factory: Callable[..., Any], header_only: bool) -> Ema
 
 
 class _MessageFactory:
-    """Creates the message objects for one call of ``parse``, and limits their number."""
+    """Creates the message objects for one call to ``parse``, and limits their number."""
 
     def __init__(self, octets: bytes) -> None:
         lines = octets.count(b"\n") + octets.count(b"\r") + 1

@@ -105,7 +105,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Disproof:
+class FailedProof:
     """A login that a mechanism has verified itself and rejected.  It counts as a failed login."""
 
     mechanism: str
@@ -128,7 +128,7 @@ class Digest:
     """The client's IP address, empty for a local peer; filled in by the server."""
 
 
-AnyCredentials = Credentials | Proof | Token | Disproof | Digest
+AnyCredentials = Credentials | Proof | Token | FailedProof | Digest
 """Everything that a client can present to log in."""
 
 
@@ -378,7 +378,7 @@ class LastUses(Protocol):
     """Add-on for a cache: records logins that the cache answered."""
 
     def used(self, account: UserAccount, address: str) -> None:
-        """Record that ``account`` was opened without a call of ``verify``.  Must not block."""
+        """Record that ``account`` was opened without a call to ``verify``.  Must not block."""
 
 
 class Directory(Protocol):

@@ -61,7 +61,7 @@ class POP3:
 
     Raises:
         error_proto: the response was -ERR or invalid, or the connection has ended.
-        OSError: the connection failed; TimeoutError if the server was silent for too long.
+        OSError: the connection failed; TimeoutError if the server did not respond in time.
         UnsafeArgument (a ValueError): an argument contains a control character; nothing was sent.
     """
 

@@ -8,8 +8,8 @@ from a listing and download those messages again.
 
 A scan is therefore the union of several passes, and ends with the first *clean* pass:
 
-1. The stamp (inode number, mtime, ctime) of each directory is read before and after a pass.  Any
-   change of a name in a directory sets its mtime and ctime.
+1. The stamp (inode number, mtime, ctime) of each directory is read before and after a pass.
+   Adding, renaming or removing a file sets the mtime and ctime of its directory.
 2. Equal stamps are not enough.  The clock of a file system is coarse (10 ms with some kernels),
    so a second change within the same tick does not change the stamp.  The stamp must also be
    older than the pass by at least one tick; then any change during the pass alters the stamp.
@@ -262,7 +262,7 @@ def _merged(earlier: Mapping[str, Names], later: Mapping[str, Names]) -> Mapping
 
 
 def _stamp(name: str, parent: int) -> Stamp:
-    """Return the stamp of a directory.  Any change of a name in the directory alters the stamp."""
+    """Return the stamp of a directory.  Any change to a name in the directory alters the stamp."""
     try:
         status = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from .headers import encoded_words, folded, is_bounded, split_addresses
 from .wire import CRLF
 
 INVALID_ADDRESS = "invalid@internationalized-address.invalid"  # RFC 6858 §2.1.1
-_MAX_HEADER = 65_536  # octets; an estimate, not measured
+_MAX_HEADER = 65_536  # octets; chosen without measurement
 _ADDRESSES = (
     "bcc",
     "cc",

@@ -1,6 +1,6 @@
 """Make many files durable at once.
 
-Standards: fsync of POSIX.1-2008; syncfs(2) of Linux.
+Standards: fsync (POSIX.1-2008) and Linux's syncfs(2).
 """
 
 from __future__ import annotations

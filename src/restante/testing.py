@@ -92,7 +92,7 @@ class UnusedFault(UserWarning):
 
 @dataclass(slots=True, eq=False)
 class _FaultCall:
-    """One call of a method of ``Fault``."""
+    """One call to a method of ``Fault``."""
 
     call: str
     has_occurred: bool = False

@@ -48,7 +48,7 @@ def deadline(end: float) -> AbstractAsyncContextManager[object]:
 
 
 def complete(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine without an event loop.  It must wait only for calls of this module.
+    """Run a coroutine without an event loop.  It must wait only for calls to this module.
 
     Raises:
         RuntimeError: the coroutine waits for something else.

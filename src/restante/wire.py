@@ -2,7 +2,7 @@
 
 Security: all input is untrusted.  A line ends only with CRLF, in every state and in both
 directions.  Therefore restante never reads two lines where another program along the way reads a
-single line, and vice versa.  Memory is bounded by the limits.
+single line, or vice versa.  Memory is bounded by the limits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from .errors import BareLineFeed, HostileInput, NulOctet, OverlongLine
 
 CRLF = b"\r\n"
-TERMINATION = b".\r\n"  # the line of the termination octet
+TERMINATION = b".\r\n"  # the line that contains only the termination octet
 MAX_COMMAND = 255  # octets, CRLF included (RFC 2449 §4)
 MAX_RESPONSE = 512  # octets of a first line, CRLF included (RFC 1939 §3)
 MAX_DISCARD = 131_072  # octets of an overlong line that are discarded; not based on an RFC
@@ -30,7 +30,7 @@ class LineBuffer:
     def __init__(self, limit: int = MAX_COMMAND) -> None:
         self.limit = limit  # octets, CRLF included
         self._octets = bytearray()
-        self._scanned = 0  # octets searched without a line ending
+        self._scanned = 0  # octets already searched without finding a line ending
         self._discarded = -1  # discarded octets of the current overlong line; -1 if not overlong
 
     @property
@@ -103,7 +103,7 @@ class LineBuffer:
         if octets.endswith(CRLF):
             self._discarded = -1
         elif self._discarded > MAX_DISCARD:
-            raise HostileInput("a line without end")
+            raise HostileInput("an endless line")
 
     def _take(self, count: int) -> bytes:
         octets = bytes(self._octets[:count])
@@ -158,7 +158,7 @@ class Unstuffer:
         self.is_finished = False
         self.rest = b""
         """Octets after the end of the response; they belong to the next response."""
-        self._pending = CRLF  # may begin the end of the response
+        self._pending = CRLF  # may be the start of the end marker
         self._virtual = 2  # octets of an imaginary CRLF before the response, not content
 
     def feed(self, octets: bytes) -> bytes:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from restante.auth.throttle import Priority, Throttle
-from restante.passdb import Credentials, Disproof, Proof, Token, UserAccount
+from restante.passdb import Credentials, FailedProof, Proof, Token, UserAccount
 from restante.shared import Weights
 
 DAY = 86_400.0
@@ -150,12 +150,14 @@ def test_addresses_of_one_customer_are_one(throttle: Throttle) -> None:
 @pytest.mark.parametrize(
     "failed",
     [
-        Disproof("SCRAM-SHA-256", "mrose", HERE),
+        FailedProof("SCRAM-SHA-256", "mrose", HERE),
         Token("OAUTHBEARER", "mrose", "forged", HERE),
         Proof("EXTERNAL", "mrose", "certificate", address=HERE),
     ],
 )
-def test_other_mechanisms_count_too(throttle: Throttle, failed: Disproof | Token | Proof) -> None:
+def test_other_mechanisms_count_too(
+    throttle: Throttle, failed: FailedProof | Token | Proof
+) -> None:
     for _ in range(3):
         throttle.record_failure(failed)
     assert throttle.facts("mrose", HERE).guesses == pytest.approx(3)
@@ -502,7 +504,7 @@ def test_workers_lose_no_count_to_one_another(throttle: Throttle) -> None:
 
     def work(first: int) -> None:
         for number in range(first, first + 500):
-            throttle.record_failure(Disproof("SCRAM-SHA-256", str(number), HERE))
+            throttle.record_failure(FailedProof("SCRAM-SHA-256", str(number), HERE))
 
     workers = [context.Process(target=work, args=(at,)) for at in (0, 1000)]
     for worker in workers:

@@ -14,7 +14,7 @@ from restante.collect.collector import Outcome
 from restante.collect.destinations import spooled
 from restante.collect.destinations.opening import open_destination
 from restante.collect.ledger import Ledger
-from restante.collect.plan import Due, Policy, Taken, plan
+from restante.collect.plan import Collected, Due, Policy, plan
 from restante.errors import (
     ClientError,
     LoginFailed,
@@ -177,6 +177,6 @@ def test_a_clock_that_jumps_back_deletes_nothing_early(now: float, is_due: bool)
     day = 86_400.0
     message = Message(1, "u", 10)
     policy = Policy(keep=7 * day)
-    taken = {"u": Taken(10, 1000 * day)}
+    taken = {"u": Collected(10, 1000 * day)}
     steps = list(plan([message], taken, policy, (1000 + now) * day))
     assert steps == ([Due(message, "u", "taken 7.0 days ago")] if is_due else [])

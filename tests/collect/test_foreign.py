@@ -14,7 +14,7 @@ from restante.collect.foreign.fetchmail import fetchmail
 from restante.collect.foreign.getmail import getmail
 from restante.collect.foreign.mpop import mpop
 from restante.collect.ledger import Ledger
-from restante.collect.plan import UNKNOWN_SIZE, Fetch, Policy, Taken, plan
+from restante.collect.plan import UNKNOWN_SIZE, Collected, Fetch, Policy, plan
 from restante.errors import PermanentFailure
 from restante.pop3.listing import Message
 
@@ -360,6 +360,6 @@ def test_messages_seen_by_another_program_are_neither_fetched_nor_deleted() -> N
     ledger.of("isp").adopt([("u", UNKNOWN_SIZE)], 1.0)
     known = ledger.of("isp").known(["u", "v"])
     ledger.close()
-    assert known == {"u": Taken(UNKNOWN_SIZE, 1.0, is_adopted=True)}
+    assert known == {"u": Collected(UNKNOWN_SIZE, 1.0, is_adopted=True)}
     listing = [Message(1, "u", 100), Message(2, "v", 100)]
     assert list(plan(listing, known, Policy(keep=0.0), 9e9)) == [Fetch(listing[1], "v")]

@@ -16,7 +16,7 @@ from restante.collect.fingerprint import Content
 from restante.collect.health import AccountHealth, Health
 from restante.collect.ledger import Ledger
 from restante.collect.ledger_file import AccountBusy
-from restante.collect.plan import Record, Taken, Used
+from restante.collect.plan import Collected, Record, Used
 from restante.errors import ConfigurationError, LoginWithheld, TemporaryFailure
 
 DIGEST = bytes(32)
@@ -37,17 +37,17 @@ def ledger(path: Path) -> Iterator[Ledger]:
 def test_life_of_a_message(ledger: Ledger) -> None:
     assert ledger.of("ann").known(["u"]) == {}
     ledger.of("ann").intend([("u", 100)])
-    assert ledger.of("ann").known(["u"]) == {"u": Taken(100, None)}
+    assert ledger.of("ann").known(["u"]) == {"u": Collected(100, None)}
     ledger.of("ann").took([Stored("u", 100, Content(DIGEST))], 7.5)
-    assert ledger.of("ann").known(["u"]) == {"u": Taken(100, 7.5)}
+    assert ledger.of("ann").known(["u"]) == {"u": Collected(100, 7.5)}
     ledger.of("ann").gone(["u"])
-    assert ledger.of("ann").known(["u"]) == {"u": Taken(100, 7.5, is_gone=True)}
+    assert ledger.of("ann").known(["u"]) == {"u": Collected(100, 7.5, is_gone=True)}
 
 
 def test_intent_does_not_undo_a_stored_message(ledger: Ledger) -> None:
     ledger.of("ann").took([Stored("u", 100, Content(DIGEST))], 7.5)
     ledger.of("ann").intend([("u", 99)])
-    assert ledger.of("ann").known(["u"]) == {"u": Taken(100, 7.5)}
+    assert ledger.of("ann").known(["u"]) == {"u": Collected(100, 7.5)}
 
 
 def test_accounts_know_nothing_of_each_other(ledger: Ledger) -> None:
@@ -76,14 +76,14 @@ def test_expected_counts_messages_still_on_the_server(ledger: Ledger) -> None:
 def test_adopted_messages_are_marked_as_adopted(ledger: Ledger) -> None:
     ledger.of("ann").intend([("u", 2)])
     ledger.of("ann").adopt([("u", 1)], 7.5)
-    assert ledger.of("ann").known(["u"]) == {"u": Taken(1, 7.5, is_adopted=True)}
+    assert ledger.of("ann").known(["u"]) == {"u": Collected(1, 7.5, is_adopted=True)}
 
 
 def test_collected_messages_are_not_adopted(ledger: Ledger) -> None:
     """Otherwise they would never be deleted there."""
     ledger.of("ann").took([Stored("u", 1, Content(b"digest"))], 7.5)
     ledger.of("ann").adopt([("u", 1)], 9.5)
-    assert ledger.of("ann").known(["u"]) == {"u": Taken(1, 7.5)}
+    assert ledger.of("ann").known(["u"]) == {"u": Collected(1, 7.5)}
     assert ledger.of("ann").records(["u"]) == {"u": Record(1, Content(b"digest"), "")}
 
 
@@ -107,7 +107,7 @@ def test_all_of_it_survives_the_process(path: Path) -> None:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     ledger = Ledger(path)
-    assert ledger.of("ann").known(["u"]) == {"u": Taken(100, 7.5)}
+    assert ledger.of("ann").known(["u"]) == {"u": Collected(100, 7.5)}
     ledger.close()
 
 

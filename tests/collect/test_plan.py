@@ -14,6 +14,7 @@ from restante.collect.fingerprint import Content
 from restante.collect.plan import (
     Allowance,
     Budget,
+    Collected,
     Compare,
     Doubt,
     Due,
@@ -28,7 +29,6 @@ from restante.collect.plan import (
     Skip,
     Step,
     Stub,
-    Taken,
     Unproved,
     Used,
     looks_moved,
@@ -47,7 +47,7 @@ ONE = Message(1, "u", 100)
 
 def steps(
     listing: list[Message],
-    taken: dict[str, Taken],
+    taken: dict[str, Collected],
     policy: Policy | None = None,
     aside: dict[str, SetAside] | None = None,
 ) -> list[Step]:
@@ -72,12 +72,12 @@ def kinds(found: list[Step]) -> list[str]:
     ],
 )
 def test_age_decides(age: float | None, keep: float | None, step: list[Step]) -> None:
-    taken = {} if age is None else {"u": Taken(100, NOW - age)}
+    taken = {} if age is None else {"u": Collected(100, NOW - age)}
     assert steps([ONE], taken, Policy(keep=keep)) == step
 
 
 def test_interrupted_messages_are_fetched_again() -> None:
-    assert steps([ONE], {"u": Taken(100, None)}, Policy(keep=0.0)) == [
+    assert steps([ONE], {"u": Collected(100, None)}, Policy(keep=0.0)) == [
         Fetch(ONE, "u", was_begun=True)
     ]
 
@@ -86,15 +86,15 @@ def test_interrupted_messages_are_fetched_again() -> None:
 def test_a_unique_id_that_is_listed_again_is_a_stranger(keep: float | None) -> None:
     """RFC 1939 §7 lets a server use it for another message, so it is fetched and compared."""
     for gone in (
-        Taken(100, NOW - 9 * DAY, is_gone=True),
-        Taken(100, NOW - 9 * DAY, is_expected=False),
-        Taken(100, NOW - 9 * DAY, is_gone=True, is_adopted=True),
+        Collected(100, NOW - 9 * DAY, is_gone=True),
+        Collected(100, NOW - 9 * DAY, is_expected=False),
+        Collected(100, NOW - 9 * DAY, is_gone=True, is_adopted=True),
     ):
         assert kinds(steps([ONE], {"u": gone}, Policy(keep=keep))) == ["Compare 1"]
 
 
 def test_message_listed_again_counts_from_then() -> None:
-    known = Taken(100, NOW - 30 * DAY, seen_again=NOW - 6 * DAY)
+    known = Collected(100, NOW - 30 * DAY, seen_again=NOW - 6 * DAY)
     assert steps([ONE], {"u": known}, Policy(keep=WEEK)) == []
     known = replace(known, seen_again=NOW - WEEK)
     assert kinds(steps([ONE], {"u": known}, Policy(keep=WEEK))) == ["Due 1"]
@@ -102,12 +102,12 @@ def test_message_listed_again_counts_from_then() -> None:
 
 
 def test_adopted_mail_is_neither_fetched_nor_deleted() -> None:
-    assert steps([ONE], {"u": Taken(100, NOW - WEEK, is_adopted=True)}, Policy(keep=0.0)) == []
+    assert steps([ONE], {"u": Collected(100, NOW - WEEK, is_adopted=True)}, Policy(keep=0.0)) == []
 
 
 def test_a_known_unique_id_with_another_size_is_compared() -> None:
     for keep in (None, 0.0):
-        found = steps([ONE], {"u": Taken(99, NOW - DAY)}, Policy(keep=keep))
+        found = steps([ONE], {"u": Collected(99, NOW - DAY)}, Policy(keep=keep))
         assert found == [Compare(ONE, "u", "its size was 99 octets before")]
 
 
@@ -126,14 +126,14 @@ def test_a_known_unique_id_with_another_size_is_compared() -> None:
 def test_doubts_are_settled_under_every_policy(
     doubt: Doubt, size: int, keep: float | None, kind: str
 ) -> None:
-    known = {"u": Taken(size, NOW - DAY, doubt=doubt)}
+    known = {"u": Collected(size, NOW - DAY, doubt=doubt)}
     assert kinds(steps([ONE], known, Policy(keep=keep))) == [kind]
 
 
 def test_new_mail_goes_before_comparisons() -> None:
     """Comparing old mail must not use up the budget for new mail."""
     listing = [Message(at, f"u{at}", 1) for at in range(1, 5)]
-    taken = {"u1": Taken(1, NOW, is_gone=True), "u3": Taken(2, NOW)}
+    taken = {"u1": Collected(1, NOW, is_gone=True), "u3": Collected(2, NOW)}
     found = steps(listing, taken, Policy(limit=3))
     assert kinds(found) == ["Fetch 2", "Fetch 4", "Compare 1", "Postpone 3"]
 
@@ -147,7 +147,7 @@ def test_new_mail_goes_before_comparisons() -> None:
     ],
 )
 def test_too_large_messages_are_not_compared(policy: Policy, reason: str) -> None:
-    (step,) = steps([ONE], {"u": Taken(100, NOW, is_gone=True)}, policy)
+    (step,) = steps([ONE], {"u": Collected(100, NOW, is_gone=True)}, policy)
     assert isinstance(step, Skip)
     assert step.reason.startswith(reason)
 
@@ -157,7 +157,7 @@ POISON = {"u": SetAside(2, "it did not end", NOW + 3600)}
 
 def test_messages_set_aside_are_reported_and_not_tried() -> None:
     """In every state of the message: the connection would end again."""
-    for taken in ({}, {"u": Taken(100, NOW - DAY)}, {"u": Taken(100, NOW, is_gone=True)}):
+    for taken in ({}, {"u": Collected(100, NOW - DAY)}, {"u": Collected(100, NOW, is_gone=True)}):
         (step,) = steps([ONE], taken, Policy(keep=0.0), POISON)
         name = short_name(ONE)
         reason = (
@@ -204,7 +204,7 @@ def test_messages_without_unique_ids_are_set_aside_by_size() -> None:
 
 def test_repeated_or_missing_unique_ids_identify_nothing() -> None:
     listing = [Message(1, "u", 100), Message(2, "u", 100), Message(3, None, 7), Message(4, "", 7)]
-    taken = {"u": Taken(100, NOW - WEEK), "": Taken(7, NOW - WEEK)}
+    taken = {"u": Collected(100, NOW - WEEK), "": Collected(7, NOW - WEEK)}
     assert steps(listing, taken, Policy(keep=0.0)) == [Fetch(each, None) for each in listing]
 
 
@@ -227,38 +227,38 @@ LARGE = Policy(keep=0.0, largest=99, stubs=True)
     ("taken", "policy", "step"),
     [
         ({}, LARGE, [Stub(ONE, STUB)]),
-        ({STUB: Taken(100, None)}, LARGE, [Stub(ONE, STUB, was_begun=True)]),
-        ({STUB: Taken(100, NOW, is_gone=True)}, LARGE, []),  # neither stored again nor deleted
-        ({STUB: Taken(100, NOW)}, Policy(keep=0.0, largest=100), [Fetch(ONE, "u")]),
+        ({STUB: Collected(100, None)}, LARGE, [Stub(ONE, STUB, was_begun=True)]),
+        ({STUB: Collected(100, NOW, is_gone=True)}, LARGE, []),  # neither stored again nor deleted
+        ({STUB: Collected(100, NOW)}, Policy(keep=0.0, largest=100), [Fetch(ONE, "u")]),
         (
-            {STUB: Taken(100, NOW)},
+            {STUB: Collected(100, NOW)},
             Policy(keep=0.0, largest=99, stubs=True, whole=frozenset([short_name(ONE)])),
             [Fetch(ONE, "u")],
         ),
         (
-            {STUB: Taken(100, NOW), "u": Taken(100, NOW)},
+            {STUB: Collected(100, NOW), "u": Collected(100, NOW)},
             LARGE,
             [Due(ONE, "u", "the account keeps no mail on the server")],
         ),
-        ({"u": Taken(100, None)}, LARGE, [Stub(ONE, STUB)]),  # the limit was lowered
+        ({"u": Collected(100, None)}, LARGE, [Stub(ONE, STUB)]),  # the limit was lowered
     ],
 )
 def test_a_stub_stands_for_a_message_that_is_too_large(
-    taken: dict[str, Taken], policy: Policy, step: list[Step]
+    taken: dict[str, Collected], policy: Policy, step: list[Step]
 ) -> None:
     assert steps([ONE], taken, policy) == step
 
 
 def test_stubs_count_as_known_where_everything_looks_new() -> None:
     listing = messages([str(at) for at in range(30)])
-    taken = {stub_key(str(at)): Taken(1, NOW) for at in range(30)}
+    taken = {stub_key(str(at)): Collected(1, NOW) for at in range(30)}
     assert not looks_moved(listing, taken, 25)
     assert looks_moved(listing, {}, 25)
 
 
 def test_limit_counts_fetched_messages() -> None:
     listing = [Message(at, f"u{at}", 1) for at in range(1, 6)]
-    taken = {"u1": Taken(1, NOW - WEEK)}
+    taken = {"u1": Collected(1, NOW - WEEK)}
     assert steps(listing, taken, Policy(keep=0.0, limit=2)) == [
         Due(listing[0], "u1", "the account keeps no mail on the server"),
         Fetch(listing[1], "u2"),
@@ -305,7 +305,7 @@ def test_message_beyond_the_daily_budget_is_reported_and_blocks_no_other() -> No
 
 def test_newest_are_those_taken_last_wherever_they_stand() -> None:
     listing = [Message(at, f"u{at}", 1) for at in range(1, 4)]
-    taken = {"u1": Taken(1, NOW - 1), "u2": Taken(1, NOW - 3), "u3": Taken(1, NOW - 2)}
+    taken = {"u1": Collected(1, NOW - 1), "u2": Collected(1, NOW - 3), "u3": Collected(1, NOW - 2)}
     assert steps(listing, taken, Policy(keep=0.0, newest=2)) == [
         Due(listing[1], "u2", "the account keeps no mail on the server")
     ]
@@ -314,7 +314,7 @@ def test_newest_are_those_taken_last_wherever_they_stand() -> None:
 
 def test_new_mail_counts_among_the_newest() -> None:
     listing = [Message(1, "old", 1), Message(2, "new", 1)]
-    taken = {"old": Taken(1, NOW - WEEK)}
+    taken = {"old": Collected(1, NOW - WEEK)}
     assert steps(listing, taken, Policy(keep=0.0, newest=1)) == [
         Due(listing[0], "old", "the account keeps no mail on the server"),
         Fetch(listing[1], "new"),
@@ -322,7 +322,7 @@ def test_new_mail_counts_among_the_newest() -> None:
 
 
 TAKEN = st.builds(
-    Taken,
+    Collected,
     st.integers(1, 3),
     st.none() | st.floats(0, 2 * NOW),
     is_adopted=st.booleans(),
@@ -349,7 +349,7 @@ TAKEN = st.builds(
     ),
 )
 def test_only_unchanged_collected_messages_are_due(
-    rows: list[tuple[str | None, int]], taken: dict[str, Taken], policy: Policy
+    rows: list[tuple[str | None, int]], taken: dict[str, Collected], policy: Policy
 ) -> None:
     listing = [Message(at, unique_id, size) for at, (unique_id, size) in enumerate(rows, 1)]
     found = steps(listing, taken, policy)
@@ -370,7 +370,7 @@ def test_only_unchanged_collected_messages_are_due(
 WHOLE = Content(b"digest", b"body", b"likeness")
 OTHER = Content(b"other", b"other body", b"other likeness")
 REWRITTEN = Content(b"other", b"body", b"likeness")  # with Status: and X-UIDL:
-KNOWN = Taken(100, NOW - DAY)
+KNOWN = Collected(100, NOW - DAY)
 STORED = Record(100, WHOLE, "isp u 100")
 SEEN = Seen(ONE, "u")
 
@@ -422,7 +422,7 @@ SEEN = Seen(ONE, "u")
     ],
 )
 def test_only_messages_shown_in_this_session_are_proved(
-    seen: Seen, known: Taken | None, record: Record | None, result: Evidence | Unproved
+    seen: Seen, known: Collected | None, record: Record | None, result: Evidence | Unproved
 ) -> None:
     proof = prove(seen, known, record, "why")
     if isinstance(result, Unproved):
@@ -455,7 +455,7 @@ CONTENT = st.builds(
     st.none() | st.builds(Record, st.integers(1, 2), CONTENT, st.just("x")),
 )
 def test_no_proof_without_evidence_of_this_very_message(
-    seen: Seen, known: Taken | None, record: Record | None
+    seen: Seen, known: Collected | None, record: Record | None
 ) -> None:
     if not isinstance(prove(seen, known, record, ""), Proof):
         return
@@ -518,5 +518,5 @@ def messages(ids: list[str]) -> list[Message]:
 def test_a_server_that_gave_new_ids_to_old_mail(
     listed: range, known: range, expected: int, moved: bool
 ) -> None:
-    taken = {str(at): Taken(1, NOW) for at in known}
+    taken = {str(at): Collected(1, NOW) for at in known}
     assert looks_moved(messages([str(at) for at in listed]), taken, expected) is moved

@@ -18,7 +18,7 @@ from restante.collect.accounts import Accounts, Mailbox
 from restante.collect.fingerprint import Content
 from restante.collect.health import AccountHealth, Health
 from restante.collect.ledger import Ledger
-from restante.collect.plan import Record, Taken
+from restante.collect.plan import Collected, Record
 from restante.errors import TemporaryFailure
 
 DIGEST = b"d" * 32
@@ -89,10 +89,10 @@ ROWS = [
     ("begun", None, None),
 ]
 KNOWN = {
-    "taken": Taken(1, 7.5),
-    "adopted": Taken(1, 7.5, is_adopted=True),
-    "present": Taken(1, 7.5),
-    "begun": Taken(1, None),
+    "taken": Collected(1, 7.5),
+    "adopted": Collected(1, 7.5, is_adopted=True),
+    "present": Collected(1, 7.5),
+    "begun": Collected(1, None),
 }
 
 

@@ -16,7 +16,7 @@ from restante.errors import AuthenticationFailed, BadCommand, ProtocolBroken, Un
 from restante.passdb import (
     AnyCredentials,
     Credentials,
-    Disproof,
+    FailedProof,
     Proof,
     ScramKey,
     ScramSecrets,
@@ -77,7 +77,7 @@ def converse(
             answer = client.send(between(step))
     except StopIteration as end:
         shown: AnyCredentials = end.value
-        assert answer.may_be_last or isinstance(shown, Disproof)
+        assert answer.may_be_last or isinstance(shown, FailedProof)
         return shown
 
 
@@ -301,7 +301,7 @@ def test_scram_with_a_wrong_password(name: str, user: str, password: str) -> Non
     """Unknown and known users get the same messages, and the failure counts as a guess."""
     channel = BOUND if name.endswith("-PLUS") else Channel()
     shown = converse(name, scram.client(name, user, password, channel.end_point), channel)
-    assert shown == Disproof(name, user)
+    assert shown == FailedProof(name, user)
 
 
 def test_a_name_with_comma_and_equals() -> None:
@@ -438,7 +438,7 @@ def test_a_changed_final_message(old: bytes, new: bytes) -> None:
     with pytest.raises((BadCommand, StopIteration)) as caught:
         server.send(final.replace(old, new, 1))
     if isinstance(caught.value, StopIteration):
-        assert caught.value.value == Disproof("SCRAM-SHA-256", "mrose")
+        assert caught.value.value == FailedProof("SCRAM-SHA-256", "mrose")
 
 
 def test_nonce_is_never_reused() -> None:
@@ -587,7 +587,7 @@ def test_scram_finds_the_one_app_password_of_many(
         if expected is None:
             with pytest.raises(StopIteration) as ended:
                 exchange.send(final)
-            assert ended.value.value == Disproof(mechanism, "mrose")
+            assert ended.value.value == FailedProof(mechanism, "mrose")
             continue
         proof = exchange.send(final)
         assert isinstance(proof, bytes)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from restante.errors import AuthenticationFailed, BackendUnavailable, TemporaryFailure
-from restante.passdb import AnyCredentials, Credentials, Disproof, ScramSecrets, UserAccount
+from restante.passdb import AnyCredentials, Credentials, FailedProof, ScramSecrets, UserAccount
 from restante.pop3.session import Policy
 from restante.sasl import scram
 from restante.server.admission import Admission
@@ -142,7 +142,7 @@ def test_wrong_scram_proof_is_a_failed_login(caplog: pytest.LogCaptureFixture) -
             challenge = await client.ask(b"AUTH SCRAM-SHA-256 " + opening)
             closing = half.send(b64decode(challenge.removeprefix(b"+ "))).response
             assert (await client.ask(b64encode(closing))).startswith(b"-ERR [AUTH]")
-        assert guard.failures == [Disproof("SCRAM-SHA-256", "mrose", "127.0.0.1")]
+        assert guard.failures == [FailedProof("SCRAM-SHA-256", "mrose", "127.0.0.1")]
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(main())

@@ -128,7 +128,7 @@ def _code_of_os_error(error: OSError) -> int | None:
     if isinstance(error, socket.gaierror):
         is_unknown_host = error.errno == socket.EAI_NONAME
         return sysexits.EX_NOHOST if is_unknown_host else sysexits.EX_TEMPFAIL
-    if isinstance(error, ssl.SSLError):  # its errno is an error number of OpenSSL
+    if isinstance(error, ssl.SSLError):  # its errno is an OpenSSL error number
         is_untrusted = isinstance(error, ssl.SSLCertVerificationError)
         return sysexits.EX_NOPERM if is_untrusted else sysexits.EX_TEMPFAIL
     if isinstance(error, TimeoutError | ConnectionError) or error.errno in _TEMPORARY:

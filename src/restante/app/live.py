@@ -33,7 +33,7 @@ class Live:
     number: int
     site: Site
     runtime: Path
-    """The runtime directory at the start; a reload does not move the sockets."""
+    """The runtime directory at startup; a reload does not move the sockets."""
     config: Callable[[], Configuration]
     """Returns the configuration in use."""
     certificate_end: Callable[[], float]
@@ -54,6 +54,6 @@ class Live:
         return socket_of(self.runtime, worker)
 
     def connections(self) -> Iterator[BaseConnection[Any]]:
-        """Yield the connections of clients that are open now."""
+        """Yield the open client connections."""
         for service in self.services:
             yield from list(service.connections)

@@ -83,7 +83,7 @@ class Reloads:
 
     @property
     def accepted(self) -> int:
-        """Number of the last accepted reload; 0 for the configuration at the start."""
+        """Number of the last accepted reload; 0 for the configuration at startup."""
         return self._cells[_ACCEPTED]
 
     @property

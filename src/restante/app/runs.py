@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     Bars = Callable[[str], AbstractContextManager[Progress]]
     """Returns a context manager for a function that shows the progress of the named account."""
 
-# Interrupted sessions after which a run ends; an estimate of the number of logins that a provider
-# tolerates.
+# Interrupted sessions after which a run ends.  We estimate that providers tolerate this number of
+# logins.
 _MAX_INTERRUPTIONS = 3
 
 

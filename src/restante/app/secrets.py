@@ -66,7 +66,7 @@ def _command(arguments: str | tuple[str, ...]) -> str:
 
 
 def _credential(name: str | tuple[str, ...]) -> str:
-    """Read a credential of systemd (LoadCredential= in the unit)."""
+    """Read a systemd credential (LoadCredential= in the unit)."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     return _file(f"{folder}/{name}") if folder else ""
 

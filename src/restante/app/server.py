@@ -53,7 +53,7 @@ from .sockets import BoundSocket, addresses_of, listening
 from .upkeep import Upkeep, format_time
 
 _new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
-with suppress(ImportError):  # uvloop has no wheel for Windows and for some interpreters
+with suppress(ImportError):  # uvloop has no wheel for Windows or for some interpreters
     import uvloop
 
     _new_loop = uvloop.new_event_loop
@@ -63,7 +63,7 @@ _GRACE = 10.0  # seconds for which busy sessions may continue after SIGTERM
 _RENEW_EVERY = 86_400.0  # seconds after which the key for TLS session tickets is replaced
 _REVIEW_EVERY = 1.0  # seconds between two searches for sessions of disabled users
 _TERMS_EVERY = 60.0  # seconds between two updates of the terms; other processes may change users
-# File descriptors of a worker without connections.  An estimate: twice the measured number.
+# File descriptors for a worker without connections.  The value is twice the measured number.
 _OWN_DESCRIPTORS = 64
 _CONNECTION_DESCRIPTORS = 3  # per connection: the socket, the maildrop's lock, and a message
 _POP3_SCHEMES = ("pop3s", "pop3")
@@ -74,7 +74,7 @@ _INTAKE_BUSY = b"421 4.7.0 too many connections, try again later\r\n"
 def worker_count(config: Configuration) -> int:
     """Return the number of workers: the configured number, or one for each processor.
 
-    Returns 1 without a configuration and for a store in memory, which cannot be shared.
+    Returns 1 if there is no configuration file, or if the store is in memory and cannot be shared.
     """
     if config.source is None or config.store.kind == "memory":
         return 1

@@ -37,8 +37,8 @@ def listening(config: Configuration) -> Iterator[list[BoundSocket]]:
     """Open a socket for each configured address, unless systemd has passed a socket for it.
 
     Raises:
-        ConfigurationError: an address cannot be used, or a socket of systemd listens on more
-            addresses than the configuration allows.
+        ConfigurationError: an address cannot be used, or a systemd socket listens on more addresses
+            than the configuration allows.
     """
     with ExitStack() as stack:
         tls_at_proxy = config.server.tls_at_proxy
@@ -83,7 +83,7 @@ def _configured_listeners(
 
 
 def _check_inherited(bound: BoundSocket, configured: Sequence[Address]) -> None:
-    """Compare a socket of systemd with the configured addresses of the same protocol.
+    """Compare a systemd socket with the configured addresses of the same protocol.
 
     If none of them has the socket's port or path, a warning is logged.
 

@@ -22,13 +22,14 @@ from . import systemd
 from .terminal import Terminal
 
 HEARTBEAT_INTERVAL = 1.0  # seconds between two heartbeats
-# Seconds without a heartbeat after which a worker is killed because it hangs.  An estimate: a slow
-# disk or a full garbage collection blocks the event loop for a much shorter time.
+# Seconds without a heartbeat after which a worker is killed because it hangs.  This value is an
+# estimate: a slow disk or a full garbage collection blocks the event loop for a much shorter
+# time.
 _HANG_TIMEOUT = 60.0
 # Seconds of uptime after which a worker counts as stable: if it dies later, it is restarted without
-# delay.  An estimate: twice the longest delay between restarts.
+# delay.  The value is twice the longest delay between restarts.
 _STABLE_AFTER = 60.0
-_MAX_RESTART_DELAY = 30.0  # seconds; an estimate that keeps the load tolerable
+_MAX_RESTART_DELAY = 30.0  # seconds; keeps the load of repeated restarts tolerable
 # Seconds after which workers that do not stop are killed; less than TimeoutStopSec=45 in the unit.
 _STOP_TIMEOUT = 30.0
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

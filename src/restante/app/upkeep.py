@@ -5,7 +5,7 @@ due at the latest time that is known to have passed (``clock.Reading.proven``). 
 may be due according to the system clock.  They are removed too, unless the total exceeds both
 ``_MAX_MESSAGES`` and ``_MAX_RATIO`` times the number of certainly due messages.  In that case,
 they are not removed until the clock is trusted, or until the operator runs `restante maildrop purge
---yes`.  While the clock is behind, no message is removed.
+--yes`.  While the clock is behind ``clock.Reading.mark``, no message is removed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from . import stores
 
 _EVERY = 3600.0  # seconds between two rounds
 _READ_CLOCK_EVERY = 600.0  # seconds between two readings of the clock; less than ``clock.SLACK``
-_MAX_RATIO = 10  # an estimate, not measured
+_MAX_RATIO = 10  # chosen without measurement
 _MAX_MESSAGES = 100  # fewer are removed without delay, even if the machine was off overnight
 
 _log = logging.getLogger("restante.upkeep")

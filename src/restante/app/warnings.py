@@ -156,7 +156,7 @@ def _client_networks(config: Configuration) -> list[Network]:
     """Return the networks from which clients can connect, according to the configuration."""
     server = config.server
     if server.proxy_from or server.xclient_from or server.listen == Server().listen:
-        return list(_EVERYWHERE)  # a proxy, or a socket unit of systemd, may accept from anywhere
+        return list(_EVERYWHERE)  # a proxy or a systemd socket unit may accept from anywhere
     return [each for text in server.listen for each in _sources(Address.parse(text))]
 
 

@@ -31,10 +31,10 @@ from ..passdb import (
     UserAccount,
 )
 
-# Seconds; estimates.  The first is long enough for clients that poll every few minutes.  The second
-# applies to users without a generation: a change takes effect after a minute.
+# Seconds; chosen without measurement.  The first is long enough for clients that poll every few
+# minutes.  The second applies to users without a generation: a change takes effect after a minute.
 _CORRECT_LIFETIME, _CORRECT_LIFETIME_WITHOUT_GENERATION = 300.0, 60.0
-_WRONG_LIFETIME = 10.0  # seconds; an estimate, for clients that retry a wrong password immediately
+_WRONG_LIFETIME = 10.0  # seconds; for clients that retry a wrong password immediately
 _MAX_CORRECT, _MAX_WRONG = 16_384, 4_096  # entries of about 0.5 KiB: 10 MiB together
 
 T = TypeVar("T")

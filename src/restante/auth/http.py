@@ -1,7 +1,7 @@
 """Requests to an identity provider.
 
 Security: the rules in ``https`` apply.  Requests without TLS are sent only to this machine.
-Limits: each response has at most 1 MiB and must arrive within ``_TIMEOUT`` seconds.
+Limits: each response may be at most 1 MiB long and must arrive within ``_TIMEOUT`` seconds.
 """
 
 from __future__ import annotations

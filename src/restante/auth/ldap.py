@@ -25,8 +25,8 @@ from . import passwords
 from .names import BadName, check_name
 from .names import key as _key
 
-# Maximum number of simultaneous connections; an estimate of what a small directory server handles
-# without delay.
+# Maximum number of simultaneous connections.  We estimate that a small directory server handles
+# this number without delay.
 _MAX_CONNECTIONS = 16
 _DECOY = "cn=nobody"  # entry below the base DN to bind as when the user is unknown
 

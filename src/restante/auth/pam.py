@@ -1,7 +1,7 @@
 """Users of the operating system, authenticated with PAM.
 
 Security: only system users (``getpwnam``) whose uid is in the range for regular users can log in.
-PAM is never called for root and for daemons.  PAM's account management is called too, so users
+PAM is never called for root or for daemons.  PAM's account management is called too, so users
 whose accounts are locked or have expired cannot log in.  PAM runs in separate processes
 (``pam_helper``), so if a module crashes, hangs or exits, only one check fails, with a temporary
 error.
@@ -25,12 +25,13 @@ from .names import BadName, check_name
 from .names import key as _key
 
 FIRST_UID = 1000  # lowest uid of regular users: UID_MIN of login.defs(5) on most systems
-_LAST_UID = 65_533  # 65534 is the overflow uid of Linux
-# Maximum number of simultaneous checks, and also of simultaneous name look-ups.  An estimate: each
-# check is a process.
+_LAST_UID = 65_533  # 65534 is Linux's overflow uid
+# Maximum number of simultaneous checks, and also of simultaneous name look-ups.  The value was
+# chosen without measurement; each check runs in its own process.
 _MAX_CHECKS = 16
 _EXIT_TIMEOUT = 1.0  # seconds for the helper to end its children and to exit
-_DECOY = "restante-nobody"  # checked instead of an unknown user, to take as long
+# Checked in place of an unknown user, so that the refusal takes as long as for a known user.
+_DECOY = "restante-nobody"
 _SUCCESS = 0
 # PAM's status codes for refusals; all other codes are errors (security/_pam_types.h).
 _REFUSALS = {

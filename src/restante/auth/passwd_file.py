@@ -43,7 +43,7 @@ from .names import key as _key
 
 _log = logging.getLogger("restante.auth")
 _MAX_LOCKED = 2  # maximum length of "*", "!" and "!!", which mean that the user has no password
-_MAX_FILE = 64 * 2**20  # octets; an estimate, enough for about 400,000 lines
+_MAX_FILE = 64 * 2**20  # octets; enough for about 400,000 lines
 # Seconds after which another change certainly results in a different time stamp.  The time stamps
 # of FAT have a resolution of 2 s; those of other file systems are finer.
 _SETTLING_TIME = 2.0

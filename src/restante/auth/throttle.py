@@ -6,9 +6,9 @@ the same network.  A correct password is answered immediately.  Accounts are nev
 an attacker could use this to lock users out.  The same wrong password for the same user counts only
 once for each network, because a forgotten device may try an old password all day.  A password that
 fails for many users, whatever their networks, is being sprayed: its response gets the longest
-delay, and the log gets one line.  Passwords are hashed by priority (``login_queue``): first logins
-with a password that was correct before, or from a network from which the user has logged in before;
-then logins from networks without guesses; then all others.
+delay, and the log gets one line.  Passwords are hashed in order of priority (``login_queue``):
+first logins with a password that was correct before, or from a network from which the user has
+logged in before; then logins from networks without guesses; then all others.
 
 Security: the tables contain keyed hashes of 63 bits.  Two tables and their key survive restarts:
 networks with recent guesses, and networks from which users have logged in.  The three tables that
@@ -332,7 +332,8 @@ def _pair_key(identity: str, narrow: str) -> bytes:
 def _user_network_key(identity: str, address: str) -> bytes:
     """Return the key for a user in a network.
 
-    The network is a /24, because a customer's IPv4 address changes within it, or a /64.
+    For IPv4, the network is a /24, because a customer's address may change within it.  For IPv6,
+    the network is a /64.
     """
     narrow, wide = _networks(address)
     return _hash(_canonical_name(identity), wide if narrow.startswith("4") else narrow)

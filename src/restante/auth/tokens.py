@@ -30,14 +30,14 @@ from .http import ProviderClient
 
 # The types of keys by the first two letters of the algorithm.
 _KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
-_MAX_TOKEN = 16_384  # octets; an estimate, to bound the work for a forged token
-_MAX_KEYS = 100  # keys of one provider; an estimate, to bound the work for an untrusted key set
+_MAX_TOKEN = 16_384  # octets; bounds the work for a forged token
+_MAX_KEYS = 100  # keys of one provider; bounds the work for an untrusted key set
 _MIN_RSA = 2048  # bits (RFC 7518 §3.3)
 # RFC 9068 §4 allows only at+jwt, but Google, Microsoft and older providers send JWT or no type.
 # Other types, such as logout+jwt or dpop+jwt, are not access tokens.
 _ACCESS_TYPES = ("jwt", "at+jwt", "application/at+jwt")
 _LEEWAY = 30.0  # seconds by which clocks may differ (RFC 7519 §4.1.4: at most a few minutes)
-_MAX_REQUESTS = 16  # simultaneous requests to the provider; an estimate
+_MAX_REQUESTS = 16  # simultaneous requests to the provider; chosen without measurement
 
 Claims = Mapping[str, Any]
 

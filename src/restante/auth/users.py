@@ -38,7 +38,7 @@ from .last_use import LastUse
 from .names import BadName, check_new_name, normalise, possible_users
 from .names import key as _key
 
-MAX_APP_PASSWORDS = 32  # per user; an estimate: a SCRAM login tries the keys of all of them
+MAX_APP_PASSWORDS = 32  # per user; low, because a SCRAM login tries the keys of all of them
 _PASSWORD = "password"  # the label of the user's own password
 _PERMISSIONS = (
     "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire, folders"

@@ -88,7 +88,7 @@ class ImportedFiles:
     messages: list[ImportedMessage]
     """Messages in the order of the old server."""
     unlisted: int = 0
-    """Number of messages, at the end, that the old server has not listed yet."""
+    """Number of messages at the end that the old server has not listed yet."""
     new_ids: int = 0
     """Number of messages that get a new unique-id because they had none."""
     notes: list[str] = field(default_factory=list)

@@ -204,7 +204,7 @@ async def _work(
 ) -> None:
     """Serve in one worker process.
 
-    ``config`` is the configuration at the start of the server.  ``latest`` is that of the last
+    ``config`` is the configuration at startup.  ``latest`` is the configuration of the last
     reload: settings that a reload does not change stay the same in all workers.
     """
     reloads = shared.site.reloads

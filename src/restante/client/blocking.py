@@ -1,4 +1,4 @@
-"""A POP3 client for code without asyncio, which adds a socket to ``pop3.dialogue``.
+"""A POP3 client for code that does not use asyncio.  It adds a socket to ``pop3.dialogue``.
 
 Its methods have the same names as those in ``client.asynchronous``; it is used with plain ``with``
 and ``for``.

@@ -26,7 +26,7 @@ from typing import SupportsFloat, SupportsIndex
 from ..errors import UnsafeArgument
 
 DELAY = 0.25  # seconds until the next address is tried as well (RFC 8305 §5)
-MAX_ADDRESSES = 20  # addresses to try, each with an open socket; an estimate, not from an RFC
+MAX_ADDRESSES = 20  # addresses to try, each with an open socket; not based on an RFC
 _IN_PROGRESS = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN)
 
 Address = tuple[int, int, int, str, tuple[str | int | bytes, ...]]

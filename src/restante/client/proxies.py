@@ -21,7 +21,7 @@ from ..errors import CannotConnect, UnsafeArgument
 Exchange = Generator[bytes | int, bytes, None]
 """Yields octets to send, or the exact number of octets to receive."""
 
-_MAX_HEAD = 16_384  # octets; an estimate, generous for the few lines that proxies send
+_MAX_HEAD = 16_384  # octets; far more than the few lines that proxies send
 _URL = re.compile(
     r"(?P<scheme>socks5h?|http)://(?:(?P<login>[^/?#]*)@)?"
     r"(?P<host>\[[0-9a-f.:]+\]|[\w.-]+):(?P<port>[0-9]{1,5})/?",

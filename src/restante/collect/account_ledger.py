@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..errors import LoginWithheld
 from .fingerprint import Content
 from .ledger_file import LedgerFile
-from .plan import Doubt, Proof, Record, SetAside, Taken, Used
+from .plan import Collected, Doubt, Proof, Record, SetAside, Used
 
 _MAX_KEYS = 500  # keys in one query; SQLite before 3.32 allows 999 parameters
 ACCOUNT_TABLES = ("messages", "sessions", "runs", "health", "told", "accounts", "removals", "aside")
@@ -100,16 +100,16 @@ class AccountLedger:
         """Run the block as one transaction: all or nothing, and on disk when the block ends."""
         return self._file.transaction()
 
-    def known(self, keys: Iterable[str]) -> dict[str, Taken]:
+    def known(self, keys: Iterable[str]) -> dict[str, Collected]:
         """Return the state of these messages by key; unknown keys are omitted."""
         columns = (
             "key, size, taken_at, doubt, seen_again,"
             " taken_at NOTNULL AND digest IS NULL, was_held, is_gone, expected"
         )
-        taken = {}
+        collected = {}
         for key, size, at, doubt, again, *flags in self._select(columns, keys):
             is_adopted, was_held, is_gone, is_expected = map(bool, flags)
-            taken[_text(key)] = Taken(
+            collected[_text(key)] = Collected(
                 size,
                 at,
                 is_adopted=is_adopted,
@@ -119,7 +119,7 @@ class AccountLedger:
                 doubt=Doubt(doubt) if doubt else Doubt.NONE,
                 seen_again=again,
             )
-        return taken
+        return collected
 
     def records(self, keys: Iterable[str]) -> dict[str, Record]:
         """Return the records of stored messages by key; adopted messages have no record."""

@@ -5,7 +5,8 @@ ledger's records are on disk before the next step begins.  A message is deleted 
 after ``took``, and only if ``plan.prove`` has confirmed its identity in this session.  QUIT carries
 out the deletions.
 
-After a crash, the next run repeats only messages that were recorded as intended but not as taken.
+After a crash, the next run repeats only messages that were recorded as intended but not as
+collected.
 If the destination identifies messages by name, as a Maildir does, storing a message again has no
 effect, so there is exactly one copy.  Other destinations may get a second copy, which ``in_doubt``
 counts.
@@ -38,7 +39,7 @@ from ..threads import in_thread
 from ..words import counted
 from .account_ledger import Stored
 from .accounts import Accounts, Entry, Mailbox
-from .deletions import Deletions, Reader, removes_what_it_sent
+from .deletions import Deletions, Reader, quit_removes_retrieved
 from .destinations import Destination, Presence, Tracing, Verifying
 from .elapsed import Elapsed
 from .fetching import Fetching, Usage
@@ -155,7 +156,7 @@ async def collect(
     ``again`` decides what happens when nearly every message looks new: ``stop``; ``fetch`` and
     store all of them; or ``dedupe``, which fetches all of them and stores only those that differ
     from every collected message.  ``adopt_present`` is for a ledger without earlier sessions:
-    messages that the destination already contains are recorded as taken.
+    messages that the destination already contains are recorded as collected.
 
     Raises:
         AccountBusy, LoginTooSoon, LoginWithheld: nothing was done.
@@ -335,9 +336,9 @@ class _Session:
         allowance = Allowance(policy, used, is_full=self._this_run.full is not None)
         aside = self._fetching.aside
         postponed = self._this_run.postponed(aside)
-        self._newest = newest_of(listing, self._known.taken, policy.newest)
-        now, taken = self._now(), self._known.taken
-        steps = list(plan(listing, taken, policy, now, allowance, aside, postponed))
+        self._newest = newest_of(listing, self._known.collected, policy.newest)
+        now, collected = self._now(), self._known.collected
+        steps = list(plan(listing, collected, policy, now, allowance, aside, postponed))
         due = [step for step in steps if isinstance(step, Due) and await self._may_delete(step.key)]
         self._reasons = {step.key: step.why for step in due}
         headers = [step for step in steps if isinstance(step, CheckHeader)]
@@ -374,7 +375,7 @@ class _Session:
         This is possible only if this session stored or deleted messages.
         """
         keys = [each.key for each in self._deletions.marked]
-        is_new = any(self._known.taken[key].seen_again is None for key in keys)
+        is_new = any(self._known.collected[key].seen_again is None for key in keys)
         is_new = is_new or self._outcome.stored > 0
         return self._reader.quirks.in_parts and is_new and not self._outcome.later
 
@@ -461,8 +462,8 @@ class _Session:
         Raises:
             LooksMoved: nearly every message looks new, and the user must decide what to do.
         """
-        expected, taken = self._ledger.expected(), self._known.taken
-        may_have_moved = looks_moved(listing, taken, expected)
+        expected, collected = self._ledger.expected(), self._known.collected
+        may_have_moved = looks_moved(listing, collected, expected)
         if may_have_moved and again != "stop" and not dry_run:
             self._accounts.set_answer(self._name, again)
         elif may_have_moved and again == "stop":
@@ -471,11 +472,12 @@ class _Session:
             # content neither loses messages nor stores them twice.
             is_decided = self._reader.quirks.in_parts or self._entry.answer
             if not is_decided and not await self._is_other_mail(listing, expected):
-                raise LooksMoved(sum(1 for each in ids.values() if each not in taken), len(listing))
+                new = sum(1 for each in ids.values() if each not in collected)
+                raise LooksMoved(new, len(listing))
             again = "dedupe"
-        self._fetching.dedupe = again != "fetch" and lists_hardly_any(listing, taken, expected)
+        self._fetching.dedupe = again != "fetch" and lists_hardly_any(listing, collected, expected)
         is_complete = 0 < len(listing) == len(ids) and not self._reader.quirks.in_parts
-        listed = [taken[key] for key in ids.values() if key in taken]
+        listed = [collected[key] for key in ids.values() if key in collected]
         seen = sum(1 for each in listed if each.at and each.is_expected and not each.is_gone)
         if is_complete and seen < self._ledger.on_server() and not dry_run:
             self._ledger.listed(ids.values())
@@ -496,7 +498,7 @@ class _Session:
         new = [
             each
             for each in listing
-            if each.unique_id not in self._known.taken
+            if each.unique_id not in self._known.collected
             # A message that was set aside may break the connection.
             and aside_key(each) not in self._fetching.aside
         ]
@@ -526,7 +528,7 @@ class _Session:
         unproved: list[Step] = []
         settled = []
         for step in steps:
-            known, message = self._known.taken[step.key], step.message
+            known, message = self._known.collected[step.key], step.message
             seen = Seen(message, step.key, header=header_digests.get(message.number))
             proof = prove(seen, known, records[step.key], step.why)
             if not isinstance(proof, Proof):
@@ -563,7 +565,7 @@ class _Session:
         is recorded as purged.  A missing file is not enough, because a disk may not be mounted.
         """
         assert offers(self._destination, Tracing)
-        known = self._known.taken[key]
+        known = self._known.collected[key]
         presence = self._destination.presence(self._known.identity_of(key))
         if presence is not Presence.GONE and known.was_held != (presence is Presence.HELD):
             self._presence.append((key, presence))
@@ -606,13 +608,13 @@ class _Session:
 
         The result is empty if the policy does not allow it.
         """
-        policy, known = self._policy, self._known.taken[seen.key]
+        policy, known = self._policy, self._known.collected[seen.key]
         # ``_reasons`` is about the message that had this unique-id before, so it does not apply to
         # a new message.
         if not seen.is_new and (why := self._reasons.get(seen.key)):
             return why
         is_for_later = policy.verified or policy.until_deleted or policy.newest > 0
-        # ``plan`` did not decide about a message without a unique-id.
+        # ``plan`` did not decide what to do with a message without a unique-id.
         has_unique_id = not seen.key.startswith(" ")
         if not is_due(known, policy, self._now()) or (is_for_later and has_unique_id):
             return ""
@@ -628,7 +630,7 @@ class _Session:
         for seen in self._fetching.seen:
             if why := await self._deletion_reason(seen):
                 known, record = (
-                    self._known.taken[seen.key],
+                    self._known.collected[seen.key],
                     self._known.record(seen.key),
                 )
                 proof = prove(seen, known, record, why)
@@ -658,7 +660,7 @@ class _Session:
 
     async def _removed_by_quit(self) -> list[Message]:
         """Return the messages that the server may remove at QUIT but that are not stored here."""
-        if not removes_what_it_sent(self._reader):
+        if not quit_removes_retrieved(self._reader):
             return []
         unstored = list(self._fetching.unstored.values())
         if self._policy.verified:  # copies from earlier sessions may have been damaged

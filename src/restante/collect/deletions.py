@@ -18,7 +18,9 @@ from ..pop3.quirks import Quirks
 from .account_ledger import AccountLedger
 from .plan import Proof, short_name
 
-_BLOCK = 1000  # messages that are marked before their responses are checked; an estimate
+# Number of DELE commands that are sent before their responses are checked; chosen without
+# measurement.
+_BLOCK = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +46,8 @@ class Reader(Protocol):
     def retrieve_all(self, messages: Iterable[Message]) -> AsyncIterator[tuple[Message, Body]]: ...
 
 
-def removes_what_it_sent(reader: Reader) -> bool:
-    """Return whether QUIT may remove messages that were sent for RETR but not marked as deleted.
+def quit_removes_retrieved(reader: Reader) -> bool:
+    """Return whether QUIT may remove messages that were retrieved but not marked as deleted.
 
     A server announces this with EXPIRE 0 (RFC 2449 §6.7).  For a server that does not announce it,
     the operator can set the quirk ``add:EXPIRE:0`` or ``reset-before-quit``.  With the second

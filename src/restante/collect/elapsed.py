@@ -9,7 +9,7 @@ machine's clock:
 - If more time seems to have passed, the machine was switched off or its clock is wrong.  The rest
   is added after the clock has run for ``_SETTLING_TIME`` without being set back, so a wrong date
   that is corrected within a day deletes nothing.  The rest is added only to the age of messages
-  that were taken before the jump.  Otherwise messages taken after the jump would look too old.
+  that were collected before the jump.  Otherwise messages collected after it would look too old.
 """
 
 from __future__ import annotations

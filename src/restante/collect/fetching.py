@@ -286,7 +286,7 @@ class Fetching:
 
     def _is_present(self, key: str) -> bool:
         """Return whether the destination had the message before the first session."""
-        known = self._known.taken.get(key)
+        known = self._known.collected.get(key)
         return known is not None and known.at is not None and self._known.record(key) is None
 
     def _find_equal(self, step: Fetch | Compare, key: str, content: Content) -> _Received | None:
@@ -294,7 +294,7 @@ class Fetching:
 
         Blocking.
         """
-        message, known = step.message, self._known.taken.get(key)
+        message, known = step.message, self._known.collected.get(key)
         seen = Seen(message, key, whole=content)
         if known is None or known.at is None:
             return self._find_equal_of_new(seen, step, content)
@@ -375,7 +375,7 @@ class Fetching:
         Raises:
             MessageRefused: the content is, or may be, part of the stored message.
         """
-        record, known = self._known.record(key), self._known.taken[key]
+        record, known = self._known.record(key), self._known.collected[key]
         digest = record.content.header_digest if record is not None else None
         if known.doubt is Doubt.SHORT or (digest is not None and digest == content.header_digest):
             raise MessageRefused("only part of the message was received")
@@ -400,7 +400,7 @@ class Fetching:
         """Store a different message under a known unique-id."""
         content, before = reader.content(), self._known.identity_of(key)
         intent = earlier_key(key, content.digest)
-        begun = self._known.taken.get(intent)
+        begun = self._known.collected.get(intent)
         was_begun = begun is not None
         size = message.size if begun is None else begun.size
         identity = await in_thread(self._other_identity, key, size, content)

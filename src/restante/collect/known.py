@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from .account_ledger import AccountLedger, Stored
 from .fingerprint import Content
-from .plan import Doubt, Record, Taken
+from .plan import Collected, Doubt, Record
 
 
 class Known:
@@ -20,7 +20,7 @@ class Known:
 
         The label must never change; otherwise all mail would be stored again.
         """
-        self.taken: dict[str, Taken] = {}
+        self.collected: dict[str, Collected] = {}
         """The state of the loaded messages, by key."""
         self._ledger, self._label = ledger, label
         self._records: dict[str, Record | None] = {}  # loaded records by key; None: no record
@@ -28,12 +28,12 @@ class Known:
 
     def load(self, keys: Iterable[str]) -> None:
         """Load the state of the listed messages."""
-        self.taken = self._ledger.known(keys)
+        self.collected = self._ledger.known(keys)
         self._identities = self._ledger.identities()
 
     def load_more(self, keys: Iterable[str]) -> None:
-        """Load the state of messages that are not listed under these keys."""
-        self.taken |= self._ledger.known(keys)
+        """Load the state of more messages, recorded under keys that the server does not list."""
+        self.collected |= self._ledger.known(keys)
 
     def load_records(self, keys: Iterable[str]) -> None:
         """Load the records of many messages with few queries."""
@@ -62,7 +62,7 @@ class Known:
         """
         if content is not None:
             return f"{self.usual_identity(key, size)} {content.digest.hex()}"
-        known = self.taken.get(key)
+        known = self.collected.get(key)
         if known is not None and known.at is None:
             size = known.size
         return self._identities.get(key) or self.usual_identity(key, size)
@@ -82,23 +82,23 @@ class Known:
         )
 
     def identity_of(self, key: str) -> str:
-        """Return the name of a taken message."""
+        """Return the name of a collected message."""
         record = self.record(key)
-        return self.identity(key, self.taken[key].size) if record is None else record.identity
+        return self.identity(key, self.collected[key].size) if record is None else record.identity
 
     def add(self, row: Stored, at: float) -> None:
         """Add a message after it has been recorded in the ledger."""
         doubt = Doubt.SHORT if row.is_short else Doubt.NONE
-        self.taken[row.key] = Taken(row.size, at, doubt=doubt)
+        self.collected[row.key] = Collected(row.size, at, doubt=doubt)
         if row.content is not None:
             identity = row.identity or self.usual_identity(row.key, row.size)
             self._records[row.key] = Record(row.size, row.content, identity)
 
     def compared(self, row: Stored, again_at: float | None) -> None:
-        """Update a message after ``AccountLedger.compared`` has recorded it as equal."""
-        before = self.taken[row.moved_from or row.key]
+        """Update a message whose equality with the stored copy has been recorded."""
+        before = self.collected[row.moved_from or row.key]
         seen_again = before.seen_again if again_at is None else again_at
-        self.taken[row.key] = Taken(
+        self.collected[row.key] = Collected(
             row.size, before.at, was_held=before.was_held, seen_again=seen_again
         )
         self._records.pop(row.key, None)

@@ -1,14 +1,15 @@
 """Decide what to do with each listed message, and which messages may be deleted.
 
-The module decides but does no I/O.  A message is *taken* when it is stored here and recorded in the
-ledger.  A message that was not taken is fetched.  A taken message is due for deletion when the
-policy no longer keeps it on the server.  This alone does not allow the deletion: every deletion
-requires a ``Proof``, which only ``prove`` creates, from data that the current session received.
+The module decides but does no I/O.  A message is *collected* when it is stored here and recorded in
+the ledger.  A message that was not collected is fetched.  A collected message is due for deletion
+when the policy no longer keeps it on the server.  This alone does not allow the deletion: every
+deletion requires a ``Proof``, which only ``prove`` creates, from data that the current session
+received.
 
 A unique-id identifies a message only while that message exists (RFC 1939 §7), and servers end
 sessions early, lose deletions and send incomplete listings.  Therefore the ledger keeps its records
-of taken messages for ever.  If a message has a known unique-id but may be a different message, it
-is fetched and compared.
+of collected messages for ever.  If a message has a known unique-id but may be a different message,
+it is fetched and compared.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _DAY = 86_400.0  # seconds
 
 
 class Doubt(StrEnum):
-    """Why a listed message must be checked before it is treated as the message that was taken."""
+    """Why a listed message must be checked before it is treated as the collected message."""
 
     NONE = ""
     SHORT = "short"
@@ -47,11 +48,11 @@ class Doubt(StrEnum):
     ANSWER = "answer"
     """The message was marked as deleted, and the server's response to QUIT is unknown."""
     ADDRESS = "address"
-    """The message was taken when the account had another server or login."""
+    """The message was collected when the account had a different server or login."""
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Collected:
     """The state of one message in the ledger, where it is stored under the message's key."""
 
     size: int
@@ -60,8 +61,8 @@ class Taken:
     """When the message became durable here, in seconds of the ledger's clock.  None: an earlier
     session began to store the message, and it is unknown whether it finished."""
     is_adopted: bool = False
-    """Whether the message was recorded as taken without being fetched.  Such a message is never
-    deleted on the server."""
+    """Whether the message was recorded as collected without being fetched.  Such a message is
+    never deleted on the server."""
     was_held: bool = False
     """Whether the user deleted the message here, and it was in ``held/`` at the last check."""
     is_gone: bool = False
@@ -121,10 +122,10 @@ class Policy:
     """Rules of one account: which messages stay on the server, and which are not fetched."""
 
     keep: float | None = None
-    """Seconds for which a taken message stays on the server.  0 deletes it in the same session;
+    """Seconds for which a collected message stays on the server.  0 deletes it in the same session;
     None never deletes it."""
     newest: int = 0
-    """Number of the most recently taken messages that are never deleted on the server."""
+    """Number of the most recently collected messages that are never deleted on the server."""
     verified: bool = False
     """Delete a message only in a later session than the one that stored it, and only if the copy
     here is still intact."""
@@ -143,7 +144,7 @@ class Policy:
     """Limits per day and per hour for all sessions of the account."""
     deletions: int | None = None
     """Maximum number of messages to delete within 24 hours after the account's first session, and
-    within 24 hours after a change of ``rule``.  None means no limit."""
+    within 24 hours after ``rule`` has changed.  None means no limit."""
 
     @property
     def rule(self) -> str:
@@ -157,10 +158,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A message that could not be taken, and will not be fetched again before a certain time."""
+    """A message that could not be collected and is not fetched again before a certain time."""
 
     tries: int
-    """Number of runs in which the message could not be taken."""
+    """Number of runs in which the message could not be collected."""
     reason: str
     """Why the last try failed; for messages to the user."""
     until: float
@@ -199,7 +200,7 @@ class CheckHeader:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Delete a taken message that the policy no longer keeps on the server.
+    """Delete a collected message that the policy no longer keeps on the server.
 
     The server may now list a different message under the same key, so the deletion also requires
     ``prove``.
@@ -307,7 +308,7 @@ class Proof:
         """Why the policy no longer keeps the message on the server; for the log."""
 
 
-def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> Proof | Unproved:
+def prove(seen: Seen, known: Collected | None, record: Record | None, why: str) -> Proof | Unproved:
     """Prove that the message ``seen`` in this session is the message that is stored here.
 
     ``known`` and ``record`` are the ledger's durable records under the message's key.  ``why`` is
@@ -361,8 +362,8 @@ def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> P
     return Proof(_SEAL, seen, Evidence.HEADER, why)
 
 
-def suspicion(known: Taken, message: Message) -> str:
-    """Return why a listed message may differ from the message that was taken under its key.
+def suspicion(known: Collected, message: Message) -> str:
+    """Return why a listed message may differ from the message that was collected under its key.
 
     If the text is empty, the two are treated as the same message.  A deletion still requires
     ``prove``.
@@ -381,7 +382,7 @@ def suspicion(known: Taken, message: Message) -> str:
     }[known.doubt]
 
 
-def _must_be_fetched(known: Taken, message: Message) -> bool:
+def _must_be_fetched(known: Collected, message: Message) -> bool:
     """Return whether the message may differ, and its header is not enough to check it."""
     is_header_enough = known.doubt in (Doubt.ANSWER, Doubt.ADDRESS) and known.is_expected
     is_header_enough = is_header_enough and not known.is_gone and known.size == message.size
@@ -393,7 +394,7 @@ def _must_be_fetched(known: Taken, message: Message) -> bool:
 
 def plan(
     listing: Sequence[Message],
-    taken: Mapping[str, Taken],
+    collected: Mapping[str, Collected],
     policy: Policy,
     now: float,
     allowance: Allowance | None = None,
@@ -402,22 +403,22 @@ def plan(
 ) -> Iterator[Step]:
     """Yield the steps for one session: new mail in the order of the listing, then comparisons.
 
-    ``taken`` is keyed by unique-id, ``aside`` by ``aside_key``.  Messages whose ``aside_key`` is in
-    ``postponed`` wait for the next run.  ``now`` is in seconds of the ledger's clock.
+    ``collected`` is keyed by unique-id, ``aside`` by ``aside_key``.  Messages whose ``aside_key``
+    is in ``postponed`` wait for the next run.  ``now`` is in seconds of the ledger's clock.
 
     If a message does not fit into the day's budget, all messages after it wait as well.  Otherwise
     smaller messages could use up the budget every day, and a large message would never be fetched.
     """
     unique, allowance = unique_ids(listing), allowance or Allowance(policy)
-    newest = newest_of(listing, taken, policy.newest)
+    newest = newest_of(listing, collected, policy.newest)
     suspicious: list[Message] = []
     for message in _set_aside_last(listing, aside or {}):
         key = unique.get(message.number)
-        known = taken.get(key) if key is not None else None
+        known = collected.get(key) if key is not None else None
         if (reason := _why_aside(message, aside or {}, postponed, policy, now)) is not None:
             yield Skip(message, reason)
         elif key is None or known is None or known.at is None:
-            yield from _new(message, key, taken, policy, allowance)
+            yield from _new(message, key, collected, policy, allowance)
         elif _must_be_fetched(known, message):
             suspicious.append(message)  # compared after new mail has been fetched
         elif message.number not in newest and is_due(known, policy, now):
@@ -426,7 +427,7 @@ def plan(
             yield CheckHeader(message, key, why)
     for message in suspicious:
         key = unique[message.number]
-        why = suspicion(taken[key], message)
+        why = suspicion(collected[key], message)
         if is_too_large(message, policy):
             yield Skip(message, f"{why}; {_too_large(message, policy, key)}")
         else:
@@ -436,15 +437,15 @@ def plan(
 def _new(
     message: Message,
     key: str | None,
-    taken: Mapping[str, Taken],
+    collected: Mapping[str, Collected],
     policy: Policy,
     allowance: Allowance,
 ) -> Iterator[Step]:
-    """Yield the step for a message that has not been taken, or none if its stub is stored."""
+    """Yield the step for a message that has not been collected, or none if its stub is stored."""
     if allowance.is_full:
         yield Postpone(message, "the full destination")
     elif is_too_large(message, policy):
-        stub = taken.get(stub_key(key)) if key is not None else None
+        stub = collected.get(stub_key(key)) if key is not None else None
         if not policy.stubs or key is None:
             yield Skip(message, _too_large(message, policy, key))
         elif stub is None or stub.at is None:
@@ -457,7 +458,7 @@ def _new(
     elif (reason := _too_large_for_a_day(message, policy)) is not None:
         yield Skip(message, reason)
     elif allowance.reserve(message.size):
-        yield Fetch(message, key, was_begun=key is not None and key in taken)
+        yield Fetch(message, key, was_begun=key is not None and key in collected)
     else:
         yield Postpone(message, allowance.why)
 
@@ -465,7 +466,7 @@ def _new(
 def compare(
     message: Message, key: str, why: str, policy: Policy, allowance: Allowance
 ) -> Compare | Skip | Postpone:
-    """Return the step that compares the whole message with the message taken under its key."""
+    """Return the step that compares the whole message with the message collected under its key."""
     if (reason := _too_large_for_a_day(message, policy)) is not None:
         return Skip(message, f"{why}; {reason}")
     if allowance.reserve(message.size):
@@ -578,8 +579,8 @@ def stub_key(key: str) -> str:
     return f" stub {key}"
 
 
-def is_due(known: Taken, policy: Policy, now: float) -> bool:
-    """Return whether the policy no longer keeps a taken message on the server.
+def is_due(known: Collected, policy: Policy, now: float) -> bool:
+    """Return whether the policy no longer keeps a collected message on the server.
 
     The server may now list a different message under the same key; see ``prove``.
     """
@@ -588,7 +589,7 @@ def is_due(known: Taken, policy: Policy, now: float) -> bool:
     return policy.keep == 0 or now - known.since >= policy.keep
 
 
-def why_due(known: Taken, policy: Policy, now: float) -> str:
+def why_due(known: Collected, policy: Policy, now: float) -> str:
     """Return why the message is due, for the log."""
     assert known.since is not None
     if policy.until_deleted:
@@ -614,40 +615,46 @@ def unique_ids(listing: Sequence[Message]) -> dict[int, str]:
     }
 
 
-def lists_hardly_any(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
+def lists_hardly_any(
+    listing: Sequence[Message], collected: Mapping[str, Collected], expected: int
+) -> bool:
     """Return whether hardly any of the ``expected`` messages are listed.
 
-    ``expected`` is the number of taken messages that were not deleted.  If hardly any of them are
-    listed, messages that look new may be old mail under new unique-ids.
+    ``expected`` is the number of collected messages that were not deleted.  If hardly any of them
+    are listed, messages that look new may be old mail under new unique-ids.
     """
-    return _count_known(listing, taken) < expected * _MIN_LISTED_SHARE
+    return _count_known(listing, collected) < expected * _MIN_LISTED_SHARE
 
 
-def looks_moved(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
+def looks_moved(
+    listing: Sequence[Message], collected: Mapping[str, Collected], expected: int
+) -> bool:
     """Return whether nearly every message looks new although many should be known.
 
     After a migration, the provider's new server lists old mail under new unique-ids.  The user must
     decide whether to fetch all of it again.
     """
-    new = len(listing) - _count_known(listing, taken)
-    return min(expected, new) >= _MIN_MESSAGES and lists_hardly_any(listing, taken, expected)
+    new = len(listing) - _count_known(listing, collected)
+    return min(expected, new) >= _MIN_MESSAGES and lists_hardly_any(listing, collected, expected)
 
 
-def _count_known(listing: Sequence[Message], taken: Mapping[str, Taken]) -> int:
+def _count_known(listing: Sequence[Message], collected: Mapping[str, Collected]) -> int:
     ids = unique_ids(listing).values()
-    return sum(1 for each in ids if each in taken or stub_key(each) in taken)
+    return sum(1 for each in ids if each in collected or stub_key(each) in collected)
 
 
-def newest_of(listing: Sequence[Message], taken: Mapping[str, Taken], count: int) -> frozenset[int]:
-    """Return the message-numbers of the ``count`` messages that were taken last.
+def newest_of(
+    listing: Sequence[Message], collected: Mapping[str, Collected], count: int
+) -> frozenset[int]:
+    """Return the message-numbers of the ``count`` messages that were collected last.
 
-    Messages that have not been taken yet are treated as newer than all taken messages.
+    Messages that have not been collected yet are treated as newer than all collected messages.
     """
     if not count:
         return frozenset()
 
     def sort_key(message: Message) -> tuple[float, int]:
-        known = taken.get(message.unique_id or "")
+        known = collected.get(message.unique_id or "")
         at = math.inf if known is None or known.since is None else known.since
         return at, message.number
 

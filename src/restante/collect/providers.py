@@ -21,7 +21,7 @@ class Mail:
     """The OAuth 2 provider, ``google`` or ``microsoft``; empty if the provider does not support
     OAuth 2."""
     tenant: str = ""
-    """The tenant at Microsoft; ``consumers`` for personal addresses."""
+    """The Microsoft tenant; ``consumers`` for personal addresses."""
     accepts_passwords: bool = True
     """Whether the user can log in with a password."""
     password: str = ""

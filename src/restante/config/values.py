@@ -104,7 +104,7 @@ def expiry(value: Any) -> int | None:
 def workers(value: Any) -> int:
     """Return the number of workers; 0 for "auto", which means one for each core.
 
-    The maximum of 255 is an estimate: machines rarely have more cores.
+    The maximum is 255 because machines rarely have more cores.
     """
     return 0 if value == "auto" else at_most(255, count)(value)
 

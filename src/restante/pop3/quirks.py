@@ -139,12 +139,12 @@ def describe(word: str) -> str:
     return f"the quirk {word} (in Python Quirks({value}))"
 
 
-# Matches error texts of servers that enforce a login delay, but do not send LOGIN-DELAY.
+# Matches error texts from servers that enforce a login delay, but do not send LOGIN-DELAY.
 _TOO_SOON = re.compile(
     r"too (?:often|soon|frequent)|log.?in.{0,9}(?:delay|interval)|minimum (?:interval|time)"
     r"|(?:once|only) (?:every|per|in) \d+ (?:s|m)"
 )
-# Matches error texts of servers that do not support a command or its argument.
+# Matches error texts from servers that do not support a command or its argument.
 _NOT_SUPPORTED = re.compile(
     r"syntax|argument|parameter|protocol error|unrecogni[sz]ed|(?:unknown|invalid|bad) command"
     r"|not (?:supported|implemented)"

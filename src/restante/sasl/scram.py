@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import AuthenticationFailed, BadCommand, ProtocolBroken, UnsafeArgument
-from ..passdb import Disproof, Proof, ScramKey, ScramSecrets
+from ..passdb import FailedProof, Proof, ScramKey, ScramSecrets
 from .exchange import Channel, ClientExchange, ClientStep, Exchange, Lookup
 
 if TYPE_CHECKING:  # the import takes 20 ms, so other mechanisms must not cause it
@@ -60,7 +60,7 @@ def server(name: str) -> Callable[[Channel], Exchange]:
             client_final = yield server.get_server_first().encode()
             key = _matching_key(server, user_secrets, client_final)
             if key is None:
-                return Disproof(name, identity)
+                return FailedProof(name, identity)
             rest = yield server.get_server_final().encode()
         except ScramException as error:
             raise _convert(error) from error

@@ -6,8 +6,8 @@ number of connections (``limits.sessions``), and the number of connections from 
 check, because these are the most expensive parts of a flood of connections.
 
 If no slot is free, a new connection gets the slot of the oldest connection that has not logged in.
-Otherwise a few hundred silent connections would exclude all users until the login deadline, a
-minute later.  With eviction, an attacker loses the slots of silent connections, and a client can
+Otherwise a few hundred idle connections would exclude all users until the login deadline, a
+minute later.  With eviction, an attacker loses the slots of idle connections, and a client can
 log in if it is faster than the flood replaces connections.  Three kinds of connections are never
 evicted:
 

@@ -64,8 +64,8 @@ class Timeouts:
     handshake: float = 10.0
     """Time for a TLS handshake."""
     progress: float = 30.0
-    """Time within which a client must receive some octets; an estimate of how long a slow mobile
-    link can stall."""
+    """Time within which a client must receive some octets.  We estimate that a slow mobile link can
+    stall for almost as long."""
 
 
 def log_event(logger: logging.Logger, level: int, event: str, fields: dict[str, object]) -> None:
@@ -417,7 +417,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
 
         Until ``_perform`` waits for the first time, it runs outside a task, where
         ``asyncio.timeout`` and ``TaskGroup`` fail.  So ``_enter_task`` must be awaited before calls
-        that may use them, for example calls of third-party back ends and stores.
+        that may use them, for example calls to third-party back ends and stores.
         """
         if self._worker is None:
             await asyncio.sleep(0)

@@ -4,9 +4,9 @@ Mail is stored immediately; it is neither relayed nor queued.
 
 Durability: 250 for a recipient means that ``Store.deliver`` has returned, so a crash cannot lose
 the message.  If the 250 itself is lost, the sender tries again and the message is stored twice.
-SMTP has a single reply for all recipients.  After a failure for one recipient, the sender repeats
-the message for all of them, so recipients that already have the message are recorded and get no
-second copy.
+SMTP has a single reply for all recipients.  After a failure for one recipient, the sender sends
+the message to all of them again, so recipients that already have the message are recorded and get
+no second copy.
 Limits: see ``connection`` and ``smtp.session.Policy``.  There are also timeouts for idle clients,
 for each message and for the session.  A message of more than 64 KiB is spooled to an unnamed file.
 """

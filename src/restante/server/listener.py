@@ -1,6 +1,6 @@
 """Accept connections: read the PROXY header, admit the client, do the TLS handshake.
 
-After these steps, a protocol of asyncio serves the connection.  ``loop.create_server`` is not used
+After these steps, an asyncio protocol serves the connection.  ``loop.create_server`` is not used
 for three reasons: connections must be counted before the TLS handshake, failed handshakes must be
 logged, and a process without free file descriptors must pause instead of spinning.
 """

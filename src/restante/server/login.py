@@ -1,4 +1,4 @@
-"""Check logins with a ``Passdb``: the mechanisms that it supports, and a client's credentials."""
+"""Check a client's credentials with a ``Passdb``, and determine which mechanisms it supports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..passdb import (
     Credentials,
     Digest,
     Digests,
-    Disproof,
+    FailedProof,
     ImmediateAnswers,
     ImmediateScramKeys,
     Passdb,
@@ -68,7 +68,7 @@ def supported_mechanisms(passdb: Passdb, names: Iterable[str]) -> tuple[str, ...
 
 
 def time_stamp(host: str) -> str:
-    """Return a new time stamp for APOP, so that a digest is valid in one connection only.
+    """Return a new time stamp for APOP, so that a digest is valid only in one connection.
 
     It has the form of a Message-ID: about 48 octets and the name of this host (RFC 1939 §7).
     """
@@ -148,7 +148,7 @@ async def _verify(
     match credentials:
         case Credentials():
             return await (passwords or passdb).verify(credentials)
-        case Disproof():
+        case FailedProof():
             raise AuthenticationFailed
         case Digest() if offers(passdb, Digests):
             return await passdb.digested(credentials)

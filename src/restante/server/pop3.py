@@ -33,7 +33,7 @@ from ..errors import (
     TooBusy,
 )
 from ..maildrop import (
-    BRAKED,
+    DELETION_LIMITED,
     Entry,
     Journal,
     Maildrop,
@@ -44,7 +44,7 @@ from ..maildrop import (
 from ..passdb import (
     Accounts,
     AnyCredentials,
-    Disproof,
+    FailedProof,
     Generations,
     Network,
     Passdb,
@@ -98,11 +98,11 @@ class Service(BaseService):
     folder_separator: str = "+"
     """Separator between user and folder in a login name; empty to disable folders in names."""
     deletions_by_new_credential: int = 0
-    """Number of messages that a credential may remove in its first day; 0 for no limit."""
+    """Number of messages that a credential may remove on its first day; 0 for no limit."""
     proven_time: Callable[[], float] = time
     """Returns the latest time that is known to have passed, even if the clock has jumped."""
     _reviewed: dict[str, bytes | None] = field(default_factory=dict)
-    """Generations of the users with a session, when ``end_disabled`` last looked them up."""
+    """The generation of each user with a session, as of the last look-up by ``end_disabled``."""
 
     def connection(self, address: str, slot: Slot, origin: Origin = DIRECT) -> Connection:
         """Return the protocol object for a connection; ``origin`` has the data from a proxy."""
@@ -202,7 +202,7 @@ class Connection(BaseConnection[Event]):
     def _is_interruptible(self) -> bool:
         """Return False during an UPDATE or a password check.
 
-        Both must finish; a password check must be counted if it is a wrong guess.
+        Both must finish: messages must be removed completely, and a wrong guess must be counted.
         """
         return not (self.is_updating or self._is_authenticating)
 
@@ -308,7 +308,7 @@ class Connection(BaseConnection[Event]):
             if secrets is None:
                 await self._enter_task()
                 # The client has not sent its proof yet.
-                credentials = Disproof("SCRAM", lookup.identity, self._address)
+                credentials = FailedProof("SCRAM", lookup.identity, self._address)
                 with attempting(credentials, self._loop.time()):
                     secrets = await login.look_up(passdb, lookup, separator=separator)
         except RestanteError as error:
@@ -528,13 +528,14 @@ class Connection(BaseConnection[Event]):
                 error = NotRemoved(len(not_removed))
         except RestanteError as failure:
             error, not_removed = failure, entries
-            end = BRAKED if isinstance(failure, DeletionLimitExceeded) else end
+            end = DELETION_LIMITED if isinstance(failure, DeletionLimitExceeded) else end
         session_log = self._session_log
         session_log.removed = entries
         if not_removed:
             remaining = {entry.unique_id for entry in not_removed}
             session_log.removed = [each for each in entries if each.unique_id not in remaining]
-        session_log.update = "clean" if error is None else BRAKED if end == BRAKED else "failed"
+        failed = DELETION_LIMITED if end == DELETION_LIMITED else "failed"
+        session_log.update = "clean" if error is None else failed
         await self._close_maildrop(end)
         if error is not None:
             self._log_event(

@@ -21,7 +21,7 @@ from ..maildrop import Maildrop, Store, View, Viewing
 from ..passdb import Accounts, Passdb, UserAccount
 
 RECENT = 30 * 86_400.0
-"""Age of recent mail in seconds: 30 days, as in the recent mode of Gmail."""
+"""Age of recent mail in seconds: 30 days, as in Gmail's recent mode."""
 
 _WHOLE_MAILDROP = View()
 _PREFIX = "recent:"

@@ -71,7 +71,7 @@ def has_held_mail(maildrop: int) -> bool:
 
 
 def forecast(maildrop: int, before: Rules, after: Rules, now: float) -> Forecast:
-    """Return a forecast of the removals that the change of these rules will cause."""
+    """Return a forecast of the removals that changing the rules to ``after`` will cause."""
 
     def removal_times() -> list[float]:
         times = [each for _, folder in each_folder(maildrop) for each in removals(folder)]
@@ -85,7 +85,7 @@ def forecast(maildrop: int, before: Rules, after: Rules, now: float) -> Forecast
     )
 
 
-def sweep(maildrop: int, until: float) -> None:
+def remove_abandoned_files(maildrop: int, until: float) -> None:
     """Unlink files that crashed deliveries left in ``tmp/``."""
     with files.directory("tmp", maildrop) as tmp:
         for name, _ in files.list_files("tmp", maildrop):

@@ -247,7 +247,7 @@ def stamp(name: str, parent: int) -> tuple[int, int, int]:
 
 
 def renew_ctime(name: str, parent: int) -> None:
-    """Set the ctime to the current time, as a change of a name does.  The mtime does not change."""
+    """Set the ctime to the current time, as renaming a file does.  The mtime does not change."""
     entry = status(name, parent)
     times = entry.st_atime_ns, entry.st_mtime_ns
     os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
@@ -278,7 +278,7 @@ def list_others(name: str, parent: int) -> list[str]:
 
 
 def sync(*directories: str, parent: int) -> None:
-    """Make all changes of names durable, in each of these directories in order."""
+    """Make all changes to names in these directories durable, one directory after the other."""
     for name in directories:
         with directory(name, parent) as descriptor:
             os.fsync(descriptor)

@@ -189,8 +189,8 @@ def _remove_seen(
 ) -> tuple[set[str], set[str]]:
     """Move or unlink messages.
 
-    Returns the unique-ids of messages that could not be moved, and of messages that another program
-    has just renamed.
+    Returns the unique-ids of messages that could not be moved, and those of messages that another
+    program has just renamed.
     """
     left, renamed = set(), set()
     with (
@@ -380,7 +380,7 @@ def restore(
 
 
 def _another_name(old_name: str, present: Collection[str]) -> str:
-    """Return a name with another unique part, which still contains the name given at delivery."""
+    """Return a name with a new unique part, which still contains the name given at delivery."""
     given, unique = given_name(old_name), fresh_unique()
     if given is not None:
         unique = unique_of(given, after=delivered_at(old_name))

@@ -1,4 +1,4 @@
-"""A store of Maildirs.  Any MTA can deliver into them, and an IMAP server can share them.
+"""A Maildir store.  Any MTA can deliver into them, and an IMAP server can share them.
 
 A maildrop is the INBOX of a Maildir (``cur``, ``new``, ``tmp``) with an additional directory
 ``held``.  Octets are stored unchanged; messages that other programs stored with bare LF are sent
@@ -40,7 +40,7 @@ from typing import TypeVar
 from ..clock import Clock
 from ..errors import MessageGone, PermanentFailure, TemporaryFailure
 from ..maildrop import (
-    BRAKED,
+    DELETION_LIMITED,
     Entry,
     Forecast,
     HeldMessage,
@@ -98,7 +98,7 @@ T = TypeVar("T")
 
 
 class MaildirStore:
-    """A store of Maildirs.
+    """A Maildir store.
 
     Implements ``Store``, ``Holding``, ``Remembering``, ``Viewing``, ``Expiring`` and
     ``NamedDelivery``.  Its maildrops also implement ``RawReading``, ``Journal`` and ``Paced``.
@@ -375,7 +375,7 @@ class MaildirStore:
 
     async def purge(self, user: str, removed_before: float) -> int:
         def clean(maildrop: int) -> int:
-            expiry.sweep(maildrop, self._clock.read().proven)
+            expiry.remove_abandoned_files(maildrop, self._clock.read().proven)
             return sum(
                 purge(folder, lambda removed_at: removed_at < removed_before)
                 for _, folder in each_folder(maildrop)
@@ -385,7 +385,7 @@ class MaildirStore:
 
     async def purge_due(self, user: str, *, until: float, now: float) -> Sweep:
         def clean(maildrop: int) -> Sweep:
-            expiry.sweep(maildrop, until)
+            expiry.remove_abandoned_files(maildrop, until)
             current = rules.read(maildrop).changed(int(now), hold=self.hold(user))
             return expiry.purge_due(maildrop, current, until=until, now=now)
 
@@ -868,7 +868,7 @@ class _OpenMaildir:
             with suppress(TemporaryFailure):
                 if await in_thread(self._hold) == inf:
                     session = session._replace(removed=())
-        if not session.retrieved and not session.removed and session.end != BRAKED:
+        if not session.retrieved and not session.removed and session.end != DELETION_LIMITED:
             return
         # Appending to the page cache costs less than a switch to a thread and back.
         if not journal.record_without_waiting(self._root, session):

@@ -43,8 +43,8 @@ _RECORDED_FIELD = re.compile(rb"(X-UIDL|X-UID|X-IMAP(?:base)?|Subject): *([^\r\n
 # Subject of the message in which UW's server and Dovecot store their own data.
 _INTERNAL = b"DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA"
 _MOZILLA_STATUS = re.compile(rb"X-Mozilla-Status: *([0-9A-Fa-f]{4})")
-_EXPUNGED = 0x0008  # flag of Thunderbird: deleted, but not yet removed by compacting
-# Fields in which programs store flags; they may change without a change of the message.
+_EXPUNGED = 0x0008  # Thunderbird flag: deleted, but not yet removed by compacting
+# Fields in which programs store flags; they may change although the message does not.
 _FLAGS = re.compile(
     rb"(?:Status|X-Status|X-Keywords|X-UID|X-IMAP(?:base)?|X-Mozilla-(?:Status2?|Keys)):",
     re.IGNORECASE,

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from ..errors import MaildropInUse, MessageGone
-from ..maildrop import BRAKED, Entry, Forecast, HeldMessage, Maildrop, SessionRecord, Sweep
+from ..maildrop import (
+    DELETION_LIMITED,
+    Entry,
+    Forecast,
+    HeldMessage,
+    Maildrop,
+    SessionRecord,
+    Sweep,
+)
 from ..message import LineEndings
 from .rules import Rules, days_to_seconds, forecast
 
@@ -179,7 +187,7 @@ class _MemoryMaildrop:
         return 0.0
 
     async def record(self, session: SessionRecord) -> None:
-        if session.retrieved or session.removed or session.end == BRAKED:
+        if session.retrieved or session.removed or session.end == DELETION_LIMITED:
             self._state.sessions.append(session)
 
     async def past(self, credential: str) -> Sequence[SessionRecord]:

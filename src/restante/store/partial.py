@@ -3,8 +3,8 @@
 This implements ``server.intake.PartialDeliveries``.
 
 SMTP has a single reply for all recipients (RFC 5321 §4.2.5).  So a sender that gets an error for
-one recipient repeats the message for all recipients, for up to five days (§4.5.4.1).  Without this
-record, each attempt would store another copy for the recipients that already have the message.
+one recipient sends the message again to all recipients, for up to five days (§4.5.4.1).  Without
+this record, each attempt would store another copy for the recipients that already have the message.
 
 Durability: a row is on disk before the sender gets the reply to try again.  If the file is lost,
 the next attempt stores a second copy, and no message is lost.

@@ -317,7 +317,7 @@ def _size(name: str, directory: int) -> int:
 
 
 def _last_change(maildrop: int) -> int:
-    """Return the time of the last change of a counted directory, in nanoseconds since the epoch."""
+    """Return the time of the last change to a counted directory, in nanoseconds since the epoch."""
     times = [0]
     for folder in [".", *list_folders(maildrop)]:
         for name in ("new", "cur"):

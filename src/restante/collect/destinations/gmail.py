@@ -22,7 +22,7 @@ from . import TokenSource
 from .spooled import Spooled
 
 _BASE = "https://gmail.googleapis.com"
-_TIMEOUT = 120.0  # seconds for a response; an estimate, not measured
+_TIMEOUT = 120.0  # seconds for a response; chosen without measurement
 _MAX_RESPONSE = 2**22  # octets
 _MAILBOX_REASONS = ("failedPrecondition",)  # for example, Gmail is disabled for this user
 _TEMPORARY_REASONS = (

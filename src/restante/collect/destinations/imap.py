@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from imapclient import IMAPClient
 
 _MARK = "X-Restante"
-_TIMEOUT = 60.0  # seconds for a response; an estimate, not measured
+_TIMEOUT = 60.0  # seconds for a response; chosen without measurement
 _IDLE = 30.0  # seconds after which an idle connection is tested before it is used
 _MAX_HEADER = 2**20  # octets at the start of a message that are searched for its date
 # Response codes (RFC 3501, 5530, 7889).

@@ -30,7 +30,7 @@ from .folder import check_parent, remove_left_over
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
 _BEGINNING = re.compile(rb">{0,1000}(?:F(?:r(?:o(?:m)?)?)?)?")
 _PIECE = 65_536  # octets
-_LOCK_TIMEOUT = 10.0  # seconds; an estimate of the time in which a mail reader rewrites a file
+_LOCK_TIMEOUT = 10.0  # seconds; probably enough for a mail reader to rewrite a file
 _OFFSET_SIZE = 19  # octets of the journal's first line: an offset of 18 digits, and LF
 
 

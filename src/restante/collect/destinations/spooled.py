@@ -39,9 +39,9 @@ from . import Doubtful
 _IN_MEMORY = 2**20  # octets; larger messages are spooled on disk
 _PIECE = 65_536  # octets
 _TIMEOUT = 300.0  # seconds for a response (RFC 5321 §4.5.3.2)
-# Number of doubts in a row after which the destination is considered broken.  An estimate: a few
-# messages that crash a program must not stop the delivery of the others, but a broken destination
-# must not cause the download of a whole maildrop.
+# Number of doubts in a row after which the destination is considered broken.  This value is
+# an estimate: a few messages that crash a program must not stop the delivery of the others, but a
+# broken destination must not cause the download of a whole maildrop.
 _MAX_DOUBTS = 10
 HANG_WEIGHT = 5  # number of doubts that a timeout counts as, because each timeout takes minutes
 

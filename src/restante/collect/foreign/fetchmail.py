@@ -302,7 +302,7 @@ class _Parser:
         self._row["skip"] = "yes"
 
     def _user(self) -> None:
-        """Begin a user; ``_poll`` has already created the row of a server's first user."""
+        """Start a user's entry; ``_poll`` has already created the row of a server's first user."""
         if self._names_given and self._row is not self._defaults:
             self._row = {key: self._server[key] for key in self._server.keys() - _USER_OPTIONS}
             self._row |= {key: self._defaults[key] for key in self._defaults.keys() & _USER_OPTIONS}
@@ -324,7 +324,7 @@ class _Parser:
             self._row["is_multidrop"] = "yes"
 
     def _here(self) -> None:
-        """Read ``user ann here is ann42 there``, which contains the local name first."""
+        """Read ``user ann here is ann42 there``, in which the local name comes first."""
         if self._names_given == {"username"}:
             self._row["local"] = self._row.pop("username")
             self._names_given = {"local"}

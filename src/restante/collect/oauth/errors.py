@@ -38,7 +38,7 @@ _MICROSOFT = {
     "90002": "unknown organisation; check oauth.tenant",
     "90094": "an administrator of the organisation must approve this application",
 }
-# RFC 6749 §5.2, RFC 8628 §3.5, and errors of Google.
+# RFC 6749 §5.2, RFC 8628 §3.5, and Google's error codes.
 _OTHERS = {
     "access_denied": f"the user or the provider refused; {_SIGN_IN_AGAIN}",
     "admin_policy_enforced": "the organisation's administrator forbids this application",

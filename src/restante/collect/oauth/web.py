@@ -20,8 +20,8 @@ from .errors import ProviderUnavailable
 from .flow import Application, AuthorizationRequest, Form, JsonObject, Tokens
 from .sealed import Tokenfile
 
-_TIMEOUT = 30.0  # seconds for a response; an estimate, not measured
-_SIGN_IN_TIMEOUT = 600.0  # seconds for a user to sign in with a browser; an estimate, not measured
+_TIMEOUT = 30.0  # seconds for a response; chosen without measurement
+_SIGN_IN_TIMEOUT = 600.0  # seconds for a user to sign in; chosen without measurement
 # Seconds before its expiry at which an access token is replaced; long enough for a login.
 _RENEWAL_MARGIN = 120.0
 _DONE = b"Signed in. You can close this window.\n"
