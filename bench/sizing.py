@@ -16,13 +16,13 @@ class Site(NamedTuple):
     name: str
     users: int
     polls: float
-    """Sessions over TLS per user and day."""
+    """Sessions over TLS per user per day."""
     mails: float
-    """Messages per user and day; each is delivered, downloaded one at a time, and deleted."""
+    """Messages per user per day; each is delivered, downloaded one at a time, and deleted."""
     kilobytes: float
     """Size of a message."""
     hashes: float
-    """Logins per user and day with a password that is not cached, so it must be hashed."""
+    """Logins per user per day with a password that is not cached, so it must be hashed."""
     peak: float
     """Load in the busiest minute, as a multiple of the average."""
     connections: int
@@ -36,9 +36,9 @@ SITES = (
 )
 _ASSUMED: tuple[tuple[str, Callable[[Site], float]], ...] = (
     ("users", lambda site: site.users),
-    ("sessions per user and day, over TLS", lambda site: site.polls),
+    ("sessions per user per day, over TLS", lambda site: site.polls),
     ("of these, sessions whose password must be hashed", lambda site: site.hashes),
-    ("messages per user and day", lambda site: site.mails),
+    ("messages per user per day", lambda site: site.mails),
     ("size of a message, kB", lambda site: site.kilobytes),
     ("load in the busiest minute, as a multiple of the average", lambda site: site.peak),
     ("simultaneous connections, over TLS", lambda site: site.connections),
@@ -119,8 +119,8 @@ minute is at the start of the day, when all users start their mail clients.
 _SIZING_NOTES = """\
 A session consists of a login, STAT, UIDL, one RETR and QUIT over TLS. Each message is delivered
 over LMTP by one sender, downloaded over TLS one at a time, and deleted, with the default hold of 14
-days. The size of messages affects only the download. The memory includes a server with two
-workers and the connections.
+days. The size of messages affects only the download. The memory figure covers a server with two
+workers and its connections.
 
 Hashing is slow on purpose: hashing a password takes far more CPU time than the rest of the session.
 Correct passwords are cached for five minutes. A client that polls at least every five minutes
@@ -140,8 +140,8 @@ indexed it.
 
 ## Disk
 
-- Each message needs disk space for its own size, once. Deleted mail needs this space until its
-  [hold](deletion-limits.md) is over; the default is 14 days.
+- Each message takes up its own size on disk, and is stored only once. Deleted mail takes up this
+  space until its [hold](deletion-limits.md) is over; the default is 14 days.
 - Indexes and journals need at most a few MB per user; the journal is limited to 2 MiB.
 - Each delivered message is synced to disk before it is accepted, so the rate of deliveries depends
   on the time that the disk needs for a flush. On a hard disk or on network storage, expect a far
@@ -186,7 +186,7 @@ def page(results: Results) -> str:
         + markdown([head, rule, *answered])
         + f"\n{_SIZING_NOTES}"
         + markdown(rows)
-        + "\nThese commands measured the figures:\n\n"
+        + "\nThese commands produced the figures:\n\n"
         + "".join(f"- `{command}`\n" for command in commands)
         + f"\n{_SIZING_TAIL}"
     )

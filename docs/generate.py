@@ -415,7 +415,8 @@ def error_classes() -> Iterator[str]:
 
 All exceptions that restante raises on purpose are subclasses of `restante.errors.RestanteError`.
 The attribute `code` is the response code that is sent to a POP3 client. The attribute `retry` says
-whether the same request may succeed later. A dash marks a subclass of the class above it.
+whether the same request may succeed later. The dashes show subclasses: each class is a subclass of
+the nearest class above it that has one dash fewer.
 
 | error | code | retry | meaning |
 |---|---|---|---|"""
@@ -658,7 +659,7 @@ FILES = (
 )  # fmt: skip
 _FILES_OF = {
     "demo": "This command uses only temporary files, which it removes at the end.\n",
-    "fetch": "This command writes the directory, Maildir or mbox that `--to` names.\n",
+    "fetch": "This command writes to the directory, Maildir or mbox that `--to` names.\n",
 }
 _SEE_ALSO = {
     "serve": ("check", "user", "deliver"), "user": ("auth", "maildrop"),

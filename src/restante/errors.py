@@ -358,10 +358,10 @@ class ClientError(RestanteError):
 class CommandFailed(ClientError):
     """The server answered -ERR.  The session continues.
 
-    ``code`` is the response code, or the code that the text is known to mean, or None.  ``text`` is
-    the text of the response; if the server repeats the password, it is masked.  Control characters
-    are escaped in the message of the exception, to protect terminals.  ``remedy`` is advice that is
-    appended to the message.
+    ``code`` is the response code, or the code inferred from a known response text, or None.
+    ``text`` is the text of the response; if the server repeats the password, it is masked.
+    Control characters are escaped in the message of the exception, to protect terminals.
+    ``remedy`` is advice that is appended to the message.
     """
 
     def __init__(self, command: str, text: str, code: str | None, remedy: str = "") -> None:

@@ -17,7 +17,7 @@ _HEAD = (
 )
 MESSAGES = {
     "plain, CRLF": _HEAD + b"\r\nOne.\r\nTwo.\r\n",
-    "LF ends all lines": _HEAD.replace(b"\r\n", b"\n") + b"\nOne.\nTwo.\n\r\n",
+    "all lines end with LF": _HEAD.replace(b"\r\n", b"\n") + b"\nOne.\nTwo.\n\r\n",
     "LF and CRLF mixed": _HEAD + b"\r\nOne.\nTwo.\r\nThree.\n\nFour.\r\n",
     "a lone CR within lines": _HEAD + b"\r\nOne\rtwo.\r\nThree.\r\r\nFour.\r\n",
     "NULs": _HEAD + b"\r\nOne\0two\0\0.\r\n\0\r\nThree.\r\n",

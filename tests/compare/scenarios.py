@@ -127,7 +127,7 @@ class Scenario:
                 return
 
 
-_TWICE = "mail was fetched once before"
+_TWICE = "an earlier run had fetched the mail"
 SCENARIOS: Mapping[str, Scenario] = {
     # Crashes.
     "kill": Scenario(
@@ -141,19 +141,19 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     "rst": Scenario(what="The connection ends (RST) at every n-th octet", points="rst"),
     "silent": Scenario(
-        what="The server stops responding in the middle of a session, once",
+        what="The server stops responding in the middle of one session",
         first=(Session(silent="RETR 2"),),
         options={"hasty": True},
         remark="Even after a minute, mpop was still waiting.",
     ),
     "drip": Scenario(
-        what="Half of a message arrives at four octets per second, once",
+        what="In one session, half of a message arrives at four octets per second",
         messages=mail(FEW, octets=4000),
         first=(Session(drips="RETR 2"),),
         options={"hasty": True},
     ),
     "expired": Scenario(
-        what="The login expires, once: the third RETR gets -ERR and the connection ends",
+        what="In one session, the login expires: the third RETR gets -ERR and the connection ends",
         first=(
             Session(
                 attack=Attack(
@@ -166,12 +166,14 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     # Listings.
     "half-listing": Scenario(
-        what="Half of the messages are listed, once; " + _TWICE,
+        what="In one session, only half of the messages are listed; " + _TWICE,
         first=(POLITE, _lists(FEW // 2)),
         modes=(True,),
     ),
     "empty-listing": Scenario(
-        what="No message is listed, once; " + _TWICE, first=(POLITE, _lists(0)), modes=(True,)
+        what="In one session, no message is listed; " + _TWICE,
+        first=(POLITE, _lists(0)),
+        modes=(True,),
     ),
     "other-ids-once": Scenario(
         what="All unique-ids change in one session; " + _TWICE,
@@ -214,7 +216,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         options={"no_ids": True},
     ),
     "uidl-err": Scenario(
-        what="UIDL fails, once; " + _TWICE,
+        what="In one session, UIDL fails; " + _TWICE,
         first=(POLITE, Session(attack=_says(UIDL=b"-ERR [SYS/TEMP] later\r\n"))),
         modes=(True,),
     ),
@@ -241,7 +243,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         ),
     ),
     "flood": Scenario(
-        what="A message is a single endless line, once; the limit is 1 MiB",
+        what="In one session, a message is a single endless line; the limit is 1 MiB",
         first=(Session(floods="RETR 2"),),
         options={"small": True, "hasty": True},
     ),
@@ -261,7 +263,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     # Deleting.
     "dele-err": Scenario(
-        what="DELE of one message is refused, once",
+        what="In one session, DELE of one message is refused",
         first=(Session(attack=_says(DELE_2=b"-ERR [SYS/TEMP] later\r\n")),),
         modes=(False,),
     ),
@@ -271,41 +273,41 @@ SCENARIOS: Mapping[str, Scenario] = {
         modes=(False,),
     ),
     "quit-not-heard": Scenario(
-        what="QUIT removes nothing, and its response is lost, once",
+        what="In one session, QUIT removes nothing, and its response is lost",
         first=(Session(attack=_says(QUIT=b""), removes=False),),
         modes=(False,),
     ),
     "quit-err": Scenario(
-        what="QUIT removes nothing and answers -ERR, once",
+        what="In one session, QUIT removes nothing and answers -ERR",
         first=(Session(attack=_says(QUIT=b"-ERR [SYS/TEMP] not removed\r\n"), removes=False),),
         modes=(False,),
     ),
     "quit-forgets": Scenario(
-        what="QUIT removes nothing and answers +OK, once",
+        what="In one session, QUIT removes nothing and answers +OK",
         first=(Session(removes=False),),
         modes=(False,),
     ),
     # Login.
     "scram": Scenario(
-        what="SCRAM-SHA-256 with 1,000,000,000 iterations, once",
+        what="In one session, the server requires 1,000,000,000 iterations of SCRAM-SHA-256",
         first=(Session(attack=ATTACKS["scram-iterations"]),),
         modes=(True,),
         options={"scram": True},
     ),
     # Disks.
     "disk": Scenario(
-        what="The disk of the Maildir is full after two of four messages, once",
+        what="In one run, the disk that holds the Maildir fills up after two of four messages",
         messages=mail(FEW, octets=20_000),
         disk="mail",
     ),
     "disk-mbox": Scenario(
-        what="The disk of the mbox is full after two of four messages, once",
+        what="In one run, the disk that holds the mbox fills up after two of four messages",
         messages=mail(FEW, octets=20_000),
         disk="mail",
         options={"mbox": True},
     ),
     "all-disk": Scenario(
-        what="The disk of the Maildir and of the program's own files is full, once",
+        what="In one run, the disk that holds the Maildir and the program's own files is full",
         messages=mail(FEW, octets=20_000),
         disk="all",
     ),

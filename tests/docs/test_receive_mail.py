@@ -27,12 +27,12 @@ def test_limits_on_the_page_are_those_of_the_code() -> None:
     policy = Policy("mail.example.org", 1)
     assert {limit: int(value) for limit, value in rows.items()} == {
         "recipients of a message": policy.recipients,
-        "commands other than RCPT without a message delivered": policy.commands,
-        "RCPT commands without a message delivered": policy.recipient_commands,
+        "commands other than RCPT since the last delivered message": policy.commands,
+        "RCPT commands since the last delivered message": policy.recipient_commands,
         "bad commands": policy.bad_commands,
         "unknown recipients": policy.unknown_recipients,
         "octets of a command line": MAX_LINE,
-        "silence": intake._IDLE_TIMEOUT / 60,
+        "idle time": intake._IDLE_TIMEOUT / 60,
         "from MAIL to the end of the message": intake._MESSAGE_TIMEOUT / 60,
         "a session": intake._SESSION_TIMEOUT / 60,
     }

@@ -1,4 +1,4 @@
-"""A POP3 client for asyncio, which adds sockets to ``pop3.dialogue``.
+"""A POP3 client for asyncio.  It adds sockets to ``pop3.dialogue``.
 
 Security: certificates are verified.  The client uses its own asyncio Protocol instead of streams,
 so that no octet that arrived before the TLS handshake can be read after it.
@@ -766,8 +766,8 @@ def connect(
             fresh token for each login; it may be a coroutine function.
         certificate: Client certificate and its key: one PEM file, or a pair of files.  If neither
             a password nor a token is given, it is used to log in (EXTERNAL).
-        mechanism: Login to use instead of the strongest one that both sides support: the name of a
-            SASL mechanism, ``USER`` or ``APOP``.
+        mechanism: Login method to use instead of the strongest that both sides support: the name
+            of a SASL mechanism, ``USER`` or ``APOP``.
         strength: Weakest login to accept; by default ``Strength.SECRET``.
         tls: When TLS begins; overrides the URL's scheme.
         port: Port; overrides the URL's.  By default 995, or 110 with STLS.

@@ -657,8 +657,8 @@ def connect_blocking(
             fresh token for each login.
         certificate: Client certificate and its key: one PEM file, or a pair of files.  If neither
             a password nor a token is given, it is used to log in (EXTERNAL).
-        mechanism: Login to use instead of the strongest one that both sides support: the name of a
-            SASL mechanism, ``USER`` or ``APOP``.
+        mechanism: Login method to use instead of the strongest that both sides support: the name
+            of a SASL mechanism, ``USER`` or ``APOP``.
         strength: Weakest login to accept; by default ``Strength.SECRET``.
         tls: When TLS begins; overrides the URL's scheme.
         port: Port; overrides the URL's.  By default 995, or 110 with STLS.

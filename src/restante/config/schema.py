@@ -594,7 +594,7 @@ class Account(Section):
     deletion_limit: int = option(
         1000,
         "Maximum number of messages to delete on the server within 24 hours of the first session "
-        "or of a change of `keep` or `newest`. If more messages are due, none are deleted until "
+        "or of a change to `keep` or `newest`. If more messages are due, none are deleted until "
         "the 24 hours are over or `restante collect NAME --no-deletion-limit` is run. 0 means no "
         "limit.",
         number,

@@ -44,7 +44,7 @@ class Quirks:
     octets_per_day: int | None = None
     """Octets that may be downloaded from one maildrop in a day before the server blocks it."""
     codes: Mapping[str, str] = field(default_factory=dict)
-    """Response codes, by the words in lower case that the server sends instead of the code."""
+    """Maps text that the server sends, in lower case, to the response code that it stands for."""
 
     def code(self, text: str) -> str | None:
         """Return the response code that the text of an error response implies, or None."""
