@@ -44,7 +44,7 @@ class _Selection(Sequence[Entry]):
 
 def _entries(listing: Sequence[Entry], numbers: Sequence[int]) -> list[Entry]:
     """Return the entries of these message-numbers, in this order."""
-    if numbers and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+    if len(numbers) > 1 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
         return list(listing[numbers[0] - 1 : numbers[-1]])  # takes half the time
     return [listing[number - 1] for number in numbers]
 
