@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -508,16 +507,18 @@ def test_private_mode_has_a_control_socket(home: Path, state: Path) -> None:
     assert program("reload", env=private(home)).code == os.EX_UNAVAILABLE
 
 
-def test_reload_does_not_stop_an_ephemeral_server(home: Path) -> None:
-    """SIGHUP alone stops it, because its terminal or its test has ended."""
-    # The path of a socket may have 107 octets.
-    with (
-        TemporaryDirectory() as short,
-        started("serve", "--ephemeral", env={**private(home), "TMPDIR": short}) as server,
-    ):
+@pytest.mark.parametrize("length", [1, 200])
+def test_reload_does_not_stop_an_ephemeral_server(length: int, home: Path) -> None:
+    """SIGHUP alone stops it, because its terminal or its test has ended.
+
+    A path of more than 107 octets does not fit into the address of a Unix socket (unix(7)).
+    """
+    folder = home / ("d" * length)
+    folder.mkdir()
+    with started("serve", "--ephemeral", env={**private(home), "TMPDIR": str(folder)}) as server:
         assert server.stdout is not None
         server.stdout.readline()
-        [path] = Path(short).glob("restante-*/control")
+        [path] = folder.glob("restante-*/control")
         reply = ask(path, "POST", "/reload", timeout=WAIT)
         assert (reply.status, reply.json()["workers"]) == (200, 1)
         assert ask(path, "GET", "/status").json()["ready"]

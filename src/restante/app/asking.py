@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NotPermitted, NotRunning, ProtocolBroken, TemporaryFailure
+from ..server.address import socket_path
 from ..server.http import ClientExchange
 
 # Seconds without a received octet.  Longer than a worker waits for other workers (``siblings``).
@@ -123,7 +124,8 @@ def _ask(path: Path, method: str, target: str, timeout: float) -> Reply:
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connected.settimeout(timeout)
-        connected.connect(str(path))
+        with socket_path(path) as short:
+            connected.connect(short)
         return Reply(connected, ClientExchange(method, target))
     except BaseException:
         connected.close()

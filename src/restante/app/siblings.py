@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from ..server.address import socket_path
 from ..server.http import ClientExchange
 
 TIMEOUT = 2.0  # seconds for each step of an answer; well below the timeout of commands (``asking``)
@@ -72,7 +73,8 @@ async def asked(path: Path, method: str, target: str) -> AsyncGenerator[Answer, 
         answer = Answer(connected, exchange := ClientExchange(method, target))
         try:
             async with asyncio.timeout(TIMEOUT):
-                await loop.sock_connect(connected, str(path))
+                with socket_path(path) as short:
+                    await loop.sock_connect(connected, short)
                 await loop.sock_sendall(connected, exchange.request)
         except OSError as error:
             raise Silent(str(error)) from error

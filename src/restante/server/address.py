@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 from typing import NamedTuple
@@ -13,6 +16,28 @@ MAX_SOCKET_PATH = 107  # octets; sun_path has 108, including the final NUL (unix
 _ADDRESS = re.compile(
     r"(?:(?P<scheme>[a-z0-9+]+)://)?(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^\[\]:/]*)):(?P<port>\d+)"
 )
+
+
+@contextmanager
+def socket_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield a path for ``bind`` or ``connect`` that names this Unix socket, however long its path.
+
+    A path that is too long is reached through an open descriptor of its directory, which requires
+    Linux's /proc.  The yielded path is valid in this process, in the context.
+
+    Raises:
+        OSError: the path is too long, and its directory cannot be opened.
+    """
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+        yield os.fspath(path)
+        return
+    directory, name = os.path.split(path)
+    # O_PATH: the directory must be searchable, but need not be readable.
+    opened = os.open(directory, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{opened}/{name}"
+    finally:
+        os.close(opened)
 
 
 class Address(NamedTuple):

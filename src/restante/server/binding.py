@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import CannotListen
-from .address import Address
+from .address import Address, socket_path
 
 AF_UNIX: int = getattr(socket, "AF_UNIX", -1)  # missing on Windows
 _BACKLOG = 1024  # connections; the kernel caps it at net.core.somaxconn
@@ -84,7 +84,8 @@ def _bind_path(path: str) -> socket.socket:
             Path(path).unlink()
         previous_umask = os.umask(0o117)  # rw-rw----: the MTA's user is a member of the group
         try:
-            listening.bind(path)
+            with socket_path(path) as short:
+                listening.bind(short)
         finally:
             os.umask(previous_umask)
         listening.listen(_BACKLOG)
@@ -104,7 +105,8 @@ def _is_dead_socket(path: str) -> bool:
     with socket.socket(AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # the queue of a stopped process may be full
         try:
-            probe.connect(path)
+            with socket_path(path) as short:
+                probe.connect(short)
         except ConnectionRefusedError:
             return True
         except BlockingIOError:
