@@ -83,6 +83,7 @@ PLACES = (
     ("127.0.0.1:1995", "{pop3s}"),
     ("127.0.0.1:2525", "{smtp}"),
     ("/run/restante/lmtp.sock", "{lmtp_unix}"),
+    ("/run/restante/control/0.sock", ".local/state/restante/control/0.sock"),  # short enough
     ("runuser -u restante -- ", ""),
     ("/var/mail/vhosts/example.org/ann/Maildir", "{home}/Maildir"),
     ("/var/backups/restante", "{home}"),
@@ -103,6 +104,8 @@ PLACES = (
 ELSEWHERE = {
     "./dev": "prepares .venv, in which these tests run already",
     "restante serve": "has run since the page began",
+    "restante sessions end 1f3a5c7e90": "ends a session of another server",
+    "restante log -f": "ends only with the server; tests/app/test_control.py runs it",
     ". .venv": "is where these tests run already",
     "adduser": "changes this machine",
     "apt": "changes this machine",
