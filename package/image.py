@@ -36,9 +36,9 @@ def build() -> list[Path]:
     """
     root = BUILD / "image"
     _make_root(root)
-    for old in DIST.glob("restante-*-image.tar*"):
+    for old in DIST.glob("restante_*_image.tar*"):
         old.unlink()
-    target = DIST / f"restante-{restante.__version__}-image.tar"
+    target = DIST / f"restante_{restante.__version__}_image.tar"
     layer = BUILD / "layer.tar"
     _pack(layer, root, ".")
     parts = BUILD / "image-archive"

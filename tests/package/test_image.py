@@ -31,7 +31,7 @@ def archive(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def path() -> Path:
-    (only,) = common.DIST.glob("restante-*-image.tar.gz")
+    (only,) = common.DIST.glob("restante_*_image.tar.gz")
     return only
 
 
