@@ -118,9 +118,12 @@ def restore_backup(world: World, name: str) -> None:
             for message in box.messages
             for way, unique_id in message.unique_ids.items()
         }
+    for message in user.messages:
+        if message.is_contested:  # only inode numbers distinguish them, and they are new
+            message.may_be_renamed, message.promised = True, ""
     user.quota.is_exact = False
     world.imports.pop(name, None)
-    check_findings(world, user)
+    check_findings(world, user, is_restored=True)
     return None
 
 
