@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,19 +15,21 @@ SHARE = BUILD / "share"
 """Files for ``<prefix>/share``."""
 
 
+@cache
 def source_date() -> str:
     """Return the time stamp of all packaged files, in seconds since 1970, as a string.
 
     Packages are reproducible because nothing in them depends on the time of the build
-    (reproducible-builds.org, SOURCE_DATE_EPOCH).  It is the time of the last commit; a build from
-    an sdist must set the variable.
+    (reproducible-builds.org, SOURCE_DATE_EPOCH).  Without that variable, it is the time of the last
+    commit, or, in an unpacked sdist, the time of its files, which the build of the sdist has set.
     """
     if "SOURCE_DATE_EPOCH" in os.environ:
         return os.environ["SOURCE_DATE_EPOCH"]
     command = ["git", "log", "-1", "--format=%ct"]
-    return subprocess.run(
-        command, cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if done.returncode == 0:
+        return done.stdout.strip()
+    return str(int((ROOT / "pyproject.toml").stat().st_mtime))
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> None:

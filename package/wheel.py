@@ -8,8 +8,8 @@ import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from . import completions
-from .common import BUILD, DIST, ROOT, SHARE, run
+from . import completions, manual
+from .common import DIST, ROOT, SHARE, run
 
 
 def build() -> list[Path]:
@@ -32,11 +32,8 @@ def build() -> list[Path]:
 def stage() -> None:
     """Collect the files for ``share`` in build/share: pages, completions, units, the filter."""
     shutil.rmtree(SHARE, ignore_errors=True)
-    shutil.rmtree(BUILD / "man", ignore_errors=True)
-    only_man = ["-D", "exclude_patterns=[!m]*", "-D", "root_doc=man/restante"]
-    sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "-E", "-b", "man", *only_man]
-    run(*sphinx, "docs", BUILD / "man")
-    for page in BUILD.glob("man/*.[1-9]"):
+    manual.build()
+    for page in manual.PAGES.glob("*.[1-9]"):
         _copy(page, SHARE / f"man/man{page.suffix[1:]}")
     completions.write(SHARE)
     for unit in ROOT.glob("contrib/systemd/*"):
