@@ -181,6 +181,18 @@ def test_a_signal_half_way_stores_nothing(ann: str, state: Path, number: signal.
     assert stored(state) == []
 
 
+def exit_code_of(script: str) -> int:
+    """Run a program that delivers a message for ann by ``main``, and return its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "deliver", "ann"],
+        input=MESSAGE,
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    return done.returncode
+
+
 @pytest.mark.parametrize("descriptors", [3, 4, 5, 7, 9])
 def test_lack_of_descriptors_at_any_step_bounces_no_mail(
     ann: str, state: Path, descriptors: int
@@ -191,14 +203,7 @@ def test_lack_of_descriptors_at_any_step_bounces_no_mail(
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))\n"
         "sys.exit(main())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "deliver", "ann"],
-        input=MESSAGE,
-        capture_output=True,
-        check=False,
-        timeout=30,
-    )
-    assert done.returncode == (0 if stored(state) else 75)
+    assert exit_code_of(script) == (0 if stored(state) else 75)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -214,14 +219,7 @@ def test_signal_after_storing_does_not_change_the_exit_code(
         f"os.kill(os.getpid(), {int(number)})\n"
         "sys.exit(code)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "deliver", "ann"],
-        input=MESSAGE,
-        capture_output=True,
-        check=False,
-        timeout=30,
-    )
-    assert (done.returncode, len(stored(state))) == (0, 1)
+    assert (exit_code_of(script), len(stored(state))) == (0, 1)
 
 
 def test_full_disk_is_exit_code_75_and_stores_nothing(
