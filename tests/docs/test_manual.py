@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from package import manual
 from restante.cli.examples import EXAMPLES
 
 HOUSE = Path(__file__).parent.parent.parent
@@ -52,12 +52,7 @@ def test_a_manual_page_has_the_examples_of_the_help(verb: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_MAN, reason="requires man-db")
 def test_man_renders_every_page_without_a_warning(tmp_path: Path) -> None:
-    """Sphinx is called as by ``./dev docs``."""
-    options = re.search(r"only_man = \[(.+)\]", (HOUSE / "dev").read_text())
-    assert options is not None
-    only_man = [each.strip('" ') for each in options[1].split(",")]
-    build = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "man", *only_man]
-    subprocess.run([*build, HOUSE / "docs", tmp_path], check=True, timeout=100)
+    manual.build(tmp_path)
     pages = sorted(tmp_path.glob("*.[15]"))
     assert {page.stem for page in pages} == {path.stem for path in SOURCES}
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "80"}
