@@ -342,6 +342,22 @@ class Accounts(Protocol):
         """
 
 
+class MustWait(Exception):
+    """The result is not available immediately."""
+
+
+@runtime_checkable
+class ImmediateAccounts(Protocol):
+    """Add-on for chains: does the same as ``Accounts`` if this is possible without waiting."""
+
+    def account_now(self, identity: str) -> UserAccount | None:
+        """Return the result of ``account``.  Must not block.
+
+        Raises:
+            MustWait: ``account`` must be called.
+        """
+
+
 @runtime_checkable
 class Generations(Protocol):
     """Add-on for a cache: shows whether an earlier result is still valid."""
@@ -390,4 +406,15 @@ class Directory(Protocol):
         Raises:
             NoSuchUser: there is no such recipient.
             TemporaryFailure: the recipient cannot be looked up now.
+        """
+
+
+@runtime_checkable
+class ImmediateDirectory(Protocol):
+    """Add-on for intake: does the same as ``Directory`` if this is possible without waiting."""
+
+    def maildrop_now(self, recipient: str) -> str | None:
+        """Return the maildrop of an existing recipient.  Must not block.
+
+        Returns None in all other cases, so that ``maildrop_of`` must be called.
         """

@@ -17,7 +17,13 @@ from restante.auth.chain import Chain
 from restante.auth.login_queue import LoginQueue
 from restante.auth.passwd_file import PasswdFile
 from restante.auth.throttle import Priority
-from restante.errors import AuthenticationFailed, BackendUnavailable, NoSuchUser, TemporaryFailure
+from restante.errors import (
+    AuthenticationFailed,
+    BackendUnavailable,
+    NoMaildrop,
+    NoSuchUser,
+    TemporaryFailure,
+)
 from restante.passdb import (
     Certificates,
     Credentials,
@@ -26,6 +32,7 @@ from restante.passdb import (
     Generations,
     ImmediateScramKeys,
     LastUses,
+    MustWait,
     Proof,
     ScramKey,
     ScramKeys,
@@ -447,6 +454,40 @@ def test_recipient_is_found_in_any_back_end() -> None:
     for recipient in ("ann@a.example", "bob@b.example", "eve", ""):
         with pytest.raises(NoSuchUser):
             run(chain.maildrop_of(recipient))
+
+
+class ImmediateAccounts(Plain):
+    """Has its accounts without waiting, unless they are being changed."""
+
+    is_changing = False
+
+    def account_now(self, identity: str) -> UserAccount | None:
+        if self.is_changing:
+            raise MustWait
+        return run(self.account(identity))
+
+
+def test_recipient_is_found_without_waiting_as_with_it() -> None:
+    first, second = ImmediateAccounts({"ann": "one"}), ImmediateAccounts({"bob@a.example": "two"})
+    chain = chained(first, second)
+    for recipient in ("ann", "Ann+list@b.example", "ann@b.example", "bob@a.example"):
+        assert chain.maildrop_now(recipient) == run(chain.maildrop_of(recipient))
+    for recipient in ("ann@a.example", "bob@b.example", "eve", ""):
+        assert chain.maildrop_now(recipient) is None
+    first.is_changing = True  # it may be about to get the user that the second one has
+    for recipient in ("ann", "bob@a.example"):
+        assert chain.maildrop_now(recipient) is None
+    assert chained(Plain({}), second).maildrop_now("bob@a.example") is None
+
+
+def test_recipient_without_a_valid_maildrop_is_not_accepted_without_waiting() -> None:
+    def refuse(maildrop: str) -> None:
+        raise NoMaildrop("no maildrop", "is reserved")
+
+    chain = Chain({"0": ImmediateAccounts({"ann": "one"})}, check_maildrop=refuse)
+    assert chain.maildrop_now("ann") is None
+    with pytest.raises(NoSuchUser):
+        run(chain.maildrop_of("ann"))
 
 
 def test_mail_waits_for_a_back_end_that_is_down() -> None:

@@ -267,7 +267,9 @@ class Site:
                 await self.expect(allowed, Proof("", "", "certificate"), by_certificate)
         if entry:
             assert await self.chain.maildrop_of("ann@localhost") == "ann", self.states
+            assert self.chain.maildrop_now("ann@localhost") in ("ann", None), self.states
         else:
+            assert self.chain.maildrop_now("ann@localhost") is None, self.states
             with pytest.raises(NoSuchUser):
                 await self.chain.maildrop_of("ann@localhost")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import smtplib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,9 @@ from restante.errors import (
 )
 from restante.maildrop import Entry, Store
 from restante.message import crlf_text
+from restante.passdb import Directory
 from restante.server import intake as module
+from restante.server.connection import BaseService
 from restante.server.intake import Intake
 from restante.smtp.content import Incoming
 from restante.store.memory import MemoryStore
@@ -46,6 +49,13 @@ class Ann:
         return user
 
 
+class AnnNow(Ann):
+    """The same directory, which finds ann without waiting."""
+
+    def maildrop_now(self, recipient: str) -> str | None:
+        return "ann" if recipient.partition("@")[0] == "ann" else None
+
+
 class FailsFor:
     """A store that has no room for one user."""
 
@@ -68,9 +78,10 @@ async def taking(
     smtp: bool = False,
     most: int = 100_000,
     partial: PartialDeliveries | None = None,
+    directory: Directory | None = None,
 ) -> AsyncIterator[tuple[Client, int]]:
     """Open a connection and send the greeting."""
-    intake = Intake(store, Ann(), "mail.example.org", most, partial=partial)
+    intake = Intake(store, directory or Ann(), "mail.example.org", most, partial=partial)
     factory = intake.smtp(["example.org"]) if smtp else intake.lmtp()
     with listening(factory) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -116,6 +127,37 @@ def test_one_reply_for_each_recipient(run: Run[None]) -> None:
             assert got[5].startswith(b"354")
             got = await replies(client, LETTER + b".\r\n", 3)
             assert [line[:9] for line in got] == [b"250 2.0.0", b"451 4.3.0", b"250 2.0.0"]
+        assert [without_trace(each) for each in await letters(memory)] == [LETTER]
+
+    run(main())
+
+
+@pytest.mark.parametrize("smtp", [False, True])
+def test_recipient_found_without_waiting_needs_no_task(
+    smtp: bool, run: Run[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawned = []
+    spawn = BaseService.spawn
+
+    def counting(service: BaseService, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        spawned.append(work)
+        return spawn(service, work)
+
+    monkeypatch.setattr(BaseService, "spawn", counting)
+
+    async def main() -> None:
+        memory = MemoryStore()
+        async with taking(memory, smtp=smtp, directory=AnnNow()) as (client, _):
+            got = await replies(client, MAIL + ANN, 2)
+            assert got[1].startswith(b"250 2.1.5")
+            assert not spawned
+            # All others take the slow path, whose replies say what is wrong.
+            others = b"RCPT TO:<x@example.org>\r\n", b"RCPT TO:<slow@example.org>\r\n"
+            got = await replies(client, b"".join(others), 2)
+            assert [line[:3] for line in got] == [b"550", b"451"]
+            assert spawned
+            got = await replies(client, b"DATA\r\n" + LETTER + b".\r\n", 2)
+            assert got[1].startswith(b"250 2.0.0")
         assert [without_trace(each) for each in await letters(memory)] == [LETTER]
 
     run(main())

@@ -29,9 +29,11 @@ from ..passdb import (
     Digest,
     Digests,
     Generations,
+    ImmediateAccounts,
     ImmediateGenerations,
     ImmediateScramKeys,
     LastUses,
+    MustWait,
     Passdb,
     Proof,
     ScramKeys,
@@ -74,10 +76,10 @@ def _combine(generations: Iterable[bytes | None]) -> bytes | None:
 class Chain:
     """Several back ends that are used like one.
 
-    Implements ``Passdb``, ``Accounts``, ``Directory``, ``Generations``, ``ImmediateGenerations``,
-    and ``LastUses``.  A chain implements ``ScramKeys`` only if all of its back ends do; otherwise
-    clients would choose SCRAM, and the login of a user in a back end without keys would fail.  The
-    same applies to ``Digests``.
+    Implements ``Passdb``, ``Accounts``, ``Directory``, ``ImmediateDirectory``, ``Generations``,
+    ``ImmediateGenerations`` and ``LastUses``.  A chain implements ``ScramKeys`` only if all of its
+    back ends do; otherwise clients would choose SCRAM, and the login of a user in a back end
+    without keys would fail.  The same applies to ``Digests``.
     """
 
     def __init__(
@@ -178,6 +180,28 @@ class Chain:
             if account := await self.account(name):
                 return self._valid_maildrop(recipient, account.maildrop)
         raise NoSuchUser(recipient)
+
+    def maildrop_now(self, recipient: str) -> str | None:
+        try:
+            for name in possible_users(recipient, self._domains):
+                if account := self._account_now(name):
+                    return self._valid_maildrop(recipient, account.maildrop)
+        except (MustWait, NoSuchUser):
+            pass  # ``maildrop_of`` waits, or reports the reason
+        return None
+
+    def _account_now(self, identity: str) -> UserAccount | None:
+        """Return the result of ``account``.
+
+        Raises:
+            MustWait: a back end must be waited for.
+        """
+        for backend in self._lookups.values():
+            if not offers(backend, ImmediateAccounts):
+                raise MustWait
+            if account := backend.account_now(identity):
+                return account
+        return None
 
     def _valid_maildrop(self, recipient: str, maildrop: str) -> str:
         """Return the maildrop if it is valid.

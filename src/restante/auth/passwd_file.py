@@ -34,7 +34,7 @@ from ..errors import (
     BackendUnavailable,
     RestanteError,
 )
-from ..passdb import Credentials, Digest, Network, UserAccount
+from ..passdb import Credentials, Digest, MustWait, Network, UserAccount
 from ..regular import open_regular
 from ..threads import Threads
 from . import passwords, schemes
@@ -109,7 +109,8 @@ class _Content:
 class PasswdFile:
     """The users of one file, which is read again when it changes.
 
-    Implements ``Passdb``, ``Accounts``, ``Digests``, ``Generations`` and ``ImmediateGenerations``.
+    Implements ``Passdb``, ``Accounts``, ``ImmediateAccounts``, ``Digests``, ``Generations`` and
+    ``ImmediateGenerations``.
     ``Digests`` works only for users whose password is stored in clear text.
     """
 
@@ -167,6 +168,13 @@ class PasswdFile:
 
     async def account(self, identity: str) -> UserAccount | None:
         entry = (await self._current_content()).entries.get(_key(identity))
+        return entry.account if entry else None
+
+    def account_now(self, identity: str) -> UserAccount | None:
+        content = self._cached_content_or_none()
+        if content is None:
+            raise MustWait
+        entry = content.entries.get(_key(identity))
         return entry.account if entry else None
 
     def has_password(self, identity: str) -> bool:

@@ -29,7 +29,16 @@ from ..errors import (
     RestanteError,
 )
 from ..maildrop import View
-from ..passdb import MAX_PASSWORD, Credentials, Network, Proof, ScramSecrets, Terms, UserAccount
+from ..passdb import (
+    MAX_PASSWORD,
+    Credentials,
+    MustWait,
+    Network,
+    Proof,
+    ScramSecrets,
+    Terms,
+    UserAccount,
+)
 from ..sasl.prepare import saslprep
 from ..threads import to_thread
 from . import passwords, scram
@@ -128,8 +137,9 @@ _COLUMNS = {
 class Users:
     """The user database.
 
-    Implements ``Passdb``, ``ScramKeys``, ``ImmediateScramKeys``, ``Directory``, ``Generations``,
-    ``ImmediateGenerations`` and ``LastUses``.
+    Implements ``Passdb``, ``Accounts``, ``ImmediateAccounts``, ``ScramKeys``,
+    ``ImmediateScramKeys``, ``Directory``, ``Generations``, ``ImmediateGenerations`` and
+    ``LastUses``.
     """
 
     def __init__(self, path: Path, *, domains: Collection[str] = ("localhost",)) -> None:
@@ -491,6 +501,13 @@ class Users:
         for row in await self._rows(_ACCOUNT_QUERY, key):
             return _account(key, row)
         return None
+
+    def account_now(self, identity: str) -> UserAccount | None:
+        key = _key(identity)
+        rows = self._rows_now(_ACCOUNT_QUERY, key)
+        if rows is None:
+            raise MustWait
+        return _account(key, rows[0]) if rows else None
 
     async def maildrop_of(self, recipient: str) -> str:
         for name in possible_users(recipient, self._domains):

@@ -23,10 +23,11 @@ from hashlib import sha256
 from tempfile import SpooledTemporaryFile
 from typing import IO, Protocol
 
+from ..addons import offers
 from ..errors import NoSuchUser, RestanteError, TemporaryFailure
 from ..maildrop import Store
 from ..message import Envelope, header_insertion
-from ..passdb import Directory
+from ..passdb import Directory, ImmediateDirectory
 from ..smtp.commands import VERBS
 from ..smtp.grammar import Reply
 from ..smtp.session import Policy, Session
@@ -167,6 +168,8 @@ class IntakeConnection(BaseConnection[Event]):
                 self._spool(octets)
             case Close(reason):
                 self._end_session(reason)
+            case Resolve(address):
+                return self._resolve_now(address)
             case StartTLS():
                 self._transport.pause_reading()  # the next octets belong to the TLS handshake
                 return False
@@ -197,15 +200,29 @@ class IntakeConnection(BaseConnection[Event]):
     def _secured(self, ssl_object: ssl.SSLObject) -> None:
         self._session.secured()
 
+    def _resolve_now(self, address: str) -> bool:
+        """Accept a recipient who can be found without waiting; otherwise return False."""
+        directory = self._service.directory
+        if not offers(directory, ImmediateDirectory):
+            return False
+        maildrop = directory.maildrop_now(address)
+        if maildrop is None:
+            return False
+        self._accept(maildrop)
+        return True
+
     async def _resolve(self, address: str) -> None:
         try:
             maildrop = await self._service.resolve(address)
         except RestanteError as error:
             self._send(self._session.refused(error))
         else:
-            self._send(self._session.resolved(maildrop))
-            if self._session.policy.is_lmtp:
-                self._slot.protect()  # this site's mail server must not be evicted
+            self._accept(maildrop)
+
+    def _accept(self, maildrop: str) -> None:
+        self._send(self._session.resolved(maildrop))
+        if self._session.policy.is_lmtp:
+            self._slot.protect()  # this site's mail server must not be evicted
 
     async def _deliver(self, event: Deliver) -> None:
         if self._session.policy.is_lmtp:
