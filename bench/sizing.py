@@ -107,7 +107,7 @@ _SIZING_HEAD = """\
 
 The figures on this page are computed from the measurements on the page
 [Performance](../performance.md), which also describes the machine and the method. Your machine is
-different, so use the figures as an order of magnitude only. To measure on your own machine, run
+different, so treat the figures as rough estimates. To measure on your own machine, run
 `./dev bench --all`.
 
 ## Three sites
@@ -140,8 +140,8 @@ indexed it.
 
 ## Disk
 
-- Each message takes up its own size on disk, and is stored only once. Deleted mail takes up this
-  space until its [hold](deletion-limits.md) is over; the default is 14 days.
+- Each message is stored once and takes up as much disk space as its size. Deleted mail takes up
+  this space until its [hold](deletion-limits.md) is over; the default is 14 days.
 - Indexes and journals need at most a few MB per user; the journal is limited to 2 MiB.
 - Each delivered message is synced to disk before it is accepted, so the rate of deliveries depends
   on the time that the disk needs for a flush. On a hard disk or on network storage, expect a far

@@ -48,7 +48,7 @@ MEANINGS = {
     "opened, because clients would otherwise download all messages again.",
     "bug": "An unexpected error occurred. A traceback follows.",
     "clock jumped": "The clock is ahead of the time that has passed since it was last trusted, by "
-    "`seconds`. It is trusted after a day.",
+    "`seconds`. It is trusted again after a day.",
     "clock not saved": "The file `clock` in the state directory could not be written.",
     "certificate refused": "The renewed certificate is invalid. The server keeps the old one.",
     "connection refused": "A connection was refused because a limit on connections was reached.",
@@ -290,8 +290,8 @@ def _exit_codes() -> dict[int, list[str]]:
     causes[os.EX_TEMPFAIL].append("any error after which trying again may help")
     causes[os.EX_NOHOST].append("a host name that does not exist")
     causes[os.EX_NOPERM].append("an untrusted certificate, `LoginFailed`")
-    causes[os.EX_UNAVAILABLE].append("other errors of restante")
-    causes[os.EX_IOERR].append("a file or directory that is missing, damaged or forbidden")
+    causes[os.EX_UNAVAILABLE].append("other restante errors")
+    causes[os.EX_IOERR].append("a file or directory that is missing, damaged or inaccessible")
     causes[os.EX_SOFTWARE].append("a bug")
     causes[130].append("stopped by Ctrl-C")
     for kind, code in failures._EXIT_CODES:
@@ -568,8 +568,9 @@ def requirements() -> Iterator[str]:
     refused = sum(bool(each.refused) for each in listed)
     yield f"""# Requirements of the RFCs
 
-This page lists {len(listed)} requirements: {shown} with tests, {refused} that restante refuses for
-the reason given, and {sum(bool(each.not_yet) for each in listed)} not met or not tested completely.
+This page lists {len(listed)} requirements: {shown} with tests, {refused} that restante
+deliberately does not meet, for the reasons given, and
+{sum(bool(each.not_yet) for each in listed)} not met yet or not tested completely.
 "Fact" marks a statement of an RFC without MUST or SHOULD. "Ours" marks a requirement that comes
 from experience and not from an RFC.
 """
@@ -594,10 +595,13 @@ def _sources(sources: tuple[str, ...]) -> str:
 
 
 def _evidence(requirement: rfc.Requirement, tests: list[str]) -> str:
-    said = f"not met: {_sentence(requirement.not_yet)} " if requirement.not_yet else ""
-    said = f"refused: {_sentence(requirement.refused)} " if requirement.refused else said
+    reason = ""
+    if requirement.refused:
+        reason = f"deliberately not met: {_sentence(requirement.refused)} "
+    elif requirement.not_yet:
+        reason = f"not met yet: {_sentence(requirement.not_yet)} "
     shown = [_short(test) for test in dict.fromkeys(tests)]
-    return said + " ".join(f"`{test}`" for test in shown)
+    return (reason + " ".join(f"`{test}`" for test in shown)).rstrip()
 
 
 def _short(test: str) -> str:
@@ -650,8 +654,10 @@ FILES = (
     ("passwords", "passwords of the accounts on other servers", "account collect serve"),
     ("tokens", "encrypted OAuth 2 tokens of these accounts", "account collect serve"),
     ("guesses", "recent failed logins", "auth serve"),
-    ("clock", "the time at which the clock was last trusted", "maildrop serve user"),
-    ("intake.sqlite3", "the record of deliveries that a sender may repeat", "serve"),
+    ("clock", "the latest time known to be correct, used to detect a wrong clock",
+     "maildrop serve user"),
+    ("intake.sqlite3",
+     "the record of deliveries that failed for some recipients, used to avoid duplicates", "serve"),
     ("tls", "the certificate that was created at the first start", "serve"),
     ("first-password", "the password of the first user", "serve"),
     ("control", "the control sockets, if there is no runtime directory",

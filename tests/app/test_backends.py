@@ -215,14 +215,14 @@ def test_why_names_the_back_end_of_a_user(
     for user, backend in ("ann", "users"), ("bob", "passwd-file"):
         found = restante("-c", chained, "auth", "why", user, "::1")
         reported = found.out.splitlines()[0]
-        assert reported == f"{user} (back end {backend}): a correct password is accepted from ::1"
+        assert reported == f"{user} (back end: {backend}): a correct password is accepted from ::1"
         found = restante("-c", chained, "auth", "why", user, "::1", "--json")
         assert (found.json["backend"], found.json["allowed"]) == (backend, True)
     assert restante("-c", chained, "auth", "why", "eve", "::1").code == 67
     (home / "passwd").write_text("bob:{PLAIN}p::::::nologin\n")
     found = restante("-c", chained, "auth", "why", "bob", "::1")
     assert (
-        found.out.splitlines()[0] == "bob (back end passwd-file) is refused: the user is disabled"
+        found.out.splitlines()[0] == "bob (back end: passwd-file) is refused: the user is disabled"
     )
     for stored in ("*", "!!", "{ARGON2ID}malformed", "$1$salt$md5"):
         (home / "passwd").write_text(f"bob:{stored}\n")

@@ -354,7 +354,7 @@ def test_why_distinguishes_disabled_and_unknown_users(restante: Restante, ann: s
     reported, _, facts = found.out.partition("\n")
     assert (
         reported
-        == "ann (back end users) is refused: the user is disabled. Run: restante user enable ann"
+        == "ann (back end: users) is refused: the user is disabled. Run: restante user enable ann"
     )
     assert facts == (
         "::1: a new network for this user, 0 recent failed guesses; "
@@ -373,7 +373,7 @@ def test_why_reports_password_spraying(restante: Restante, ann: str, state: Path
             )
         throttle.save(state / "guesses")
     reported = restante("auth", "why", "ann", "::1").out.splitlines()
-    assert reported[0] == "ann (back end users): a correct password is accepted from ::1"
+    assert reported[0] == "ann (back end: users): a correct password is accepted from ::1"
     assert "a wrong password is answered after 2.0 s" in reported[1]
     assert reported[2] == (
         "password spraying: 3 recent attempts with the same passwords for many users; "

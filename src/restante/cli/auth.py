@@ -80,10 +80,12 @@ def why(options: argparse.Namespace) -> int:
         row = {"user": user, "backend": backend, "allowed": reason is None, "reason": reason}
         common.print_json("auth-why", **row, **_as_json(facts))
     elif reason is None:
-        print(f"{user} (back end {backend}): a correct password is accepted from {options.address}")
+        print(
+            f"{user} (back end: {backend}): a correct password is accepted from {options.address}"
+        )
     else:
         advice = _ADVICE.get(reason, "").format(user=quote(user)) if backend == "users" else ""
-        print(f"{user} (back end {backend}) is refused: {_REASONS[reason]}{advice}")
+        print(f"{user} (back end: {backend}) is refused: {_REASONS[reason]}{advice}")
     if not options.json:
         print(f"{options.address}: {_describe(facts)}")
         if facts.sprayed >= 0.5:

@@ -28,7 +28,7 @@ _GROUPS = {
     },
     "Users and mail": {
         "user": "add and change users, passwords, permissions and quotas",
-        "maildrop": "list maildrops, restore deleted mail, show session logs, verify",
+        "maildrop": "list and verify maildrops, restore deleted mail, show session logs",
         "deliver": "deliver a message from standard input",
         "import": "migrate mail from another server or collector",
     },

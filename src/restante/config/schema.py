@@ -181,8 +181,8 @@ class Store(Section):
         "14d",
         'How long deleted mail is held, so that it can be restored. With "0", deleted mail is '
         'destroyed at QUIT. With "keep", QUIT removes nothing, and deleted messages are listed '
-        "again in the next session. `restante user hold` sets a different time for one user. If "
-        "you shorten the time, this destroys no mail during the first 24 hours.",
+        "again in the next session. `restante user hold` sets a different time for one user. A "
+        "shorter time takes effect 24 hours after the change.",
         hold_time,
     )
     maildrop: tuple[str, ...] = option(
@@ -242,13 +242,13 @@ class LDAP(Section):
     )
     bind_dn: str = option(
         "",
-        "The DN to bind as for the search; empty for an anonymous search.",
+        "The DN with which the server binds before it searches; empty for an anonymous search.",
         example="cn=restante,dc=example,dc=org",
     )
     bind_password: Secret = option(
         "",
-        "The password for `bind_dn`: text, or a reference as for the option `password` of an "
-        "account.",
+        "The password for `bind_dn`: text or a reference, in the same form as an account's "
+        "`password`.",
         secret,
         example={"file": "/run/secrets/ldap"},
     )
@@ -296,8 +296,8 @@ class Provider(Section):
     client_id: str = option("", "This server's client ID at the provider, for introspection.")
     client_secret: Secret = option(
         "",
-        "This server's client secret at the provider, for introspection: text, or a reference as "
-        "for the option `password` of an account.",
+        "This server's client secret at the provider, for introspection: text or a reference, in "
+        "the same form as an account's `password`.",
         secret,
     )
     claim: str = option(
@@ -442,8 +442,8 @@ class Limits(Section):
     expire: int | None = option(
         "never",
         "Time after which mail is removed automatically, announced by EXPIRE. Removed mail is held "
-        "like deleted mail. `restante user permit` sets a different time for one user. If you "
-        "shorten the time, this removes no mail during the first 24 hours.",
+        "like deleted mail. `restante user permit` sets a different time for one user. A "
+        "shorter time takes effect 24 hours after the change.",
         expiry,
     )
     deletions_by_new: int = option(
@@ -480,8 +480,8 @@ class OAuth(Section):
     client_id: str = option("", "The client ID of the app that you registered with the provider.")
     client_secret: Secret = option(
         "",
-        "The client secret of the app that you registered, if it has one: text, or a reference as "
-        "for the option `password` of the account.",
+        "The client secret of the app that you registered, if it has one: text or a reference, in "
+        "the same form as the account's `password`.",
         secret,
         example={"credential": "oauth.secret"},
     )
@@ -491,9 +491,9 @@ class OAuth(Section):
     )
     flow: str = option(
         "auto",
-        'How to sign in: with a "browser" on this machine; with a browser on any machine, by '
-        'pasting the final address ("paste"); on another "device", by entering a code; or as a '
-        '"client" with the app\'s own secret and without a user. "auto" chooses a suitable way.',
+        'How to sign in. "browser": with a browser on this machine. "paste": with a browser on any '
+        'machine, by pasting the final address. "device": on another device, by entering a code. '
+        '"client": with the app\'s own secret and without a user. "auto": chosen automatically.',
         one_of("auto", "browser", "paste", "device", "client"),
     )
     authorize_url: str = option("", 'The authorization endpoint, for the provider "other".')
@@ -505,19 +505,18 @@ class OAuth(Section):
 
 
 class Alert(Section):
-    """Send mail when an account fails, or when its OAuth 2 sign-in expires soon."""
+    """Send mail when an account fails, or when its OAuth 2 sign-in is about to expire."""
 
     after: int = option(
         0,
-        "Number of consecutive failed sessions after which an alert is sent. Another mail is sent "
-        "when the account works again. 0 disables alerts.",
+        "Number of consecutive failed sessions after which an alert is sent. Another message is "
+        "sent when the account works again. 0 disables alerts.",
         number,
         example=3,
     )
     to: str = option(
         "",
-        "Where to deliver alerts: a value as for the account's option `to`. The default is the "
-        "value of that option.",
+        "Where to deliver alerts, in the same form as the account's `to`, which is the default.",
         example="maildrop:postmaster",
     )
     recipient: str = option(
@@ -567,7 +566,8 @@ class Account(Section):
     )
     to_password: Secret = option(
         "",
-        "The password for an IMAP destination: text or a reference, as for the option `password`.",
+        "The password for an IMAP destination: text or a reference, in the same form as "
+        "`password`.",
         secret,
         example={"file": "/etc/restante/imap.password"},
     )
