@@ -144,7 +144,7 @@ def test_drop_in_the_middle_of_a_message(server: Pop3Server) -> None:
     server.fault.drop(after_bytes=100)
     with pytest.raises(ConnectionLost):
         retrieve_one(server)
-    assert "1 S: +OK 1800 octets … 83 octets more\n1 S: (the connection ends)" in server.transcript
+    assert "1 S: +OK 1800 octets … 83 more octets\n1 S: (the connection ends)" in server.transcript
     assert retrieve_one(server) == MESSAGE * 100  # once only
 
 
@@ -409,7 +409,7 @@ def test_transcript_contains_everything_the_client_received(server: Pop3Server, 
             f"{session} S: +OK 1 18",
         ]
         client.retr(1)
-        last = f"{session} S: +OK 18 octets … 21 octets more"
+        last = f"{session} S: +OK 18 octets … 21 more octets"
         assert server.transcript.splitlines()[-1] == last
         client.quit()
         assert server.transcript.splitlines()[-2] == f"{session} C: QUIT"

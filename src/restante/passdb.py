@@ -139,7 +139,7 @@ class Attempt(NamedTuple):
     and whether the password is correct.  All these queries share one deadline and one priority.
     """
 
-    asker: Credentials
+    credentials: Credentials
     """The credentials, without a password if the client did not send a password."""
     began: float
     """Start of the login in seconds, on the clock of the event loop."""
@@ -151,12 +151,11 @@ _attempt: ContextVar[Attempt | None] = ContextVar("_attempt", default=None)
 @contextmanager
 def attempting(credentials: AnyCredentials, began: float) -> Iterator[None]:
     """Attribute all queries that this task makes to back ends in the block to this login."""
-    asker = credentials
-    if not isinstance(asker, Credentials):
-        asker = Credentials(
+    if not isinstance(credentials, Credentials):
+        credentials = Credentials(
             credentials.mechanism, credentials.identity, "", address=credentials.address
         )
-    token = _attempt.set(Attempt(asker, began))
+    token = _attempt.set(Attempt(credentials, began))
     try:
         yield
     finally:

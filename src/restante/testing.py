@@ -59,8 +59,8 @@ SASL_MECHANISMS = tuple(
 _ITERATIONS = 4096  # SCRAM iterations: the minimum of RFC 7677 §4, to keep tests fast
 _TIMEOUT = 30.0  # seconds that a test waits for the server's thread
 _POLL_INTERVAL = 0.005  # seconds between two checks of a client that holds a maildrop
-# A client that has had the maildrop open for this many seconds is still connected, because the
-# server processes the end of a connection in less time.
+# If a maildrop is still open after this number of seconds, its client must still be connected: the
+# server takes less time to process the end of a connection.
 _STILL_CONNECTED = 0.1
 _SESSION_END_TIMEOUT = 10.0  # seconds
 _VERBS = tuple(VERBS)
@@ -354,7 +354,7 @@ class _FaultyConnection(Connection):
         """The part of the current response that is not in the transcript yet."""
         first, _, rest = bytes(self._response).partition(b"\r\n")
         text = first.decode("ascii", "backslashreplace")
-        return text + (f" … {len(rest)} octets more" if rest else "")
+        return text + (f" … {len(rest)} more octets" if rest else "")
 
     # Output of the server.
 
@@ -461,7 +461,10 @@ class _InterceptedTransport:
 
 @dataclass(slots=True)
 class _TestUsers:
-    """A passdb for tests, with all add-ons except certificates.  A user's token is the password."""
+    """A passdb for tests.  It offers all optional methods except those for certificates.
+
+    A user's token is the password.
+    """
 
     passwords: dict[str, str]
 

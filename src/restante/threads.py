@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Simultaneous calls for each event loop; like ThreadPoolExecutor's limit, enough for disks to
-# reorder requests.
+# Maximum number of simultaneous calls for each event loop.  As with ThreadPoolExecutor's limit, it
+# is enough for disks to reorder requests.
 _MAX_CALLS = 32
 _IDLE_TIMEOUT = 10.0  # seconds that an idle thread waits; starting a thread takes about 100 µs
 
@@ -91,8 +91,8 @@ class Threads:
     async def run(self, call: Callable[[], T]) -> T:
         """Run ``call`` in a thread, and return its result or raise its exception.
 
-        A cancelled caller does not wait for a call that has begun, so a call that hangs only
-        occupies its thread.  A call that has not begun is dropped.
+        A cancelled caller does not wait for a call that has begun, so a call that hangs blocks
+        nothing but its own thread.  A call that has not begun is dropped.
         """
         if (loop := running_loop()) is None:
             return call()
@@ -189,7 +189,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     return await future
 
 
-async def finished(work: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+async def wait_until_done(work: asyncio.Future[Any]) -> asyncio.CancelledError | None:
     """Wait until the work is done, even if the caller is cancelled while it waits.
 
     Returns the first cancellation, which the caller must raise, or None.

@@ -309,7 +309,7 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
         (
             f'chain = ["users", "oauth"]\n{OAUTH}introspection = "https://id.example.org/"\n'
             'client_id = "x"\nclient_secret = { env = "NOT_SET" }',
-            "auth.oauth.client_secret: is empty or not set",
+            "auth.oauth.client_secret: the value is empty or not set",
         ),
         (
             'oauth.client_secret = "secret"',

@@ -286,11 +286,11 @@ def configure(home: Path, name: str, password: str, mode: int = 0o600) -> None:
 @pytest.mark.parametrize(
     ("password", "words"),
     [
-        ('{ env = "NO_SUCH_NAME" }', "account.isp.password: is empty or not set"),
+        ('{ env = "NO_SUCH_NAME" }', "account.isp.password: the value is empty or not set"),
         ('{ file = "/no/such/file" }', "account.isp.password: .*No such file"),
         ('{ command = ["false"] }', "account.isp.password: the command ended with exit code 1"),
         ('{ command = ["no-such-program"] }', "account.isp.password: .*No such file"),
-        ('{ credential = "isp" }', "account.isp.password: is empty or not set"),
+        ('{ credential = "isp" }', "account.isp.password: the value is empty or not set"),
     ],
 )
 def test_secret_that_cannot_be_obtained_is_named(

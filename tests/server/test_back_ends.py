@@ -81,8 +81,8 @@ def test_queries_of_one_login_are_attributed_to_it(
     assert logins[-1] is None
     (login,) = set(logins[:-1])
     assert login is not None
-    assert login.asker.address == "127.0.0.1"
-    assert login.asker.identity == "mrose+Junk"
+    assert login.credentials.address == "127.0.0.1"
+    assert login.credentials.identity == "mrose+Junk"
 
 
 def test_slow_back_end_does_not_delay_ending_disabled_users(

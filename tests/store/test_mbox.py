@@ -298,7 +298,7 @@ def test_duplicates_are_imported_once_and_reported(
     assert load(tmp_path / "box", "--json") == 0
     reported = capsys.readouterr()
     assert json.loads(reported.out)["duplicates"] == [[3, 1]]
-    assert "left out 1 message equal to another message: 3 (same as 1)" in reported.err
+    assert "left out 1 message identical to another message: 3 (same as 1)" in reported.err
     assert taken(store) == [flagged + ONE, flagged + TWO]
 
 

@@ -156,7 +156,7 @@ at {_host(account)}) since {_when(since)}.
 {_advice(name, account, error)}
 
 No mail is lost. Collected messages are stored, and the others are still
-on the server. You will get another mail when the account works again.
+on the server. You will get another message when the account works again.
 """,
     )
 

@@ -27,7 +27,7 @@ def fetch(secret: Secret, setting: str) -> str:
     except (OSError, UnicodeDecodeError, subprocess.SubprocessError, ImportError) as error:
         raise ConfigurationError(f"{setting}: {_reason(error)}") from error
     if not text:
-        raise ConfigurationError(f"{setting}: is empty or not set")
+        raise ConfigurationError(f"{setting}: the value is empty or not set")
     return text
 
 

@@ -57,7 +57,7 @@ def _missing(config: Configuration) -> Iterator[str]:
             if not base.is_dir():
                 yield f"store.path: {base} does not exist; run: mkdir -p {base}"
             elif not os.access(base, os.W_OK | os.X_OK):
-                yield f"store.path: {base} cannot be written by this user"
+                yield f"store.path: {base} is not writable by this user"
     if config.tls.client_ca:
         from ..auth.http import is_readable
 

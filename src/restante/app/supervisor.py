@@ -166,7 +166,7 @@ class Supervisor:
                 self._on_ready()
 
     def _handle(self, number: signal.Signals) -> None:
-        is_terminal_hangup = number is signal.SIGHUP and self._terminal.is_closed()
+        is_terminal_hangup = number is signal.SIGHUP and self._terminal.detach_if_closed()
         if is_terminal_hangup or number in (signal.SIGTERM, signal.SIGINT):
             self._stop()
         elif number is signal.SIGHUP and self._stop_by is None and self._reload():

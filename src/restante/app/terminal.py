@@ -18,8 +18,8 @@ class Terminal:
         self._existed = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _exists()
         self._descriptors = [each for each in range(3) if os.isatty(each)]
 
-    def is_closed(self) -> bool:
-        """Return whether the terminal was closed; if so, discard later output to it."""
+    def detach_if_closed(self) -> bool:
+        """If the terminal was closed, discard later output to it.  Return whether it was closed."""
         if not self._existed or _exists():
             return False
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -28,7 +28,9 @@ from .names import key as _key
 # Maximum number of simultaneous connections.  We estimate that a small directory server handles
 # this number without delay.
 _MAX_CONNECTIONS = 16
-_DECOY = "cn=nobody"  # entry below the base DN to bind as when the user is unknown
+# The password of an unknown user is checked against this entry below the base DN, so that the
+# refusal takes as long as for a known user.
+_DECOY = "cn=nobody"
 
 
 def is_safe(url: str) -> bool:
@@ -60,7 +62,7 @@ class Search:
     name: str = "uid"
     """The attribute that contains the user's name."""
     bind_dn: str = ""
-    """The DN to bind as for the search; empty for an anonymous search."""
+    """The DN that is used to bind before the search; empty for an anonymous search."""
     bind_password: str = field(default="", repr=False)
     ca_file: str = ""
     """A file of trusted certificate authorities; empty for the system's authorities."""

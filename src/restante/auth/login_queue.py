@@ -83,8 +83,8 @@ class LoginQueue:
             TooBusy: too many logins are waiting.
         """
         attempt = current_attempt()
-        asker = attempt.asker if attempt else Credentials("", identity, "")
-        return await self._run(asker, lambda: self._backend.account(identity))
+        credentials = attempt.credentials if attempt else Credentials("", identity, "")
+        return await self._run(credentials, lambda: self._backend.account(identity))
 
     async def _run(self, credentials: Credentials, query: Callable[[], Awaitable[T]]) -> T:
         waiter = _Waiter(credentials, asyncio.get_running_loop().create_future())

@@ -1,10 +1,10 @@
 """Users of the operating system, authenticated with PAM.
 
-Security: only system users (``getpwnam``) whose uid is in the range for regular users can log in.
-PAM is never called for root or for daemons.  PAM's account management is called too, so users
-whose accounts are locked or have expired cannot log in.  PAM runs in separate processes
-(``pam_helper``), so if a module crashes, hangs or exits, only one check fails, with a temporary
-error.
+Security: only users of the operating system (``getpwnam``) whose uid is in the range for regular
+users can log in.  PAM is never called for root or for daemons.  PAM's account management is called
+too, so users whose accounts are locked or have expired cannot log in.  PAM runs in separate
+processes (``pam_helper``), so if a module crashes, hangs or exits, only one check fails, with a
+temporary error.
 Limits: at most ``_MAX_CHECKS`` simultaneous checks.  A check ends at the deadline of its caller.
 """
 
@@ -115,7 +115,9 @@ class _Helper:
         self._control: socket.socket | None = None
 
     async def check(self, request: bytes) -> str:
-        """Run one check and return its answer; ``pam_helper`` describes both formats.
+        """Run one check and return its answer.
+
+        The formats of the request and the answer are described in ``pam_helper``.
 
         Raises:
             BackendUnavailable: the helper cannot be started.
@@ -137,15 +139,15 @@ class _Helper:
         """Send the helper its end of the socket for a check."""
         for _ in range(2):  # the first attempt fails if the helper has ended
             try:
-                socket.send_fds(self._started(), [b"\0"], [helper_end.fileno()])
+                socket.send_fds(self._ensure_started(), [b"\0"], [helper_end.fileno()])
                 return
             except OSError as error:  # also raised if too many sockets wait for the helper
                 self._stop(0.0)
                 problem = error.strerror
         raise BackendUnavailable(f"pam: no helper: {problem}")
 
-    def _started(self) -> socket.socket:
-        """Return the socket of the helper, which is started if it is not running."""
+    def _ensure_started(self) -> socket.socket:
+        """Start the helper if it is not running, and return the socket to it."""
         if self._control is None:
             self._control, helper_end = socket.socketpair()
             self._control.setblocking(False)

@@ -114,7 +114,7 @@ def is_sane(phc: str, kind: str = "argon2id") -> bool:
 
 
 def matches(password: str, phc: str, *, kind: str = "argon2id") -> bool:
-    """Return whether this password has this hash.  A hash that is not sane matches nothing.
+    """Return whether the password matches the hash.  A hash that is not sane matches nothing.
 
     ``kind`` is ``argon2id``, or ``argon2i`` for hashes of other programs.
     """

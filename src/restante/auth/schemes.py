@@ -1,8 +1,8 @@
 """Check password hashes of other programs, in Dovecot's notation ``{SCHEME}hash``.
 
-Security: a hash of an unknown scheme, a malformed hash, and a hash that would take more than a
-second or two to compute match nothing and are not computed, so that one line of a file cannot stop
-a server.  Comparisons take constant time.
+Security: a hash matches nothing and is not computed if its scheme is unknown, if it is malformed,
+or if computing it would take more than a second or two.  Thus one line of a file cannot stop a
+server.  Comparisons take constant time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _SCRAM = re.compile(
 _SIZES = {"sha1": 20, "sha256": 32, "sha512": 64}  # octets
 
 Check = Callable[[str, str, str], bool]
-"""Returns whether a password has a hash.  Arguments: password, hash, encoding (may be empty)."""
+"""Returns whether a password matches a hash.
+
+Arguments: the password, the hash, and the encoding of the hash (may be empty).
+"""
 
 
 class _Scheme(NamedTuple):
@@ -49,7 +52,7 @@ class _Scheme(NamedTuple):
 
 
 def matches(password: str, stored_hash: str, scheme: str = "CRYPT") -> bool:
-    """Return whether this password has this hash.  ``scheme`` is used if the hash has no prefix.
+    """Return whether the password matches the hash.  ``scheme`` is used if the hash has no prefix.
 
     Raises:
         BackendMisconfigured: the scheme needs a library that is not installed.
@@ -82,7 +85,7 @@ def is_sane(stored_hash: str, scheme: str = "CRYPT") -> bool:
 
 
 def secret(stored_hash: str, scheme: str = "CRYPT") -> bytes | None:
-    """Return the password, prepared by RFC 4013, or None if only its hash is stored."""
+    """Return the password after SASLprep (RFC 4013), or None if only its hash is stored."""
     name, encoding, text = _split(stored_hash, scheme)
     if name == "PLAIN":
         with suppress(AuthenticationFailed, UnicodeError):
@@ -157,7 +160,10 @@ def _digest(algorithm: str, *, salted: bool = False) -> _Scheme:
 
 
 def _decode(text: str, encoding: str, size: int) -> bytes:
-    """Decode hexadecimal digits or Base64; if ``encoding`` is empty, the length shows which."""
+    """Decode hexadecimal digits or Base64.
+
+    If ``encoding`` is empty, the length of the text shows which of them it is.
+    """
     is_hex = encoding == "HEX" or (not encoding and len(text) == 2 * size)
     try:
         return unhexlify(text) if is_hex else b64decode(text, validate=True)

@@ -6,9 +6,9 @@ the same network.  A correct password is answered immediately.  Accounts are nev
 an attacker could use this to lock users out.  The same wrong password for the same user counts only
 once for each network, because a forgotten device may try an old password all day.  A password that
 fails for many users, whatever their networks, is being sprayed: its response gets the longest
-delay, and the log gets one line.  Passwords are hashed in order of priority (``login_queue``):
-first logins with a password that was correct before, or from a network from which the user has
-logged in before; then logins from networks without guesses; then all others.
+delay, and the log gets one line.  Passwords are hashed in order of priority (``login_queue``).
+Logins with a password that was correct before, or from a network from which the user has logged in
+before, come first; then logins from networks without guesses; then all others.
 
 Security: the tables contain keyed hashes of 63 bits.  Two tables and their key survive restarts:
 networks with recent guesses, and networks from which users have logged in.  The three tables that
@@ -171,7 +171,9 @@ class Throttle:
     def record_failure(self, credentials: AnyCredentials) -> float:
         """Count a failed login.  Returns the number of seconds from its arrival to its response."""
         with self._lock:
-            is_sprayed = isinstance(credentials, Credentials) and self._count_user(credentials)
+            is_sprayed = isinstance(credentials, Credentials) and self._record_wrong_password(
+                credentials
+            )
             if not self._is_trusted(credentials.address):
                 self._count_guess(credentials)
         return self._delay(credentials.address, is_sprayed) + self._chance() * self.delay / 2
@@ -222,20 +224,18 @@ class Throttle:
             self._delay(address, is_sprayed=True),
         )
 
-    def _count_user(self, credentials: Credentials) -> bool:
+    def _record_wrong_password(self, credentials: Credentials) -> bool:
         """Record that this password has failed for this user, and return whether it is sprayed."""
-        user, password = (
-            _password_key(credentials.identity, credentials.password),
-            _hash(credentials.password),
-        )
-        if not self._spraying.weight(user):
-            self._spraying.add(user, 1.0, maximum=1.0)
-            before = self._spraying.weight(password)
-            self._spraying.add(password, 1.0)
-            if before < _SPRAYED_WEIGHT <= before + 1:
-                fields = {"ip": credentials.address, "users": round(before + 1)}
+        pair_key = _password_key(credentials.identity, credentials.password)
+        password_key = _hash(credentials.password)
+        if not self._spraying.weight(pair_key):
+            self._spraying.add(pair_key, 1.0, maximum=1.0)
+            old_weight = self._spraying.weight(password_key)
+            self._spraying.add(password_key, 1.0)
+            if old_weight < _SPRAYED_WEIGHT <= old_weight + 1:
+                fields = {"ip": credentials.address, "users": round(old_weight + 1)}
                 _log.warning("password sprayed", extra={"fields": fields})
-        is_sprayed = self._spraying.weight(password) >= _SPRAYED_WEIGHT
+        is_sprayed = self._spraying.weight(password_key) >= _SPRAYED_WEIGHT
         if is_sprayed:
             self._guesses.add(_SPRAYS, 1.0)
         return is_sprayed

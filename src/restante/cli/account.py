@@ -223,7 +223,7 @@ async def _listing(job: Job, local: Counter[bytes] | None) -> tuple[list[tuple[s
             selected = []
             for message, digest in headers:
                 if digest and local[digest]:
-                    # A local copy matches only one message: another equal message may be new.
+                    # A local copy matches only one message: an identical message may be new.
                     local[digest] -= 1
                     selected.append(message)
     return [(ids[each.number], each.size) for each in selected], len(ids) - len(selected)

@@ -59,7 +59,7 @@ def _without_brackets(path: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Deliver the message; all errors that an administrator can repair result in exit code 75.
+    """Deliver the message.  All errors that an administrator can fix result in exit code 75.
 
     After 75, a mail server keeps the message and tries again; after most other codes, it bounces
     the message.  Even bugs result in 75.  Errors in the message itself or in its recipient are

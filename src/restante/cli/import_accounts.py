@@ -36,11 +36,12 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         parser = kinds.add_parser(
             kind,
             help=f"import the accounts of {kind} and its lists of seen messages",
-            description="Write each account into the configuration, and the messages that were "
-            "downloaded before into the ledger, so that restante collect does not download them "
-            "again. Those messages are never deleted on their server. The files of the other "
-            "collector do not change. Do not run both collectors. An account that cannot be "
-            "imported is reported with exit code 78, and the others are still imported.",
+            description="Add each account to the configuration, and record in the ledger which "
+            "messages the other collector has already downloaded, so that restante collect does "
+            "not download them again. Those messages are never deleted from their server. The "
+            "files of the other collector do not change. Do not run both collectors. An account "
+            "that cannot be imported is reported with exit code 78, and the others are still "
+            "imported.",
         )
         parser.add_argument("path", metavar="PATH", type=Path, help=path)
         parser.add_argument(

@@ -30,7 +30,7 @@ def read(options: argparse.Namespace) -> ImportedFiles:
     """Read the messages of an mbox.
 
     Messages without a unique-id get one from their content, so that an import can be repeated.  If
-    several messages without a unique-id are equal, only the first is imported.
+    several messages without a unique-id are identical, only the first is imported.
 
     Raises:
         PermanentFailure: the file is not a plain mbox.
@@ -69,7 +69,7 @@ def read(options: argparse.Namespace) -> ImportedFiles:
     if result.duplicates:
         pairs = (f"{number} (same as {other})" for number, other in result.duplicates)
         text = counted(len(result.duplicates), "message")
-        result.notes.append(f"left out {text} equal to another message: {_abbreviated(pairs)}")
+        result.notes.append(f"left out {text} identical to another message: {_abbreviated(pairs)}")
     return result
 
 

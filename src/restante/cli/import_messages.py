@@ -93,7 +93,7 @@ class ImportedFiles:
     """Number of messages that get a new unique-id because they had none."""
     notes: list[str] = field(default_factory=list)
     duplicates: list[tuple[int, int]] = field(default_factory=list)
-    """Pairs of message numbers: a message that is left out, and the equal message before it."""
+    """Pairs of message numbers: a message that is left out, and the identical message before it."""
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""``restante maildrop``: list maildrops, read session logs, restore deleted mail, verify."""
+"""``restante maildrop``: list and verify maildrops, restore deleted mail, show session logs."""
 
 from __future__ import annotations
 

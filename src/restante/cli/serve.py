@@ -105,7 +105,7 @@ async def _serve(config: Configuration, options: argparse.Namespace) -> None:
             return config if options.ephemeral else _configuration(options)
 
         def handle_hangup() -> None:
-            if terminal.is_closed() or (options.ephemeral and not reloads.is_requested):
+            if terminal.detach_if_closed() or (options.ephemeral and not reloads.is_requested):
                 stop.set()
                 return
             reloads.begin()
@@ -191,8 +191,8 @@ class _Terminal(Terminal):
         super().__init__()
         self._reloads = reloads
 
-    def is_closed(self) -> bool:
-        return not self._reloads.is_requested and super().is_closed()
+    def detach_if_closed(self) -> bool:
+        return not self._reloads.is_requested and super().detach_if_closed()
 
 
 async def _work(

@@ -64,11 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--yes", action="store_true", help="do not ask for confirmation")
         action.set_defaults(run=run)
 
-    _add_permission(actions)
+    _add_settings(actions)
     _add_app_passwords(actions)
 
 
-def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_settings(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     action = actions.add_parser("show", help="show a user's permissions and last logins")
     action.add_argument("name", metavar="NAME", help="the user's name")
     action.set_defaults(run=show)

@@ -187,7 +187,7 @@ class AccountLedger:
             ).fetchone()
         return row is not None
 
-    def equal(self, content: Content, *, is_unlisted: bool) -> list[str]:
+    def with_content(self, content: Content, *, is_unlisted: bool) -> list[str]:
         """Return the keys of collected messages with this content that may still be on the server.
 
         With ``is_unlisted``, only messages missing from the last complete listing are returned.
@@ -284,7 +284,7 @@ class AccountLedger:
             )
 
     def compared(self, messages: Iterable[Stored], again_at: float | None) -> None:
-        """Record that these messages were fetched, and are equal to those stored under their keys.
+        """Record that these messages were fetched, and match those stored under their keys.
 
         ``again_at`` is the ledger's time when they were listed again after they had been deleted or
         missing; None if they had always been listed.

@@ -20,7 +20,7 @@ from tempfile import SpooledTemporaryFile
 from ..addons import offers
 from ..errors import CommandFailed, MessageRefused, TemporaryFailure
 from ..pop3.listing import Message
-from ..threads import finished, in_thread
+from ..threads import in_thread, wait_until_done
 from .account_ledger import AccountLedger, Stored, earlier_key
 from .deletions import Reader
 from .destinations import Destination, Doubtful, Grouping, Verifying
@@ -81,7 +81,7 @@ class _Received:
     seen: Seen
     row: Stored
     is_compared: bool = False
-    """Whether the ledger already has an equal message, under this key or another."""
+    """Whether the ledger already has a message with this content, under this key or another."""
 
     @property
     def restarts_retention(self) -> bool:
@@ -131,7 +131,7 @@ class Fetching:
         self._grouping = destination if offers(destination, Grouping) else None
         self._refusals = 0  # number of consecutive temporary refusals
         self._in_doubt: list[tuple[Message, str]] = []  # consecutive messages, with the reasons
-        self._equal: set[str] = set()  # keys of messages that were recognised by their content
+        self._recognised: set[str] = set()  # keys of messages that were recognised by their content
         self._waiting: list[_Received] = []  # stored, not in the ledger yet
         self._writing: asyncio.Task[None] | None = None  # records the previous group
         # A cancellation that arrived while a message was being stored.
@@ -140,7 +140,7 @@ class Fetching:
     # Messages.
 
     async def fetch(self, steps: Sequence[Fetch | Compare]) -> None:
-        """Fetch these messages, and store them unless an equal message is stored already."""
+        """Fetch these messages, and store them unless the same message is already stored."""
         try:
             await self._fetch_all(steps)
         except TemporaryFailure:
@@ -262,7 +262,7 @@ class Fetching:
             yield piece
 
     async def _compare_and_store(self, step: Fetch | Compare, body: AsyncIterable[bytes]) -> None:
-        """Receive the whole message, and store it unless an equal message is already stored."""
+        """Receive the whole message, and store it unless the same message is already stored."""
         message = step.message
         with SpooledTemporaryFile(_IN_MEMORY) as buffer:
             reader = ContentReader()
@@ -271,10 +271,10 @@ class Fetching:
             content, key = reader.content(), step.key
             if key is None:
                 key = await in_thread(self._key_of, content)
-            equal = await in_thread(self._find_equal, step, key, content)
-            if equal is not None:
+            duplicate = await in_thread(self._find_duplicate, step, key, content)
+            if duplicate is not None:
                 self._outcome.known += step.key is None or not self._is_present(key)
-                self._waiting.append(equal)
+                self._waiting.append(duplicate)
                 return
             buffer.seek(0)
             if isinstance(step, Compare):
@@ -289,7 +289,9 @@ class Fetching:
         known = self._known.collected.get(key)
         return known is not None and known.at is not None and self._known.record(key) is None
 
-    def _find_equal(self, step: Fetch | Compare, key: str, content: Content) -> _Received | None:
+    def _find_duplicate(
+        self, step: Fetch | Compare, key: str, content: Content
+    ) -> _Received | None:
         """Return what to record if a message with this content is already stored, else None.
 
         Blocking.
@@ -297,7 +299,7 @@ class Fetching:
         message, known = step.message, self._known.collected.get(key)
         seen = Seen(message, key, whole=content)
         if known is None or known.at is None:
-            return self._find_equal_of_new(seen, step, content)
+            return self._find_duplicate_of_new(seen, step, content)
         seen = replace(seen, has_come_back=known.is_gone or not known.is_expected)
         record, identity = self._known.record(key), self._known.identity_of(key)
         row = Stored(key, message.size, content, identity)
@@ -315,10 +317,10 @@ class Fetching:
             return _Received(replace(seen, has_come_back=True), row)
         return self._find_moved(seen, row._replace(replaces=identity), content)
 
-    def _find_equal_of_new(
+    def _find_duplicate_of_new(
         self, seen: Seen, step: Fetch | Compare, content: Content
     ) -> _Received | None:
-        """Like ``_find_equal``, but for a key under which no message was collected."""
+        """Like ``_find_duplicate``, but for a key under which no message was collected."""
         row = self._known.row(seen.key, seen.message.size, content)
         if step.key is not None and (moved := self._find_moved(seen, row, content)):
             return moved
@@ -328,8 +330,8 @@ class Fetching:
         return None
 
     def _find_moved(self, seen: Seen, row: Stored, content: Content) -> _Received | None:
-        """Return what to record if an equal message is no longer listed, else None."""
-        before = self._equal_key(content, is_unlisted=True) if self.finds_moved else None
+        """Return what to record if a message with this content is no longer listed, else None."""
+        before = self._key_of_duplicate(content, is_unlisted=True) if self.finds_moved else None
         if before is None:
             return None
         self._known.load_more([before])
@@ -339,24 +341,24 @@ class Fetching:
     def _key_of(self, content: Content) -> str:
         """Return the key of a message that has no unique-id of its own.  Blocking.
 
-        The result is the key of an equal message that is not listed, or a new key.  A new key
-        begins with a space, because a unique-id cannot contain a space.
+        The result is the key of a message with this content that is not listed, or a new key.  A
+        new key begins with a space, because a unique-id cannot contain a space.
         """
-        key = self._equal_key(content, is_unlisted=False)
+        key = self._key_of_duplicate(content, is_unlisted=False)
         if key is None:
             candidates = (f" {content.digest.hex()}:{number}" for number in count(1))
-            key = next(each for each in candidates if each not in self._equal)
-            self._equal.add(key)
+            key = next(each for each in candidates if each not in self._recognised)
+            self._recognised.add(key)
         self._known.load_more([key])
         return key
 
-    def _equal_key(self, content: Content, *, is_unlisted: bool) -> str | None:
+    def _key_of_duplicate(self, content: Content, *, is_unlisted: bool) -> str | None:
         """Return the key of a collected message with this content; return each key only once."""
-        keys = self._ledger.equal(content, is_unlisted=is_unlisted)
-        free = (each for each in keys if each not in self._equal and each not in self.listed)
+        keys = self._ledger.with_content(content, is_unlisted=is_unlisted)
+        free = (each for each in keys if each not in self._recognised and each not in self.listed)
         key = next(free, None)
         if key is not None:
-            self._equal.add(key)
+            self._recognised.add(key)
         return key
 
     def _holds(self, identity: str, content: Content) -> bool:
@@ -385,7 +387,7 @@ class Fetching:
     ) -> None:
         message, destination, content = step.message, self._destination, reader.content()
         identity = self._known.identity(key, message.size)
-        # A message with this name must be different, or ``_find_equal`` would have returned it.
+        # A message with this name must be different, or ``_find_duplicate`` would have returned it.
         if offers(destination, Verifying) and destination.has(identity):
             identity = self._known.identity(key, message.size, content)
         self._ledger.intend([(key, message.size)])
@@ -483,7 +485,7 @@ class Fetching:
         an accepted message would not be recorded.  ``_add_to_group`` raises the cancellation later.
         """
         work = asyncio.ensure_future(asyncio.to_thread(self._destination.commit))
-        self._cancelled = await finished(work)
+        self._cancelled = await wait_until_done(work)
         if self._cancelled is not None and work.exception() is not None:
             raise self._cancelled
         work.result()

@@ -604,8 +604,8 @@ def why_due(known: Collected, policy: Policy, now: float) -> str:
 def unique_ids(listing: Sequence[Message]) -> dict[int, str]:
     """Return the unique-ids by message-number, without those that are listed more than once.
 
-    RFC 1939 §7 allows unique-ids that are hashes of the messages, so equal messages may have the
-    same unique-id.
+    RFC 1939 §7 allows unique-ids that are hashes of the messages, so identical messages may have
+    the same unique-id.
     """
     counts = Counter(message.unique_id for message in listing)
     return {

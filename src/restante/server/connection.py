@@ -3,8 +3,8 @@
 Subclasses for POP3 (``pop3``) and for SMTP and LMTP (``intake``) answer the events of their
 sessions.  This module enforces the limits, which are the same for all protocols:
 
-- Other connections get a turn after ``_EVENTS_PER_TURN`` commands (a series of a few equal commands
-  counts once), after ``TURN`` octets of output, and after about 64 KiB of input.
+- Other connections get a turn after ``_EVENTS_PER_TURN`` commands, after ``TURN`` octets of output,
+  and after about 64 KiB of input.  A short run of RETR, TOP or DELE commands counts as one command.
 - A client that stops reading gets no more responses (``output``).  Thus a connection buffers about
   64 KiB of output and 64 KiB of input, however many commands are pipelined.
 - There are deadlines for the login or the first message, for idle clients, and for clients that
@@ -191,7 +191,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._output = Output()
-        self._worker: asyncio.Task[None] | None = None  # performs an event and later commands
+        self._worker: asyncio.Task[None] | None = None  # handles an event and the commands after it
         self._is_half_closed = self._is_draining = self._is_closing = self._is_lost = False
         self._is_turn_due = False  # whether other connections get a turn before more input is read
         self._began = self._last_command = self._loop.time()
@@ -227,7 +227,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         }
 
     def end(self) -> bool:
-        """End the session on the operator's request; return False if it is already ending."""
+        """End the session at the operator's request; return False if it is already ending."""
         self.drain()
         return True
 
@@ -248,8 +248,8 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         """
         raise NotImplementedError
 
-    def _answer_bug(self, event: E | None) -> None:
-        """Answer a command that raised an unforeseen exception."""
+    def _answer_internal_error(self, event: E | None) -> None:
+        """Answer a command that raised an unexpected exception."""
         raise NotImplementedError
 
     def _is_interruptible(self) -> bool:
@@ -491,14 +491,14 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
                 self._worker = None
 
     def _fail(self, event: E | None, produced: int) -> None:
-        """Answer a command that raised an unforeseen exception.
+        """Answer a command that raised an unexpected exception.
 
         If part of the response has been produced, the connection is aborted instead.  ``produced``
         is the number of octets of output before the command.
         """
         self._log_bug()
         if self._output.produced == produced:
-            self._answer_bug(event)
+            self._answer_internal_error(event)
         else:
             self.abort("bug")
 

@@ -181,7 +181,7 @@ class ControlConnection(BaseConnection["Request | BadRequest"]):
                 await output.flush_and_wait(*((1,) if self._is_live else ()))
         output.write(session.end())
 
-    def _answer_bug(self, event: Request | BadRequest | None) -> None:
+    def _answer_internal_error(self, event: Request | BadRequest | None) -> None:
         answer = refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
         assert isinstance(answer.content, bytes)
         self._output.write(self._session.head(answer.status, answer.media_type))

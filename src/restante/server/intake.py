@@ -306,7 +306,7 @@ class IntakeConnection(BaseConnection[Event]):
         address = f" ([{self._address}])" if self._address else ""
         return Envelope(event.reverse_path, recipient, event.protocol, f"{event.hello}{address}")
 
-    def _answer_bug(self, event: Event | None) -> None:
+    def _answer_internal_error(self, event: Event | None) -> None:
         if isinstance(event, Resolve):
             failure = TemporaryFailure("local error, try again later")
             self._send(self._session.refused(failure))

@@ -263,7 +263,7 @@ class Connection(BaseConnection[Event]):
                 return False
         return True
 
-    def _answer_bug(self, event: Event | None) -> None:
+    def _answer_internal_error(self, event: Event | None) -> None:
         """Send [SYS/TEMP] (RFC 3206 §4), and end the connection to release the lock.
 
         If the error occurred while a message was being read, the session continues.

@@ -191,8 +191,8 @@ class Imap(Spooled):
     def _is_listed(self, server: IMAPClient, response: bytes, octets: bytes) -> bool:
         """Return whether the server lists the appended message.
 
-        If the server removes the mark, or merges the message with an equal one as Gmail does, the
-        message is recognised by the sender's header fields.
+        If the server removes the mark, or merges the message with an identical one as Gmail does,
+        the message is recognised by the sender's header fields.
         """
         digest = header_digest(header_of(octets))
         unique_id = _APPENDED.search(response)

@@ -53,7 +53,7 @@ class Provider:
 GOOGLE = Provider(
     "https://accounts.google.com/o/oauth2/v2/auth",
     "https://oauth2.googleapis.com/token",
-    "",  # no device flow for the scopes of mail
+    "",  # no device flow for mail scopes
     ("openid", "email", "https://mail.google.com/"),
     # Without these parameters, a second sign-in returns no refresh token.
     extra=(("access_type", "offline"), ("prompt", "consent")),
@@ -61,7 +61,7 @@ GOOGLE = Provider(
 
 
 def microsoft(tenant: str = "common") -> Provider:
-    """Return the provider Microsoft.
+    """Return Microsoft's endpoints and scopes.
 
     ``tenant`` is an organisation, or ``common``, ``organizations`` or ``consumers``.
     """
@@ -187,11 +187,11 @@ class AuthorizationRequest:
 
 
 def tokens(
-    response: JsonObject, now: float, before: Tokens | None = None, *, agreed_at: float = 0.0
+    response: JsonObject, now: float, previous: Tokens | None = None, *, agreed_at: float = 0.0
 ) -> Tokens:
     """Return the tokens in a response from the token endpoint (RFC 6749 §5.1).
 
-    If the response contains no refresh token, the one in ``before`` remains valid (RFC 6749 §6).
+    If the response contains no refresh token, the one in ``previous`` remains valid (RFC 6749 §6).
 
     Raises:
         ConsentNeeded, ProviderUnavailable: the response is an error.
@@ -203,7 +203,7 @@ def tokens(
         raise ProviderUnavailable("the provider's response contains no bearer token")
     refresh = _text(response, "refresh_token")
     life = _number(response, "refresh_token_expires_in")
-    expires = before.refresh_expires_at if before else None
+    expires = previous.refresh_expires_at if previous else None
     if refresh or life is not None:
         expires = None if life is None else now + life
     claims = _claims(response)
@@ -211,16 +211,16 @@ def tokens(
     return Tokens(
         access,
         now + (_number(response, "expires_in") or _DEFAULT_LIFETIME),
-        refresh or (before.refresh if before else ""),
+        refresh or (previous.refresh if previous else ""),
         expires,
-        before.agreed_at if before else agreed_at,
-        user or (before.user if before else ""),
+        previous.agreed_at if previous else agreed_at,
+        user or (previous.user if previous else ""),
     )
 
 
-def refresh(application: Application, before: Tokens) -> Form:
-    """Return the request for a new access token with a refresh token (RFC 6749 §6)."""
-    return application.form(grant_type="refresh_token", refresh_token=before.refresh)
+def refresh(application: Application, previous: Tokens) -> Form:
+    """Return the request that uses the refresh token to get a new access token (RFC 6749 §6)."""
+    return application.form(grant_type="refresh_token", refresh_token=previous.refresh)
 
 
 def client_credentials_request(application: Application) -> Form:
