@@ -15,7 +15,7 @@ import pytest
 
 import restante as package
 from restante import errors
-from restante.app import failures
+from restante.app import failures, privileges
 from restante.auth.names import BadName
 from restante.auth.users import BadPassword, NameTaken
 from restante.cli import common
@@ -236,18 +236,23 @@ def test_output_may_be_closed(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("user", "list"), ("deliver", "ann"), ("maildrop", "list"), ("account", "list")]
+    "command",
+    [("user", "list"), ("deliver", "ann"), ("maildrop", "list"), ("account", "list"), ("check",)],
 )
 def test_root_makes_nothing_that_the_server_cannot_read(
-    restante: Restante, state: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, str]
+    restante: Restante, state: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
-    (state / "mail").mkdir(parents=True)
-    if os.getuid() == 0:
-        os.chown(state / "mail", 65534, -1)
+    """tests/app/test_privileges.py: which user root becomes, or why it is refused."""
+
+    def refuse(config: object) -> None:
+        raise errors.ConfigurationError("root does not know the server's user")
+
+    monkeypatch.setattr(privileges, "server_account", refuse)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    (state / "mail").mkdir(parents=True)
     found = restante(*command, stdin=b"Subject: hi\n\nhi\n")
     assert found.code == (75 if command[0] == "deliver" else 78)  # the mail server keeps it
-    assert "could not read files that root creates in this directory. Run: runuser -u " in found.err
+    assert "root does not know the server's user" in found.err
     assert sorted(path.name for path in state.rglob("*")) == ["mail"]
 
 

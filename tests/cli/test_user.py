@@ -193,7 +193,7 @@ def test_unusable_state_directory_is_an_error_on_one_line(restante: Restante, st
     state.write_text("a file, where a directory should be")
     found = restante("user", "add", "ann", stdin=b"pw\n")
     assert found.code == 74
-    assert found.err.startswith(f"restante user: {state}")
+    assert str(state) in found.err
     assert len(found.err.splitlines()) == 1
 
 

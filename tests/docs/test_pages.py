@@ -84,7 +84,6 @@ PLACES = (
     ("127.0.0.1:2525", "{smtp}"),
     ("/run/restante/lmtp.sock", "{lmtp_unix}"),
     ("/run/restante/control/0.sock", ".local/state/restante/control/0.sock"),  # short enough
-    ("runuser -u restante -- ", ""),
     ("/var/mail/vhosts/example.org/ann/Maildir", "{home}/Maildir"),
     ("/var/backups/restante", "{home}"),
     ("/etc/letsencrypt/live/mail.example.org/fullchain.pem", "{state}/tls/certificate.pem"),
@@ -114,7 +113,6 @@ ELSEWHERE = {
     "uv": "asks a package index",
     "python3 -m venv /opt": "changes this machine",
     "/opt/restante": "asks a package index",
-    "runuser -u restante -- /opt/restante": "is not installed here",
     "git pull": "asks another machine",
     "ufw": "changes this machine",
     "ln": "changes this machine",

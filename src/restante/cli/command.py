@@ -138,6 +138,11 @@ def _print_error(error: BaseException, code: int, options: argparse.Namespace) -
         traceback.print_exception(error)
     for line in describe(error).splitlines():
         print(f"restante {options.command}: {printable(line)}", file=sys.stderr)
+    if isinstance(error, PermissionError):
+        from ..app import privileges
+
+        if user := privileges.became:  # root does not expect to lack a permission
+            print(f"restante {options.command}: root's command ran as {user}", file=sys.stderr)
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,47 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from .. import config as config_module
+from ..app import privileges
 from ..config import Configuration
 from ..errors import ConfigurationError, UnsafeArgument
 from ..escaping import printable
-from ..posix import pwd
-from ..store.paths import Template
 from .tables import table
 
 
 def configuration(options: argparse.Namespace, **overrides: Any) -> Configuration:
-    """Load the configuration for this command.
+    """Load the configuration for this command, and become the server's user if root runs it.
+
+    Files that only root can read must be read before.
 
     ``overrides`` are configuration options given on the command line, with "__" in place of ".".
 
     Raises:
-        ConfigurationError: the configuration is invalid, or root runs a command that would create
-            files which the server's user cannot read.
+        ConfigurationError: the configuration is invalid, or root runs the command and cannot become
+            the server's user.
     """
     options_given = {key.replace("__", "."): value for key, value in overrides.items() if value}
     config = config_module.load(options.config, overrides=options_given)
-    if options.command not in ("serve", "check") and getattr(os, "geteuid", lambda: 1)() == 0:
-        _refuse_root(config)
+    if options.command != "serve":
+        privileges.drop(config)
+        # Found again even if the new user has another home directory.
+        options.config = options.config or config.source
     return config
-
-
-def _refuse_root(config: Configuration) -> None:
-    """Prevent root from creating files that the server's user could not open.
-
-    Raises:
-        ConfigurationError: the directories belong to another user.
-    """
-    for path in (Path(config.auth.users).parent, Path(Template(config.store.path).base)):
-        with suppress(FileNotFoundError):
-            if owner := path.stat().st_uid:
-                try:
-                    name = pwd.getpwuid(owner).pw_name
-                except KeyError:
-                    name = str(owner)
-                raise ConfigurationError(
-                    f"{path} belongs to {name}, who could not read files that root creates in "
-                    f"this directory. Run: runuser -u {name} -- restante …"
-                )
 
 
 def describe_hold(hold: float) -> str:
