@@ -277,6 +277,43 @@ def test_every_request_gets_one_response(tmp_path: Path, octets: bytes, status: 
     run(main())
 
 
+@pytest.mark.parametrize("path", [b"/status", b"/large", b"/live"])
+@pytest.mark.parametrize("method", [b"HEAD", b"OPTIONS", b"CONNECT", b"TRACE", b"DELETE"])
+def test_no_method_is_a_bug(
+    tmp_path: Path, method: bytes, path: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with serving(tmp_path) as door:
+            if path == b"/live" and method != b"HEAD":
+                return  # the response never ends
+            heard = await door.ask(method + b" " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            head, _, content = heard.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 405" if method == b"CONNECT" else b"HTTP/1.1 200")
+            assert bool(content) == (method != b"HEAD"), "RFC 9110 §9.3.2"
+            await until(lambda: not door.service.connections)
+
+    run(main())
+    assert "bug" not in caplog.text
+
+
+@pytest.mark.parametrize("path", [b"/status", b"/live", b"/large"])
+def test_a_client_that_sends_without_end_is_dropped(tmp_path: Path, path: bytes) -> None:
+    async def main() -> None:
+        async with serving(tmp_path) as door:
+            _, writer = await door.connect()
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: bool(door.requests))
+            with suppress(ConnectionError):
+                for _ in range(100):
+                    writer.write(b"x" * 1000)
+                    await settled()
+            await until(lambda: not door.service.connections)
+            writer.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("part", [b"", b"GET /sta", GET_STATUS[:-2]])
 def test_incomplete_request_times_out(tmp_path: Path, part: bytes) -> None:
     async def main() -> None:

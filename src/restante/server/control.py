@@ -23,7 +23,7 @@ from pathlib import Path
 from ..errors import RestanteError
 from .admission import Slot
 from .connection import DIRECT, BaseConnection, BaseService, Timeouts
-from .http import BadRequest, Request, ServerExchange
+from .http import MAX_REQUEST, BadRequest, Request, ServerExchange
 from .proxy import Origin
 
 _log = logging.getLogger("restante.control")
@@ -141,6 +141,12 @@ class ControlConnection(BaseConnection["Request | BadRequest"]):
         except OSError:  # another program has removed the file
             return False
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Reading must continue, because it shows when the client disconnects.
+        if self._session.discarded > MAX_REQUEST:
+            self.abort("flood")
+
     def _respond(self, event: Request | BadRequest) -> bool:
         return False
 
@@ -172,6 +178,10 @@ class ControlConnection(BaseConnection["Request | BadRequest"]):
             output.write(session.content(content), session.end())
             return
         output.write(session.head(answer.status, answer.media_type))
+        if not session.has_content:
+            await content.aclose()
+            output.write(session.end())
+            return
         self._is_live = answer.is_live
         if self._is_live:
             output.flush()

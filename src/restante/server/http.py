@@ -1,7 +1,7 @@
 """HTTP/1.1 without I/O: one request and its response, as the server or as the client.
 
 Standards: RFC 9112, implemented by h11.
-Security: each connection carries one request, and octets after it are ignored, so requests cannot
+Security: each connection carries one request, and octets after it are discarded, so requests cannot
 be pipelined or smuggled.
 Limits: a request has at most ``MAX_REQUEST`` octets and no content.
 """
@@ -40,7 +40,11 @@ class BadRequest:
 
 
 class ServerExchange:
-    """Reads a request and formats its response."""
+    """Reads a request and formats its response.
+
+    A request with the method HEAD is returned as GET, and its response has no content
+    (RFC 9110 §9.3.2).
+    """
 
     def __init__(self) -> None:
         self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
@@ -48,10 +52,14 @@ class ServerExchange:
         self._left = MAX_REQUEST  # octets that the parser may still receive
         self._head: h11.Request | None = None
         self._is_complete = False
+        self.discarded = 0
+        """Number of octets that the client has sent after its request."""
 
     def receive(self, octets: bytes) -> None:
         """Add octets from the client; those after a request are discarded."""
-        if not self._is_complete:
+        if self._is_complete:
+            self.discarded += len(octets)
+        else:
             self._pending += octets
 
     @property
@@ -108,9 +116,14 @@ class ServerExchange:
             headers.append(("Content-Length", str(octets)))
         return self._send(h11.Response(status_code=status, headers=headers))
 
+    @property
+    def has_content(self) -> bool:
+        """Whether the response has content."""
+        return self._head is None or self._head.method != b"HEAD"
+
     def content(self, octets: bytes) -> bytes:
         """Return a piece of the content in the encoding of the response."""
-        return self._send(h11.Data(data=octets))
+        return self._send(h11.Data(data=octets)) if self.has_content else b""
 
     def end(self) -> bytes:
         """Return the octets that end the response."""
@@ -126,7 +139,10 @@ def _request(head: h11.Request) -> Request | BadRequest:
         query = dict(parse_qsl(target.query, max_num_fields=_MAX_PARAMETERS))
     except ValueError:
         return BadRequest(HTTPStatus.BAD_REQUEST)
-    return Request(head.method.decode("ascii"), target.path, query)
+    method = head.method.decode("ascii")
+    if method == "CONNECT":  # a response would turn the connection into a tunnel (§9.3.6)
+        return BadRequest(HTTPStatus.METHOD_NOT_ALLOWED)
+    return Request("GET" if method == "HEAD" else method, target.path, query)
 
 
 class ClientExchange:
