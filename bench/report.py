@@ -233,7 +233,7 @@ def _times(ratio: float | None) -> str:
     if ratio is None:
         return "–"
     digits = 2 if ratio < 2 else 1 if ratio < 100 else 0
-    return f"{ratio:,.{digits}f} ×"
+    return f"{ratio:,.{digits}f}\N{NO-BREAK SPACE}×"
 
 
 def write() -> None:

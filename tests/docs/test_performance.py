@@ -98,8 +98,8 @@ def test_worst_row_is_listed_first_and_compared_with_the_best_peer(bench: Any) -
     ]
     rows = bench.behind(bench.Results(lines)).splitlines()[-2:]
     assert rows == [
-        "| slower, messages/s | 0.10 × | 10 | dovecot-multi 100 |",
-        "| slow, µs | 0.50 × | 20 | dovecot-multi 10 |",
+        "| slower, messages/s | 0.10\N{NO-BREAK SPACE}× | 10 | dovecot-multi 100 |",
+        "| slow, µs | 0.50\N{NO-BREAK SPACE}× | 20 | dovecot-multi 10 |",
     ]
 
 
@@ -110,7 +110,7 @@ def test_other_mail_format_is_compared_on_its_own(bench: Any) -> None:
         line("bench_top", "TOP", "µs", "dovecot-mdbox", 5.0),
     ]
     results = bench.Results(lines)
-    assert "| TOP, µs | 0.50 × | 10 | dovecot-mdbox 5 |" in bench.behind(results)
+    assert "| TOP, µs | 0.50\N{NO-BREAK SPACE}× | 10 | dovecot-mdbox 5 |" in bench.behind(results)
     assert "In 1 of 2 " in bench.behind(results)
     row = results.row("bench_top", "TOP", "µs")
     assert (row.ratio(), row.ratio_to_other_format()) == (2.0, 0.5)
