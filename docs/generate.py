@@ -192,7 +192,7 @@ def _default(option: Any) -> str:
 
 
 def command_line() -> Iterator[str]:
-    """Every verb with its options, then the exit codes and the environment."""
+    """Yield every command with its options, then the exit codes and the environment."""
     parser = make_parser(is_complete=True)
     summary, _, verbs = (parser.description or "").partition("\n\n")
     yield f"# Command line\n\n{summary}\n\n`restante [OPTIONS] COMMAND …`\n"
@@ -640,7 +640,7 @@ def comparison() -> Iterator[str]:
 
 # -- Manual pages
 
-# Files with their contents and the verbs that read or write them. tests/cli/test_examples.py
+# Files with their contents and the commands that read or write them. tests/cli/test_examples.py
 # compares the names with the files that the examples open.
 _ALL = "account auth check collect deliver import maildrop serve user"
 _STATE = "$STATE_DIRECTORY"
@@ -689,7 +689,7 @@ def manual_pages() -> dict[str, Callable[[], Iterator[str]]]:
 
 
 def _actions(parser: argparse.ArgumentParser) -> dict[str, tuple[str, argparse.ArgumentParser]]:
-    """Verbs, or the actions of a verb, with their summaries; without deprecated names."""
+    """Return the commands, or a command's actions, with their summaries; omit deprecated names."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             summaries = {each.dest: each.help or "" for each in action._choices_actions}
@@ -745,7 +745,7 @@ def _manual_of_configuration() -> Iterator[str]:
     yield "# restante.toml\n\n## Synopsis\n\n`restante.toml`, `conf.d/*.toml`\n\n## Description\n"
     yield intro.partition("\n\n")[2]
     yield from (section.replace("## [", "### [", 1) for section in sections)
-    yield "## Examples\n\nA server for a domain, with certificates of its own:\n\n```toml"
+    yield "## Examples\n\nA server with a certificate from a certification authority:\n\n```toml"
     yield EXAMPLE_OF_CONFIGURATION + "```\n\n## Files\n"
     yield from _files("check")
     yield "## See also\n\nrestante(1), restante-check(1), restante-serve(1)"
@@ -757,7 +757,8 @@ hostname = "mail.example.org"
 listen = ["pop3s://[::]:995", "pop3://[::]:110"]
 
 [tls]
-certificate = "/etc/restante/fullchain.pem"
+mode = "files"
+cert = "/etc/restante/fullchain.pem"
 key = "/etc/restante/privkey.pem"
 """
 
@@ -767,7 +768,7 @@ def _examples(examples: Iterable[str]) -> Iterator[str]:
 
 
 def _files(verb: str = "") -> Iterator[str]:
-    """Of one verb, or all."""
+    """Yield the files that a command uses, or all files."""
     for name, text, verbs in FILES:
         if not verb or verb in verbs.split():
             place = "" if name.endswith(".toml") else f"{_STATE}/"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from package import manual
+from restante import config
 from restante.cli.examples import EXAMPLES
 
 HOUSE = Path(__file__).parent.parent.parent
@@ -47,6 +48,14 @@ def test_a_manual_page_has_the_examples_of_the_help(verb: str) -> None:
     page = (HOUSE / "docs" / "man" / f"restante-{verb.split()[0]}.md").read_text()
     lines = sections(page)["Examples"].splitlines()
     assert set(EXAMPLES[verb]) <= set(lines)
+
+
+def test_example_in_the_page_of_the_configuration_is_valid(tmp_path: Path) -> None:
+    page = (HOUSE / "docs" / "man" / "restante.toml.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", sections(page)["Examples"], re.DOTALL)
+    path = tmp_path / "restante.toml"
+    path.write_text(example)
+    assert config.load(path).tls.cert == "/etc/restante/fullchain.pem"
 
 
 @pytest.mark.slow
