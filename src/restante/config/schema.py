@@ -242,7 +242,7 @@ class LDAP(Section):
     )
     bind_dn: str = option(
         "",
-        "The DN with which the server binds before it searches; empty for an anonymous search.",
+        "The DN that restante binds as before it searches; empty for an anonymous search.",
         example="cn=restante,dc=example,dc=org",
     )
     bind_password: Secret = option(
