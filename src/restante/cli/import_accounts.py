@@ -39,9 +39,9 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
             description="Add each account to the configuration, and record in the ledger which "
             "messages the other collector has already downloaded, so that restante collect does "
             "not download them again. Those messages are never deleted from their server. The "
-            "files of the other collector do not change. Do not run both collectors. An account "
-            "that cannot be imported is reported with exit code 78, and the others are still "
-            "imported.",
+            "files of the other collector do not change. Do not run both collectors. If an "
+            "account cannot be imported, the reason is printed, the other accounts are imported, "
+            "and the exit code is 78.",
         )
         parser.add_argument("path", metavar="PATH", type=Path, help=path)
         parser.add_argument(
