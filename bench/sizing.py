@@ -117,7 +117,7 @@ minute is at the start of the day, when all users start their mail clients.
 
 """
 _SIZING_NOTES = """\
-A session consists of a login, STAT, UIDL, one RETR and QUIT over TLS. Each message is delivered
+A session consists of a login, STAT, UIDL, one RETR and QUIT over TLS. Messages are delivered
 over LMTP by one sender, downloaded over TLS one at a time, and deleted, with the default hold of 14
 days. The size of messages affects only the download. The memory figure covers a server with two
 workers and its connections.
