@@ -642,26 +642,26 @@ def comparison() -> Iterator[str]:
 
 # Files with their contents and the commands that read or write them. tests/cli/test_examples.py
 # compares the names with the files that the examples open.
-_ALL = "account auth check collect deliver import maildrop serve user"
+_ALL = "account auth check collect deliver doctor import maildrop serve user"
 _STATE = "$STATE_DIRECTORY"
 FILES = (
     ("restante.toml", "the configuration; see restante.toml(5)", _ALL),
     ("conf.d/*.toml", "parts of the configuration, for example one file for each account", _ALL),
     ("users.sqlite3", "users, password hashes, app passwords and permissions", _ALL),
     ("mail", "the maildrops, unless store.path names another directory",
-     "collect deliver import maildrop serve user"),
+     "collect deliver doctor import maildrop serve user"),
     ("ledger.sqlite3", "the record of collected messages", "account collect import serve"),
     ("passwords", "passwords of the accounts on other servers", "account collect serve"),
     ("tokens", "encrypted OAuth 2 tokens of these accounts", "account collect serve"),
     ("guesses", "recent failed logins", "auth serve"),
     ("clock", "the latest time known to be correct, used to detect a wrong clock",
-     "maildrop serve user"),
+     "doctor maildrop serve user"),
     ("intake.sqlite3",
      "the record of deliveries that failed for some recipients, used to avoid duplicates", "serve"),
-    ("tls", "the certificate that was created at the first start", "serve"),
+    ("tls", "the certificate that was created at the first start", "doctor serve"),
     ("first-password", "the password of the first user", "serve"),
     ("control", "the control sockets, if there is no runtime directory",
-     "log reload serve sessions status"),
+     "doctor log reload serve sessions status"),
 )  # fmt: skip
 _FILES_OF = {
     "demo": "This command uses only temporary files, which it removes at the end.\n",
@@ -671,7 +671,8 @@ _SEE_ALSO = {
     "serve": ("check", "user", "deliver"), "user": ("auth", "maildrop"),
     "maildrop": ("deliver", "user"), "deliver": ("maildrop", "serve"),
     "import": ("maildrop", "account"), "account": ("collect", "fetch"),
-    "collect": ("account", "fetch"), "fetch": ("collect",), "check": ("serve",),
+    "collect": ("account", "fetch"), "fetch": ("collect",), "check": ("serve", "doctor"),
+    "doctor": ("check", "status"),
     "auth": ("user", "serve"), "demo": ("serve",), "status": ("sessions", "check"),
     "reload": ("check", "status"), "log": ("status", "maildrop"),
     "sessions": ("status", "maildrop"),

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from .errors import ConfigurationError
 from .regular import read_regular
@@ -204,6 +204,29 @@ def is_valid_for(certificate: bytes, hosts: Collection[str], service: str) -> bo
     return bytes([0x16, len(service)]) + service.encode() in services
 
 
+class CertificateFacts(NamedTuple):
+    """The facts about a certificate that decide whether clients accept it."""
+
+    der: bytes
+    begins_at: float
+    """When it becomes valid, in seconds since the epoch."""
+    ends_at: float
+    """When it expires, in seconds since the epoch."""
+
+    def is_valid_for(self, host: str) -> bool:
+        """Return whether the certificate is valid for a host name."""
+        return is_valid_for(self.der, [host.lower()], "")
+
+
+def certificate_facts(der: bytes) -> CertificateFacts:
+    """Return the facts about a certificate in DER."""
+    from cryptography import x509
+
+    loaded = x509.load_der_x509_certificate(der)
+    begins, ends = loaded.not_valid_before_utc, loaded.not_valid_after_utc
+    return CertificateFacts(der, begins.timestamp(), ends.timestamp())
+
+
 def client_context(ca_file: Path | None = None, minimum: str = "1.2") -> ssl.SSLContext:
     """Return a context for connecting that verifies the chain and the name (RFC 7817 §3).
 
@@ -339,8 +362,18 @@ def _certificate(key_pem: bytes, hostnames: Sequence[str]) -> bytes:
 
 def fingerprint(certificate: Path) -> str:
     """Return the SHA-256 hash of a PEM file's first certificate, in groups of four hex digits."""
-    digest = sha256(ssl.PEM_cert_to_DER_cert(_first_block(certificate))).hexdigest().upper()
+    digest = sha256(first_certificate(certificate)).hexdigest().upper()
     return " ".join(re.findall("....", digest))
+
+
+def first_certificate(path: Path) -> bytes:
+    """Return the first certificate of a PEM file in DER.
+
+    Raises:
+        OSError: the file cannot be read.
+        ConfigurationError: the file has no certificate.
+    """
+    return ssl.PEM_cert_to_DER_cert(_first_block(path))
 
 
 def _first_block(certificate: Path) -> str:

@@ -129,7 +129,7 @@ def test_a_long_traceback_is_left_out() -> None:
 
 def control(folder: Path) -> Control:
     unused: Any = None
-    return Control(Live(0, Site(1, Reloads(1)), folder, unused, unused, unused))
+    return Control(Live(0, Site(1, Reloads(1)), folder, *[unused] * 4))
 
 
 def test_stopped_reader_is_cheap_and_gets_the_number_of_skipped_events(

@@ -733,9 +733,9 @@ def test_wrong_listen_fds_is_a_clear_error(count: str, name: str, site: Site) ->
 
 def test_default_addresses_give_way_to_sockets_of_systemd() -> None:
     default = Configuration()
-    assert sockets._configured_listeners(default, {"pop3s"}) == []
-    assert len(sockets._configured_listeners(default, ())) == 2
-    assert len(sockets._configured_listeners(default, {"lmtp"})) == 2
+    assert sockets.configured_listeners(default, {"pop3s"}) == []
+    assert len(sockets.configured_listeners(default, ())) == 2
+    assert len(sockets.configured_listeners(default, {"lmtp"})) == 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -50,7 +50,7 @@ CONTROL = [
 # (with one: tests/app/test_control.py).
 ANSWERS = {
     "restante auth why ann 192.0.2.7 --clear": os.EX_NOPERM,
-    **dict.fromkeys(CONTROL, os.EX_UNAVAILABLE),
+    **dict.fromkeys([*CONTROL, *EXAMPLES["doctor"]], os.EX_UNAVAILABLE),
 }
 
 # The beginnings of examples that run until a signal stops them.
@@ -235,6 +235,7 @@ UNOPENED = {
     **{verb: {"control"} for verb in ("log", "reload", "sessions", "status")},  # no server runs
     "account": {"users.sqlite3", "tokens"},  # for maildrop:USER; after signing in
     "collect": {"users.sqlite3", "mail", "tokens"},  # the same
+    "doctor": {"mail", "tls", "control"},  # no server runs
     "check": {"users.sqlite3"},  # where a configuration is checked that has users
 }
 OWN_PROCESS = {"demo", "serve"}

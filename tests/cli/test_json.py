@@ -64,6 +64,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "account rename": ["account", "rename", "isp", "other"],
     "account rm": ["account", "rm", "other", "--yes"],
     "check": ["check"],
+    "doctor": [],  # tests/app/test_doctor.py
     "demo": None,
     "account auth": [],  # tests/collect/test_oauth.py
     "serve": [],  # tests/cli/test_serve.py

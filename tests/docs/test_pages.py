@@ -79,6 +79,7 @@ BEFORE = {
 
 # Text on pages and its replacement here; the first match is used.
 PLACES = (
+    ("restante doctor", "restante doctor; test $? -le 1"),  # warnings about this machine
     ("pop.example.org", "{pop3s}"),
     ("127.0.0.1:1995", "{pop3s}"),
     ("127.0.0.1:2525", "{smtp}"),

@@ -108,6 +108,7 @@ class Control:
             "workers": workers,
             "connections": connections,
             "logged_in": sum(each.get("logged_in", 0) for each in workers),
+            "listen": live.listeners(),
             "certificate_end": format_time(live.certificate_end()),
             "configuration": {
                 "file": str(config.source) if config.source else None,

@@ -40,6 +40,8 @@ class Live:
     """Returns when the certificate in use expires, in seconds since the epoch."""
     needs_restart: Callable[[], bool]
     """Returns whether settings have changed that take effect only after a restart."""
+    listeners: Callable[[], list[dict[str, str]]]
+    """Returns protocol and address of each listening socket."""
     services: tuple[BaseService, ...] = ()
     """The services for POP3 and for the intake of mail; empty until they have started."""
     began: float = field(default_factory=time.monotonic)

@@ -49,7 +49,7 @@ from ..store.paths import Template
 from . import backends, control_socket, gateway, local, stores, systemd, throttling
 from .live import Live, Site
 from .reloads import Reloads
-from .sockets import BoundSocket, addresses_of, listening
+from .sockets import BoundSocket, addresses_of, listeners_as_json, listening
 from .upkeep import Upkeep, format_time
 
 _new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
@@ -87,6 +87,11 @@ def _processors() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
+def needed_descriptors(connections: int) -> int:
+    """Return how many file descriptors a worker needs for a number of connections."""
+    return _OWN_DESCRIPTORS + connections * _CONNECTION_DESCRIPTORS
+
+
 def _max_connections(configured: int) -> int:
     """Return ``configured``, or a lower number if there are not enough file descriptors for it.
 
@@ -96,7 +101,7 @@ def _max_connections(configured: int) -> int:
     (systemd.exec(5), LimitNOFILE).  The maximum applies to all workers together, because one worker
     may get all connections.
     """
-    needed = _OWN_DESCRIPTORS + configured * _CONNECTION_DESCRIPTORS
+    needed = needed_descriptors(configured)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < raised:
@@ -275,6 +280,7 @@ class _ServerParts:
             config=lambda: self.running.config,
             certificate_end=lambda: self._context.ends_at,
             needs_restart=self._needs_restart,
+            listeners=partial(listeners_as_json, shared.sockets),
         )
 
     def start(self) -> None:

@@ -46,7 +46,7 @@ def listening(config: Configuration) -> Iterator[list[BoundSocket]]:
             BoundSocket(name, stack.enter_context(each), _address(name, each) in tls_at_proxy)
             for name, each in systemd.inherited()
         ]
-        configured = _configured_listeners(config, {bound.scheme for bound in inherited})
+        configured = configured_listeners(config, {bound.scheme for bound in inherited})
         for bound in inherited:
             _check_inherited(
                 bound, [address for address, scheme, _ in configured if scheme == bound.scheme]
@@ -62,7 +62,7 @@ def listening(config: Configuration) -> Iterator[list[BoundSocket]]:
         yield sockets
 
 
-def _configured_listeners(
+def configured_listeners(
     config: Configuration, inherited_schemes: Collection[str]
 ) -> list[tuple[Address, str, str]]:
     """Return address, scheme and setting of each configured listener.
@@ -147,6 +147,19 @@ def addresses_of(sockets: Sequence[BoundSocket]) -> dict[str, str]:
         else:
             addresses[each.scheme] = _name(each.socket)
     return addresses
+
+
+def listeners_as_json(sockets: Sequence[BoundSocket]) -> list[dict[str, str]]:
+    """Return protocol and address of each socket; the address of a Unix socket has ``unix:``."""
+    return [
+        {
+            "proto": each.scheme,
+            "listen": f"unix:{each.socket.getsockname()}"
+            if each.socket.family == socket.AF_UNIX
+            else _name(each.socket),
+        }
+        for each in sockets
+    ]
 
 
 def _address(scheme: str, listening: socket.socket) -> str:

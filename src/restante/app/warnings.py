@@ -20,8 +20,11 @@ _EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
-def configuration_warnings(config: Configuration) -> Iterator[str]:
-    """Yield one sentence for each probable mistake.  None of them prevents the server's start."""
+def configuration_warnings(config: Configuration, *, with_files: bool = True) -> Iterator[str]:
+    """Yield one sentence for each probable mistake.  None of them prevents the server's start.
+
+    Without ``with_files``, permissions of files are not checked.
+    """
     users, auth = stores.users(config), config.auth
     with closing(backends.chain(config, users)) as chain:
         mechanisms = {USER_AND_PASS, *supported_mechanisms(chain, auth.mechanisms)}
@@ -36,7 +39,9 @@ def configuration_warnings(config: Configuration) -> Iterator[str]:
             check_new_name(account.user)
         except BadName as error:  # added by an earlier version or another program
             yield str(error)
-    yield from _world_accessible_files(config)
+    if with_files:
+        for key, path in world_accessible_files(config):
+            yield f"{key}: all users of this machine can read {path}; run: chmod o= {path}"
     yield from _settings_that_trust_all(config)
     client_networks = _client_networks(config)
     for account in accounts:
@@ -95,7 +100,8 @@ def secret_files(config: Configuration) -> Iterator[tuple[str, str]]:
             yield key, str(Path(str(secret.value)).expanduser())
 
 
-def _world_accessible_files(config: Configuration) -> Iterator[str]:
+def world_accessible_files(config: Configuration) -> Iterator[tuple[str, str]]:
+    """Yield the setting and the path of each file with secrets that all users can read."""
     files = [("auth.users", config.auth.users)]
     if "passwd-file" in config.auth.chain:
         files.append(("auth.passwd_file.path", config.auth.passwd_file.path))
@@ -104,7 +110,7 @@ def _world_accessible_files(config: Configuration) -> Iterator[str]:
     for key, path in (*files, *secret_files(config)):
         with suppress(OSError):  # other checks report missing files
             if Path(path).stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
-                yield f"{key}: all users of this machine can read {path}; run: chmod o= {path}"
+                yield key, path
 
 
 # Users who cannot log in.

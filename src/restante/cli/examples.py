@@ -22,6 +22,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "restante sessions end 1f3a5c7e90",
         "restante sessions end --user ann",
     ),
+    "doctor": (
+        "restante doctor",
+        "restante doctor --json",
+        "restante doctor --ntp ntp.example.org",
+    ),
     "check": (
         "restante check",
         "restante check -c /etc/restante/restante.toml",

@@ -80,7 +80,7 @@ def _bind_path(path: str) -> socket.socket:
     """Bind a Unix socket.  A socket file on which no process listens any more is replaced."""
     listening = socket.socket(AF_UNIX, socket.SOCK_STREAM)
     try:
-        if _is_dead_socket(path):
+        if is_dead_socket(path):
             Path(path).unlink()
         previous_umask = os.umask(0o117)  # rw-rw----: the MTA's user is a member of the group
         try:
@@ -95,7 +95,7 @@ def _bind_path(path: str) -> socket.socket:
     return listening
 
 
-def _is_dead_socket(path: str) -> bool:
+def is_dead_socket(path: str) -> bool:
     """Return whether a path is a Unix socket on which no process listens."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):

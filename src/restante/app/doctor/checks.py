@@ -1,0 +1,63 @@
+"""The table of checks, and how they are run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from ... import sysexits
+from ..failures import describe, exit_code, most_serious
+from . import clock, files, server
+from .findings import Check, Finding, Level, Subject, error, not_checked
+
+# In the order of the output: first what everything else depends on.
+CHECKS = (
+    Check("configuration", files.configuration),
+    Check("files", files.files),
+    Check("server", server.server),
+    Check("listen", server.listen),
+    Check("tls", server.tls),
+    Check("limits", server.limits),
+    Check("clock", clock.clock),
+    Check("store", files.store),
+    Check("users", files.users),
+)
+DEADLINE = 60.0  # seconds for each check; a disk or a back end may hang
+
+
+def examine(
+    subject: Subject, checks: Iterable[Check] = CHECKS, *, deadline: float = DEADLINE
+) -> Iterator[Finding]:
+    """Run the checks in this order, and yield what they find.  Does not raise."""
+    for check in checks:
+        yield from _run(check, subject, deadline)
+
+
+def _run(check: Check, subject: Subject, deadline: float) -> Iterator[Finding]:
+    """Run a check in a thread, so that it can be abandoned if it hangs."""
+    found: list[Finding] = []
+
+    def work() -> None:
+        try:
+            found.extend(check.run(subject))
+        except Exception as failure:
+            found.append(error(exit_code(failure), describe(failure)))
+
+    thread = threading.Thread(target=work, name=f"doctor {check.name}", daemon=True)
+    thread.start()
+    thread.join(deadline)
+    results = list(found)
+    if thread.is_alive():
+        text = f"this check has not finished within {deadline:.0f} seconds"
+        results.append(error(sysexits.EX_TEMPFAIL, text))
+    for finding in results or [not_checked("there is nothing to check")]:
+        yield replace(finding, check=check.name)
+
+
+def outcome(findings: Sequence[Finding]) -> int:
+    """Return the exit code of ``restante doctor``: 0, 1 for warnings, or that of the errors."""
+    codes = [each.code for each in findings if each.level is Level.ERROR]
+    if codes:
+        return most_serious(codes)
+    return int(any(each.level is Level.WARNING for each in findings))

@@ -1,0 +1,312 @@
+"""Check the running server: that it is the configured one, what it listens on, and its limits."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ... import __version__, sysexits
+from ...errors import ConnectionLost, NotPermitted, NotRunning, RestanteError
+from ...server.address import Address
+from ...tls import CertificateFacts, certificate_facts, first_certificate
+from ...words import counted
+from ..control import CERTIFICATE_DAYS
+from ..failures import describe, exit_code
+from ..server import needed_descriptors
+from ..sockets import configured_listeners
+from .findings import Finding, Subject, error, not_checked, ok, warning
+from .probing import Heard, Probe, context
+
+_RESTART = "systemctl restart restante"
+# OpenSSL's reasons for a version that this system cannot offer.
+_UNSUPPORTED = ("NO_PROTOCOLS_AVAILABLE", "NO_CIPHERS_AVAILABLE")
+_OLD = {ssl.TLSVersion.TLSv1: "TLS 1.0", ssl.TLSVersion.TLSv1_1: "TLS 1.1"}
+
+
+# Control socket
+
+
+def server(subject: Subject) -> Iterator[Finding]:
+    """Check that the running server is the one that this configuration describes."""
+    status, failure = subject.status, subject.status_failure
+    if isinstance(failure, NotPermitted):
+        yield not_checked(str(failure))
+    elif isinstance(failure, NotRunning):
+        yield error(sysexits.EX_UNAVAILABLE, "no server is running", "systemctl start restante")
+    elif failure is not None:
+        yield error(sysexits.EX_TEMPFAIL, describe(failure), "systemctl status restante")
+    elif status is not None:
+        found = [*_identity(subject, status), *_state(status)]
+        found += _listeners(subject, status)
+        yield from found
+        if not found:
+            workers = counted(len(status["workers"]), "worker")
+            yield ok(f"restante {status['version']} is ready: {workers}, process {status['pid']}")
+
+
+def _identity(subject: Subject, status: dict[str, Any]) -> Iterator[Finding]:
+    used, source = status["configuration"]["file"], subject.config.source
+    if used != (str(source) if source else None):
+        text = f"the running server uses {used or 'no configuration file'}"
+        yield error(sysexits.EX_CONFIG, text, f"restante -c {used} doctor" if used else "")
+    if status["version"] != __version__:
+        text = f"the running server is restante {status['version']}, not {__version__}"
+        yield warning(text, _RESTART)
+
+
+def _state(status: dict[str, Any]) -> Iterator[Finding]:
+    """Report what ``restante status`` reports, except about the certificate: see ``listen``."""
+    for text in status["attention"]:
+        if text.startswith("the certificate"):
+            continue
+        if text in status["faults"]:
+            yield error(sysexits.EX_TEMPFAIL, text, "restante status")
+        else:
+            yield warning(text, _RESTART if "restart" in text else "restante reload")
+
+
+def _listeners(subject: Subject, status: dict[str, Any]) -> Iterator[Finding]:
+    """Compare the addresses in the configuration with those of the server."""
+    opened = [(each["proto"], Address.parse(each["listen"])) for each in status["listen"]]
+    configured = configured_listeners(subject.config, {scheme for scheme, _ in opened})
+    for address, scheme, setting in configured:
+        if not any(_is_same(scheme, address, *each) for each in opened):
+            text = f"the server does not listen on {address} ({setting.partition(' ')[0]})"
+            yield error(sysexits.EX_CONFIG, text, _RESTART)
+    for scheme, address in opened:
+        if not any(_is_same(each[1], each[0], scheme, address) for each in configured):
+            yield warning(f"the server listens on {address} for {scheme}, which is not configured")
+
+
+def _is_same(scheme: str, configured: Address, opened_scheme: str, opened: Address) -> bool:
+    is_any_port = not configured.port and not configured.path and not opened.path
+    return scheme == opened_scheme and (
+        is_any_port or (configured.port, configured.path) == (opened.port, opened.path)
+    )
+
+
+# Listeners
+
+
+def addresses(subject: Subject, *schemes: str) -> Iterator[tuple[str, Address]]:
+    """Yield protocol and address of each listener; a free port is replaced by the real one.
+
+    Addresses on which the running server does not listen are left out: see ``_listeners``.
+    """
+    status = subject.status
+    opened = [
+        (each["proto"], Address.parse(each["listen"])) for each in (status or {}).get("listen", ())
+    ]
+    for address, scheme, _ in configured_listeners(subject.config, {each[0] for each in opened}):
+        if scheme in schemes:
+            same = [each for name, each in opened if _is_same(scheme, address, name, each)]
+            if subject.status is None or same:
+                found = same[0] if same and not (address.port or address.path) else address
+                yield scheme, found._replace(scheme="" if found.path else scheme)
+
+
+def listen(subject: Subject) -> Iterator[Finding]:
+    """Connect to each POP3 address as a client does: greeting, capabilities, TLS, certificate."""
+    certificates: dict[bytes, Address] = {}
+    for scheme, address in addresses(subject, "pop3s", "pop3"):
+        try:
+            heard = _hear(subject, scheme, address)
+        except ConnectionRefusedError:
+            if subject.status is None:
+                yield not_checked(f"{address}: the server is not running")
+            else:
+                yield error(sysexits.EX_UNAVAILABLE, f"{address} refuses connections", _RESTART)
+        except TimeoutError:
+            text = f"{address}: no answer within {subject.timeout:g} s"
+            yield error(sysexits.EX_TEMPFAIL, text, _program(address))
+        except (OSError, RestanteError) as failure:
+            code = 0 if isinstance(failure, ConnectionLost | OSError) else exit_code(failure)
+            text = f"{address} does not answer as a POP3 server: {_reason(failure)}"
+            yield error(_listed(code), text, _program(address))
+        else:
+            if scheme == "pop3" and not heard.announced_stls:
+                yield error(sysexits.EX_UNAVAILABLE, f"{address} does not offer STLS")
+            else:
+                yield ok(f"{address}: POP3, {heard.tls.replace('v', ' ')}")
+            certificates.setdefault(heard.certificate, address)
+    for certificate, address in certificates.items():
+        yield from _certificate(subject, address, certificate)
+
+
+def _listed(code: int) -> int:
+    """Return an exit code that doctor may have."""
+    known = (69, 74, 75, 77, 78)
+    return code if code in known else sysexits.EX_UNAVAILABLE
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, ssl.SSLError):
+        return f"TLS: {(failure.reason or 'handshake failed').lower().replace('_', ' ')}"
+    return describe(failure)
+
+
+def _program(address: Address) -> str:
+    return f"ss -ltnp 'sport = {address.port}'"
+
+
+def _hear(subject: Subject, scheme: str, address: Address) -> Heard:
+    with connect(subject, address) as probe:
+        return probe.hear(is_implicit=scheme == "pop3s")
+
+
+def connect(subject: Subject, address: Address) -> Probe:
+    """Connect to a POP3 listener.
+
+    Raises:
+        OSError: the connection is refused, or not accepted in time.
+    """
+    return Probe(address, subject.timeout, subject.config.server.proxy_from)
+
+
+def _certificate(subject: Subject, address: Address, der: bytes) -> Iterator[Finding]:
+    """Check days, name, chain, and that the server uses the certificate that is on the disk."""
+    facts, host = certificate_facts(der), subject.config.server.hostname
+    found = [*_validity(facts), *_freshness(subject, facts)]
+    if not found:
+        found = [*_trust(subject, address, facts, host)]
+    yield from found
+    if not found:
+        days = int((facts.ends_at - time.time()) / 86_400)
+        kind = "self-signed certificate" if subject.config.tls.mode == "self" else "certificate"
+        yield ok(f"the {kind} is for {host} and valid for {counted(days, 'day')}")
+
+
+def _validity(facts: CertificateFacts) -> Iterator[Finding]:
+    now, renew = time.time(), "renew the certificate, then: restante reload"
+    if facts.ends_at <= now:
+        yield error(sysexits.EX_CONFIG, "the certificate has expired", renew)
+    elif facts.begins_at > now:
+        yield error(sysexits.EX_CONFIG, "the certificate is not valid yet", "timedatectl")
+    elif (days := (facts.ends_at - now) / 86_400) < CERTIFICATE_DAYS:
+        yield warning(f"the certificate expires in {counted(int(days), 'day')}", renew)
+
+
+def _freshness(subject: Subject, facts: CertificateFacts) -> Iterator[Finding]:
+    settings = subject.config.tls
+    is_own = settings.mode == "self"
+    path = subject.config.state / "tls/certificate.pem" if is_own else Path(settings.cert)
+    try:
+        stored = first_certificate(path)
+    except (OSError, ValueError, RestanteError):  # the check of the configuration reports it
+        return
+    if stored != facts.der:
+        yield warning(f"the server does not use the certificate in {path}", "restante reload")
+
+
+def _trust(
+    subject: Subject, address: Address, facts: CertificateFacts, host: str
+) -> Iterator[Finding]:
+    """Check the name, and unless the certificate is self-signed by restante, the chain."""
+    if subject.config.tls.mode == "self":
+        if not facts.is_valid_for(host):
+            yield error(
+                sysexits.EX_CONFIG,
+                f"the certificate is not for {host} (server.hostname)",
+                f"rm -r {subject.config.state}/tls, then: restante reload",
+            )
+        return
+    verifying = ssl.create_default_context()
+    verifying.set_alpn_protocols(["pop3"])
+    try:
+        with connect(subject, address) as probe:
+            if address.scheme == "pop3":
+                probe.send_stls()
+            probe.start_tls(verifying, host)
+    except ssl.SSLCertVerificationError as failure:
+        if not facts.is_valid_for(host):
+            text = f"the certificate is not for {host} (server.hostname)"
+            yield error(sysexits.EX_CONFIG, text, "restante check --example")
+        else:
+            yield warning(
+                f"clients may not trust the certificate: {failure.verify_message}",
+                "check that tls.cert contains the whole chain",
+            )
+    except (OSError, RestanteError) as failure:
+        yield not_checked(f"the chain of the certificate: {_reason(failure)}")
+
+
+# TLS versions
+
+
+def tls(subject: Subject) -> Iterator[Finding]:
+    """Check that each POP3 address refuses old versions of TLS."""
+    is_checked = False
+    for scheme, address in addresses(subject, "pop3s", "pop3"):
+        for version, name in _refused_versions(subject).items():
+            try:
+                is_accepted = _accepts(subject, scheme, address, version)
+            except (OSError, RestanteError):
+                yield not_checked(f"{address}: no answer")  # the check ``listen`` reports it
+                break
+            if is_accepted is None:
+                yield not_checked(f"{address}: this system's OpenSSL does not support {name}")
+            elif is_accepted:
+                yield error(sysexits.EX_CONFIG, f"{address} accepts {name}", _RESTART)
+                break
+            is_checked = True
+        else:
+            if is_checked:
+                yield ok(f"{address} refuses versions before {subject.config.tls.min_version}")
+
+
+def _refused_versions(subject: Subject) -> dict[ssl.TLSVersion, str]:
+    is_newest_only = subject.config.tls.min_version == "1.3"
+    return _OLD | {ssl.TLSVersion.TLSv1_2: "TLS 1.2"} if is_newest_only else _OLD
+
+
+def _accepts(
+    subject: Subject, scheme: str, address: Address, version: ssl.TLSVersion
+) -> bool | None:
+    """Return whether a listener accepts a version of TLS; None if this system cannot offer it.
+
+    Raises:
+        OSError, RestanteError: the listener does not answer.
+    """
+    with connect(subject, address) as probe:
+        if scheme == "pop3":
+            probe.send_stls()
+        try:
+            probe.start_tls(context(version))
+        except ssl.SSLError as failure:
+            return None if failure.reason in _UNSUPPORTED else False
+        except ConnectionError:
+            return False
+        return True
+
+
+# Limits
+
+
+def limits(subject: Subject) -> Iterator[Finding]:
+    """Check that each worker may open enough files for the configured connections."""
+    if subject.status is None:
+        yield not_checked("the server is not running")
+        return
+    needed = needed_descriptors(subject.config.limits.sessions)
+    seen = []
+    for worker in subject.status["workers"]:
+        path = subject.system / f"proc/{worker.get('pid')}/limits"
+        try:
+            seen.append(_open_files(path.read_text()))
+        except (OSError, ValueError):
+            yield not_checked(f"worker {worker['worker']}: {path} cannot be read")
+    if seen and min(seen) < needed:
+        text = f"a worker may open {min(seen):.0f} files, but needs {needed} (limits.sessions)"
+        yield warning(text, f"systemctl edit restante, set LimitNOFILE={needed}")
+    elif seen:
+        yield ok(f"enough open files for {subject.config.limits.sessions} connections")
+
+
+def _open_files(text: str) -> float:
+    """Return the soft limit of open files (proc_pid_limits(5))."""
+    [line] = [each for each in text.splitlines() if each.startswith("Max open files")]
+    soft = line.split()[3]
+    return float("inf") if soft == "unlimited" else int(soft)

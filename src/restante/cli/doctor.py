@@ -1,0 +1,105 @@
+"""``restante doctor``: examine the installation, and name each fault with its remedy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from textwrap import wrap
+
+from .. import config as config_module
+from .. import sysexits
+from ..app import privileges
+from ..app.doctor import separation
+from ..app.doctor.checks import CHECKS, examine, outcome
+from ..app.doctor.findings import Finding, Level, Subject, error, not_checked
+from ..errors import ConfigurationError
+from ..escaping import printable
+from ..words import counted
+from . import common
+
+_WIDTH = 80  # columns
+_MARKS = {Level.OK: "✓", Level.WARNING: "!", Level.ERROR: "✗", Level.NOT_CHECKED: "-"}
+_ASCII_MARKS = {**_MARKS, Level.OK: "+", Level.ERROR: "x"}
+_NAME_WIDTH = max(len(check.name) for check in CHECKS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Examine this installation from outside: the configuration, files, the running server and "
+        "its listeners, storage, users, and what surrounds the server. Each fault is printed with "
+        "the command that removes it. Nothing is changed without --fix. Run it as root or as the "
+        "server's user. The exit code is 0 if all is well, and 1 if there are only warnings."
+    )
+    parser.add_argument(
+        "--ntp", metavar="HOST", default="", help="compare the clock with this NTP server"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the findings, and return 0, 1 for warnings, or the most serious error's exit code."""
+    findings = []
+    for finding in _findings(options):
+        findings.append(finding)
+        if not options.json:
+            _print(finding)
+    if options.json:
+        common.print_json("doctor", findings=[each.as_json() for each in findings])
+    else:
+        print(f"\n{_summary(findings)}")
+    return outcome(findings)
+
+
+def _findings(options: argparse.Namespace) -> Iterator[Finding]:
+    try:
+        config = config_module.load(options.config)
+        account = privileges.server_account(config) if privileges.is_root() else None
+    except ConfigurationError as failure:
+        for text in str(failure).splitlines():
+            yield _configuration_error(text)
+        yield replace(not_checked("the configuration cannot be used"), check="others")
+        return
+    owner = account.pw_uid if account else os.geteuid()
+    subject = Subject(config, owner, ntp=options.ntp)
+    with_own_rights = examine(subject, [check for check in CHECKS if not check.as_root])
+    yield from separation.as_user(account, with_own_rights) if account else with_own_rights
+    yield from examine(subject, [check for check in CHECKS if check.as_root])
+
+
+def _configuration_error(text: str) -> Finding:
+    return replace(error(sysexits.EX_CONFIG, text, "restante check"), check="configuration")
+
+
+def _print(finding: Finding) -> None:
+    marks = _MARKS if _can_print("✓✗") else _ASCII_MARKS
+    text = finding.text
+    if finding.level is Level.NOT_CHECKED:
+        text = f"not checked: {text}"
+    margin = " " * (_NAME_WIDTH + 4)
+    first = f"{marks[finding.level]} {finding.check:<{_NAME_WIDTH}}  "
+    lines = wrap(
+        printable(text), _WIDTH - len(margin), break_long_words=False, break_on_hyphens=False
+    )
+    for number, line in enumerate(lines):
+        print(f"{margin if number else first}{line}")
+    if finding.command:
+        print(f"{margin}next: {printable(finding.command)}", flush=True)
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (LookupError, UnicodeError):
+        return False
+    return True
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    """Return the numbers of findings, such as "12 well, 1 warning, 0 errors, 3 not checked."."""
+    count = {level: sum(each.level is level for each in findings) for level in Level}
+    warnings = counted(count[Level.WARNING], "warning")
+    errors = counted(count[Level.ERROR], "error")
+    return f"{count[Level.OK]} well, {warnings}, {errors}, {count[Level.NOT_CHECKED]} not checked."

@@ -1,0 +1,673 @@
+"""``restante doctor``: for each check an installation with one fault, which only it reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restante import config, tls
+from restante.app.asking import ask
+from restante.app.doctor import checks, clock, server
+from restante.app.doctor.findings import Check, Finding, Level, Subject, ok
+from restante.auth.users import Users
+from restante.config import Configuration
+
+from ..cli.conftest import Restante
+from ..cli.conftest import ann as ann
+from ..cli.conftest import home as home
+from ..cli.conftest import restante as restante
+
+OTHER = 12345  # a user ID without an account
+WAIT = 20.0  # seconds
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change owners")
+
+
+class Installation:
+    """A server as an operator runs it, with the files of an operating system beside it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.system = place / "system"
+        self.source = place / "restante.toml"
+        place.chmod(0o700)
+        with closing(Users(place / "users.sqlite3")) as users:
+            users.add("ann", "secret")
+        (place / "mail").mkdir(0o700)
+        self.use_certificate("first")
+        self._write_system()
+        self._write_configuration()
+
+    def _write_system(self) -> None:
+        """Write what the checks read of the operating system."""
+        (self.system / "proc/self").mkdir(parents=True)
+        self.mount("ext4")
+
+    def mount(self, kind: str) -> None:
+        point = str(self.place).replace(" ", "\\040")
+        (self.system / "proc/self/mountinfo").write_text(
+            f"22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n"
+            f"23 22 8:2 / {point} rw shared:2 - {kind} /dev/sdb1 rw\n"
+        )
+
+    def _write_configuration(self) -> None:
+        self.source.write_text(
+            f"""
+[server]
+hostname = "localhost"
+listen = ["pop3://127.0.0.1:0", "pop3s://127.0.0.1:0"]
+workers = 2
+[intake.lmtp]
+listen = "unix:{self.place}/lmtp.sock"
+[tls]
+mode = "files"
+cert = "{self.place}/cert.pem"
+key = "{self.place}/key.pem"
+[limits]
+sessions = 100
+"""
+        )
+
+    def use_certificate(self, name: str) -> None:
+        """Install a new certificate, which is its own authority."""
+        made, key = tls.make_self_signed(self.place / "authority" / name, ["localhost"])
+        self.install(made.read_bytes(), key.read_bytes())
+
+    def install(self, certificate: bytes, key: bytes) -> None:
+        for path, octets in (("cert.pem", certificate), ("key.pem", key)):
+            (self.place / path).touch(0o600)
+            (self.place / path).write_bytes(octets)
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "restante", "-c", str(self.source), "--json", "serve"]
+        with open(self.place.parent / "log", "wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                env=os.environ | {"STATE_DIRECTORY": str(self.place)},
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        assert self.process.stdout is not None
+        self.addresses = json.loads(self.process.stdout.readline())
+
+        self.limit_files(4096)
+
+    def limit_files(self, number: int) -> None:
+        """Let each worker have this limit of open files."""
+        status = self.subject().status
+        assert status is not None
+        for worker in status["workers"]:
+            folder = self.system / f"proc/{worker['pid']}"
+            folder.mkdir(exist_ok=True)
+            line = f"Max open files            {number}             8192           files\n"
+            (folder / "limits").write_text(line)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(WAIT)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def load(self) -> Configuration:
+        return config.load(self.source, environment={"STATE_DIRECTORY": str(self.place)})
+
+    def subject(self, **changes: Any) -> Subject:
+        loaded = self.load()
+        given = {"timeout": 2.0, "system": self.system, "owner": os.geteuid(), **changes}
+        return Subject(**{"config": loaded, **given})
+
+    def reload(self) -> None:
+        reply = ask(self.place / "control", "POST", "/reload", timeout=WAIT)
+        text = reply.text()
+        assert reply.status == 200, text
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """A healthy installation, which each test leaves as it was."""
+    place = tmp_path_factory.mktemp("doctor") / "state"
+    place.mkdir()
+    made = Installation(place)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def installation(
+    running: Installation, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> Installation:
+    monkeypatch.setenv("SSL_CERT_FILE", str(running.place / "cert.pem"))
+    monkeypatch.setenv("STATE_DIRECTORY", str(running.place))
+    return running
+
+
+Fault = Callable[[Installation], AbstractContextManager[Subject]]
+FAULTS: dict[str, tuple[str, Level, str, Fault]] = {}
+"""By name of the fault: the check that reports it, its level, a part of the text, and the fault."""
+
+
+def fault(check: str, text: str, level: Level = Level.ERROR) -> Callable[[Any], Any]:
+    """Add a function that breaks an installation, yields the subject, and repairs it."""
+
+    def add(function: Callable[[Installation], Iterator[Subject]]) -> object:
+        FAULTS[function.__name__] = check, level, text, contextmanager(function)
+        return function
+
+    return add
+
+
+def problems(findings: list[Finding]) -> list[tuple[str, Level]]:
+    return [
+        (each.check, each.level) for each in findings if each.level in (Level.WARNING, Level.ERROR)
+    ]
+
+
+# -- Configuration and files
+
+
+@fault("configuration", "is not the key of")
+def key_of_another_certificate(here: Installation) -> Iterator[Subject]:
+    path = here.place / "key.pem"
+    before = path.read_bytes()
+    _, key = tls.make_self_signed(here.place / "authority" / "other", ["localhost"])
+    path.write_bytes(key.read_bytes())
+    yield here.subject()
+    path.write_bytes(before)
+
+
+@fault("configuration", "includes all addresses", Level.WARNING)
+def all_networks_are_trusted(here: Installation) -> Iterator[Subject]:
+    loaded = here.load()
+    trusting = replace(loaded.auth, trusted=(ip_network("0.0.0.0/0"),))
+    yield here.subject(config=replace(loaded, auth=trusting))
+
+
+@contextmanager
+def mode(path: Path, value: int) -> Iterator[None]:
+    before = path.stat().st_mode & 0o7777
+    path.chmod(value)
+    yield
+    path.chmod(before)
+
+
+@fault("files", "can write to")
+def others_can_write_the_configuration(here: Installation) -> Iterator[Subject]:
+    with mode(here.source, 0o666):
+        yield here.subject()
+
+
+@fault("files", "can read")
+def others_can_read_the_users(here: Installation) -> Iterator[Subject]:
+    with mode(here.place / "users.sqlite3", 0o644):
+        yield here.subject()
+
+
+@fault("files", "no process listens", Level.WARNING)
+def socket_of_a_worker_that_no_longer_exists(here: Installation) -> Iterator[Subject]:
+    path = here.place / "control/9.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    yield here.subject()
+    path.unlink()
+
+
+# -- The running server
+
+
+@fault("server", "the running server uses")
+def another_configuration_file(here: Installation) -> Iterator[Subject]:
+    other = here.place / "other.toml"
+    other.write_bytes(here.source.read_bytes())
+    yield here.subject(config=replace(here.load(), source=other))
+    other.unlink()
+
+
+@fault("server", "not reloaded", Level.WARNING)
+def configuration_was_changed(here: Installation) -> Iterator[Subject]:
+    before = here.source.stat()
+    os.utime(here.source, (time.time() + 60,) * 2)
+    yield here.subject()
+    os.utime(here.source, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@fault("server", "does not listen on pop3://127.0.0.1:9")
+def address_that_the_server_does_not_listen_on(here: Installation) -> Iterator[Subject]:
+    loaded = here.load()
+    listen = (*loaded.server.listen, "pop3://127.0.0.1:9")
+    yield here.subject(config=replace(loaded, server=replace(loaded.server, listen=listen)))
+
+
+@fault("server", "is not configured", Level.WARNING)
+def address_that_is_not_configured(here: Installation) -> Iterator[Subject]:
+    loaded = here.load()
+    listen = loaded.server.listen[:1]
+    yield here.subject(config=replace(loaded, server=replace(loaded.server, listen=listen)))
+
+
+# -- Listeners
+
+
+def issued(names: list[str], begins: timedelta, ends: timedelta) -> tuple[bytes, bytes]:
+    """Return a self-signed certificate and its key, both in PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
+    alternatives = x509.SubjectAlternativeName([x509.DNSName(each) for each in names])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + begins)
+        .not_valid_after(now + ends)
+        .add_extension(alternatives, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    private = key.private_bytes(
+        encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return made.public_bytes(encoding), private
+
+
+@contextmanager
+def serving(here: Installation, certificate: bytes, key: bytes) -> Iterator[Subject]:
+    """Make the server use another certificate."""
+    before = [(here.place / name).read_bytes() for name in ("cert.pem", "key.pem")]
+    here.install(certificate, key)
+    here.reload()
+    yield here.subject()
+    here.install(*before)
+    here.reload()
+
+
+@fault("listen", "has expired")
+def certificate_has_expired(here: Installation) -> Iterator[Subject]:
+    with serving(here, *issued(["localhost"], timedelta(-9), timedelta(-1))) as subject:
+        yield subject
+
+
+@fault("listen", "expires in 2 days", Level.WARNING)
+def certificate_expires_soon(here: Installation) -> Iterator[Subject]:
+    with serving(here, *issued(["localhost"], timedelta(-9), timedelta(2.5))) as subject:
+        yield subject
+
+
+@fault("listen", "is not valid yet")
+def certificate_is_not_valid_yet(here: Installation) -> Iterator[Subject]:
+    with serving(here, *issued(["localhost"], timedelta(1), timedelta(90))) as subject:
+        yield subject
+
+
+@fault("listen", "is not for localhost")
+def certificate_is_for_another_name(here: Installation) -> Iterator[Subject]:
+    with serving(here, *issued(["example.org"], timedelta(-1), timedelta(90))) as subject:
+        yield subject
+
+
+@fault("listen", "may not trust", Level.WARNING)
+def certificate_is_not_trusted(here: Installation) -> Iterator[Subject]:
+    before = os.environ["SSL_CERT_FILE"]
+    os.environ["SSL_CERT_FILE"] = os.devnull
+    yield here.subject()
+    os.environ["SSL_CERT_FILE"] = before
+
+
+@fault("listen", "does not use the certificate", Level.WARNING)
+def renewed_certificate_is_not_in_use(here: Installation) -> Iterator[Subject]:
+    before = [(here.place / name).read_bytes() for name in ("cert.pem", "key.pem")]
+    here.use_certificate("renewed")
+    yield here.subject()
+    here.install(*before)
+
+
+def pretend(subject: Subject, listen: list[dict[str, str]]) -> Subject:
+    """Let the server say that it listens on these addresses."""
+    assert subject.status is not None
+    subject.status["listen"] = listen
+    return subject
+
+
+@contextmanager
+def peer(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Run a peer on a free port, which calls ``serve`` for each connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    connected, _ = listening.accept()
+                    with connected, suppress(OSError):
+                        connected.settimeout(5)
+                        serve(connected)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join(WAIT)
+
+
+@fault("tls", "accepts TLS 1.0")
+def server_accepts_old_tls(here: Installation) -> Iterator[Subject]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(here.place / "cert.pem", here.place / "key.pem")
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
+        context.minimum_version = ssl.TLSVersion.TLSv1
+
+    def serve(connected: socket.socket) -> None:
+        with context.wrap_socket(connected, server_side=True) as secured:
+            secured.sendall(b"+OK\r\n")
+            while octets := secured.recv(1000):
+                answer = b"+OK\r\nUSER\r\n.\r\n" if octets.startswith(b"CAPA") else b"+OK\r\n"
+                secured.sendall(answer)
+
+    with peer(serve) as port:
+        loaded = here.load()
+        listen = replace(loaded.server, listen=(f"pop3s://127.0.0.1:{port}",))
+        subject = here.subject(config=replace(loaded, server=listen))
+        lmtp = {"proto": "lmtp", "listen": f"unix:{here.place}/lmtp.sock"}
+        yield pretend(subject, [{"proto": "pop3s", "listen": f"127.0.0.1:{port}"}, lmtp])
+
+
+@fault("limits", "may open", Level.WARNING)
+def too_few_open_files(here: Installation) -> Iterator[Subject]:
+    here.limit_files(256)
+    yield here.subject()
+    here.limit_files(4096)
+
+
+# -- Clock, store and users
+
+
+@contextmanager
+def ntp_server(*, ahead: float = 0.0, answers: bool = True) -> Iterator[str]:
+    """Run an NTP server, whose clock is ahead by a number of seconds."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.settimeout(WAIT)
+
+        def serve() -> None:
+            request, client = listening.recvfrom(100)
+            seconds = time.time() + 2_208_988_800 + ahead
+            stamp = struct.pack("!II", int(seconds), int(seconds % 1 * 2**32))
+            forged = bytes([0x24, 1]).ljust(24, b"\0") + b"\1" * 8 + bytes(16)
+            listening.sendto(forged, client)
+            if answers:
+                reply = bytes([0x24, 1]).ljust(24, b"\0") + request[40:] + stamp + stamp
+                listening.sendto(reply, client)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+        thread.join(WAIT)
+
+
+@fault("clock", "3600.0 s behind", Level.WARNING)
+def clock_is_wrong(here: Installation) -> Iterator[Subject]:
+    with ntp_server(ahead=3600) as name:
+        yield here.subject(ntp=name)
+
+
+@fault("store", "a network file system", Level.WARNING)
+def mail_is_on_a_network_file_system(here: Installation) -> Iterator[Subject]:
+    here.mount("nfs4")
+    yield here.subject()
+    here.mount("ext4")
+
+
+@fault("store", "can write to")
+def others_can_write_the_mail_directory(here: Installation) -> Iterator[Subject]:
+    with mode(here.place / "mail", 0o777):
+        yield here.subject()
+
+
+@fault("store", "No such file")
+def mail_directory_is_missing(here: Installation) -> Iterator[Subject]:
+    (here.place / "mail").rename(here.place / "elsewhere")
+    yield here.subject()
+    (here.place / "elsewhere").rename(here.place / "mail")
+
+
+@fault("users", "users.sqlite3")
+def user_database_is_damaged(here: Installation) -> Iterator[Subject]:
+    path = here.place / "users.sqlite3"
+    before = path.read_bytes()
+    path.write_bytes(before[:100] + b"\xff" * (len(before) - 100))
+    yield here.subject()
+    path.write_bytes(before)
+
+
+@fault("users", "no users", Level.WARNING)
+def there_are_no_users(here: Installation) -> Iterator[Subject]:
+    loaded = here.load()
+    missing = replace(loaded.auth, users=str(here.place / "none.sqlite3"))
+    yield here.subject(config=replace(loaded, auth=missing))
+
+
+# -- The table
+
+
+def test_every_check_has_a_broken_installation() -> None:
+    assert {check for check, *_ in FAULTS.values()} == {each.name for each in checks.CHECKS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_doctor_names_the_fault_and_nothing_else(name: str, installation: Installation) -> None:
+    check, level, text, break_ = FAULTS[name]
+    with break_(installation) as subject:
+        found = list(checks.examine(subject))
+    assert set(problems(found)) == {(check, level)}, found
+    assert any(text in each.text for each in found if each.level is level), found
+    assert checks.outcome(found) in ({1} if level is Level.WARNING else {69, 74, 75, 77, 78})
+    healthy = list(checks.examine(installation.subject()))
+    assert problems(healthy) == [], "the test did not repair the installation"
+
+
+@pytest.mark.slow
+def test_healthy_installation_has_no_findings(installation: Installation) -> None:
+    with ntp_server() as name:
+        found = list(checks.examine(installation.subject(ntp=name)))
+    assert problems(found) == []
+    assert checks.outcome(found) == 0
+    assert {each.check for each in found} == {each.name for each in checks.CHECKS}
+    assert {each.check for each in found if each.level is Level.OK} >= {
+        *("configuration", "files", "server", "listen", "tls", "clock", "store", "users")
+    }
+
+
+# -- Other programs behind an address of ours
+
+
+def silent(connected: socket.socket) -> None:
+    connected.recv(1000)
+
+
+def closing_at_once(connected: socket.socket) -> None:
+    pass
+
+
+def garbage(connected: socket.socket) -> None:
+    connected.sendall(os.urandom(100_000))
+
+
+def http(connected: socket.socket) -> None:
+    connected.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+def endless_line(connected: socket.socket) -> None:
+    while True:
+        connected.sendall(b"+OK" + b"x" * 10_000)
+
+
+def endless_capabilities(connected: socket.socket) -> None:
+    connected.sendall(b"+OK\r\n")
+    connected.recv(1000)
+    connected.sendall(b"+OK\r\n")
+    while True:
+        connected.sendall(b"UIDL\r\n" * 1000)
+
+
+def one_octet_at_a_time(connected: socket.socket) -> None:
+    while True:
+        connected.sendall(b"+")
+        time.sleep(0.02)
+
+
+def tls_record_one_octet_at_a_time(connected: socket.socket) -> None:
+    connected.sendall(b"\x16\x03\x03\x40\x00")
+    one_octet_at_a_time(connected)
+
+
+def data_before_tls(connected: socket.socket) -> None:
+    connected.sendall(b"+OK\r\n")
+    connected.recv(1000)
+    connected.sendall(b"+OK\r\nSTLS\r\n.\r\n")
+    connected.recv(1000)
+    connected.sendall(b"+OK\r\n+OK forged\r\n")
+
+
+@pytest.mark.parametrize("scheme", ["pop3", "pop3s"])
+@pytest.mark.parametrize(
+    "serve",
+    [
+        *(silent, closing_at_once, garbage, http, endless_line, endless_capabilities),
+        *(one_octet_at_a_time, tls_record_one_octet_at_a_time, data_before_tls),
+    ],
+)
+def test_hostile_peer_is_reported_in_time(
+    serve: Callable[[socket.socket], None], scheme: str, home: Path
+) -> None:
+    with peer(serve) as port:
+        address = f"{scheme}://127.0.0.1:{port}"
+        loaded = config.load(environment={"STATE_DIRECTORY": str(home)})
+        listen = replace(loaded.server, listen=(address,))
+        subject = Subject(replace(loaded, server=listen, runtime=home), 0, timeout=0.2)
+        found = list(checks.examine(subject, [Check("listen", server.listen)], deadline=2))
+    [(check, level)] = problems(found)
+    assert (check, level) == ("listen", Level.ERROR)
+    assert address in found[0].text
+    assert "has not finished" not in found[0].text
+    assert found[0].code in (69, 75, 76)
+    assert len(found[0].text) < 300
+
+
+@pytest.mark.parametrize("serve", [silent, one_octet_at_a_time, endless_line])
+def test_tls_check_of_a_hostile_peer_ends_in_time(
+    serve: Callable[[socket.socket], None], home: Path
+) -> None:
+    with peer(serve) as port:
+        loaded = config.load(environment={"STATE_DIRECTORY": str(home)})
+        listen = replace(loaded.server, listen=(f"pop3s://127.0.0.1:{port}",))
+        subject = Subject(replace(loaded, server=listen, runtime=home), 0, timeout=0.2)
+        found = list(checks.examine(subject, [Check("tls", server.tls)], deadline=2))
+    assert problems(found) == []
+    assert {each.level for each in found} <= {Level.NOT_CHECKED, Level.OK}
+
+
+def test_hanging_check_is_abandoned(home: Path) -> None:
+    released = threading.Event()
+
+    def hang(subject: Subject) -> Iterator[Finding]:
+        yield ok("first")
+        released.wait(WAIT)
+
+    loaded = config.load(environment={"STATE_DIRECTORY": str(home)})
+    found = list(checks.examine(Subject(loaded, 0), [Check("slow", hang)], deadline=0.05))
+    released.set()
+    assert [each.level for each in found] == [Level.OK, Level.ERROR]
+    assert "has not finished" in found[1].text
+    assert found[1].code == os.EX_TEMPFAIL
+
+
+def test_check_that_fails_is_an_error_and_the_others_run(home: Path) -> None:
+    def fail(subject: Subject) -> Iterator[Finding]:
+        yield ok("first")
+        raise PermissionError(13, "Permission denied", "/x")
+
+    def none(subject: Subject) -> Iterator[Finding]:
+        yield from ()
+
+    loaded = config.load(environment={"STATE_DIRECTORY": str(home)})
+    table = [Check("broken", fail), Check("empty", none)]
+    found = list(checks.examine(Subject(loaded, 0), table))
+    assert [(each.check, each.level) for each in found] == [
+        ("broken", Level.OK),
+        ("broken", Level.ERROR),
+        ("empty", Level.NOT_CHECKED),
+    ]
+
+
+def test_unreachable_ntp_server_is_no_fault(home: Path) -> None:
+    loaded = config.load(environment={"STATE_DIRECTORY": str(home)})
+    with ntp_server(answers=False) as name:
+        for host in (name, "127.0.0.1:9", "invalid.invalid"):
+            subject = Subject(loaded, 0, timeout=0.2, ntp=host)
+            [finding] = clock.clock(subject)
+            assert finding.level is Level.NOT_CHECKED
+
+
+# -- The command
+
+
+def test_invalid_configuration_is_the_only_finding(restante: Restante, home: Path) -> None:
+    source = home / "restante.toml"
+    source.write_text("[server]\nlisten = 5\n[nonsense]\n")
+    done = restante("-c", source, "doctor")
+    assert done.code == os.EX_CONFIG
+    assert done.out.count("restante.toml") == 2
+    assert "not checked: the configuration cannot be used" in done.out
+    found = restante("-c", source, "doctor", "--json").json["findings"]
+    assert [(each["check"], each["level"]) for each in found] == [
+        ("configuration", "error"),
+        ("configuration", "error"),
+        ("others", "not checked"),
+    ]
+
+
+def test_lines_fit_into_80_columns(restante: Restante, home: Path, ann: str) -> None:
+    done = restante("doctor")
+    assert done.code == os.EX_UNAVAILABLE
+    assert "no server is running" in done.out
+    assert str(home) in done.out  # paths and commands are never broken
+    lines = [each for each in done.out.splitlines() if str(home) not in each]
+    assert max(map(len, lines)) <= 80
+    assert "✓" in done.out
+
+
+def test_plain_ascii_if_the_terminal_has_no_other_characters(home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "restante", "doctor"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=WAIT,
+    )
+    assert done.returncode == os.EX_UNAVAILABLE, done.stderr
+    assert done.stdout.isascii()
+    assert done.stdout.startswith(b"+ ")
+    assert b"\n! " in done.stdout
+    assert b"\\u" not in done.stdout
