@@ -205,9 +205,9 @@ def test_keys_refuse_meaningless_values(value: str, file: Path) -> None:
         (
             "[server]\nlisten = ['pop3://127.0.0.1:1']\ntls_at_proxy = ['pop3://127.0.0.1:1']",
             3,
-            "server.tls_at_proxy: requires server.proxy_from, the addresses of the proxy",
+            "server.tls_at_proxy: this option requires server.proxy_from, the proxy addresses",
         ),
-        ("[tls]\ncert = '/c'", 2, 'tls.cert: is used only with tls.mode = "files"'),
+        ("[tls]\ncert = '/c'", 2, 'tls.cert: this option requires tls.mode = "files"'),
         ("[server]\nlisten = 'smtp://[::]:995'", 2, "server.listen: must begin"),
         ("[server]\nlisten = ':'", 2, "server.listen: must be an address"),
         ("[server]\nlisten = 'pop3://[::]:65536'", 2, "server.listen: must be an address"),

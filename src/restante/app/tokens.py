@@ -57,13 +57,13 @@ class Grant:
         from ..collect.oauth.web import check_endpoint
 
         if not self.options.client_id:
-            raise ConfigurationError(f"{self.key}.client_id: is missing")
+            raise ConfigurationError(f"{self.key}.client_id: this option is required")
         provider = self._provider()
         for url in (provider.authorize, provider.token, provider.device):
             if url:
                 check_endpoint(url)
         if not provider.token:
-            raise ConfigurationError(f"{self.key}.token_url: is missing")
+            raise ConfigurationError(f"{self.key}.token_url: this option is required")
         secret = ""
         if self.options.client_secret:
             secret = secrets.fetch(self.options.client_secret, f"{self.key}.client_secret")

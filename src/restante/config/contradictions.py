@@ -17,7 +17,7 @@ def contradictions(config: Configuration) -> Iterator[str]:
     for name, account in config.account.items():
         for key in ("url", "user", "to"):
             if not getattr(account, key):
-                yield f"account.{name}.{key}: is missing"
+                yield f"account.{name}.{key}: this option is required"
     if config.source is None:
         intake = config.intake
         for key, addresses in (
@@ -35,7 +35,7 @@ def _proxy_contradictions(server: Server) -> Iterator[str]:
         if address not in server.listen:
             yield f"server.tls_at_proxy: {address} is not in server.listen"
     if server.tls_at_proxy and not server.proxy_from:
-        yield "server.tls_at_proxy: requires server.proxy_from, the addresses of the proxy"
+        yield "server.tls_at_proxy: this option requires server.proxy_from, the proxy addresses"
 
 
 def _tls_contradictions(tls: TLS) -> Iterator[str]:
@@ -43,17 +43,17 @@ def _tls_contradictions(tls: TLS) -> Iterator[str]:
         yield 'tls.mode: "files" requires tls.cert and tls.key'
     for key in ("cert", "key"):
         if tls.mode == "self" and getattr(tls, key):
-            yield f'tls.{key}: is used only with tls.mode = "files"'
+            yield f'tls.{key}: this option requires tls.mode = "files"'
 
 
 def _auth_contradictions(auth: Auth) -> Iterator[str]:
     if not set(auth.chain) - {"oauth"}:
-        yield "auth.chain: requires a back end for passwords in addition to oauth"
+        yield "auth.chain: must contain a back end for passwords in addition to oauth"
     for section in (name.replace("-", "_") for name in auth.chain):
         values = getattr(auth, section)
         for key in getattr(values, "REQUIRED", ()):
             if not getattr(values, key):
-                yield f"auth.{section}.{key}: is missing"
+                yield f"auth.{section}.{key}: this option is required"
     if "oauth" in auth.chain:
         oauth = auth.oauth
         if bool(oauth.jwks) == bool(oauth.introspection):
@@ -62,7 +62,7 @@ def _auth_contradictions(auth: Auth) -> Iterator[str]:
         required += ["client_id", "client_secret"] if oauth.introspection else ["algorithms"]
         for key in required:
             if not getattr(oauth, key):
-                yield f"auth.oauth.{key}: is missing"
+                yield f"auth.oauth.{key}: this option is required"
 
 
 def readable_secrets(path: str, values: Mapping[str, Any]) -> Iterator[str]:

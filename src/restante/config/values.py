@@ -35,7 +35,7 @@ def text(value: Any) -> str:
 
 
 def separator(value: Any) -> str:
-    """Return characters that can separate a user from a folder, because names cannot have them."""
+    """Return characters that can separate user and folder, because names cannot contain them."""
     if re.search(r"[\w\s@/.:-]", result := text(value)):
         raise BadValue('must consist of characters that names cannot contain, such as "+"')
     return result
