@@ -44,7 +44,7 @@ _GROUPS = {
         "sessions": "list the open sessions, and end sessions",
     },
     "Check": {
-        "doctor": "examine the installation, and name each fault and its remedy",
+        "doctor": "examine the installation, and show how to fix each fault",
         "check": "check the configuration",
         "auth": "explain why a login would be accepted or refused",
     },

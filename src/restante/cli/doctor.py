@@ -1,4 +1,4 @@
-"""``restante doctor``: examine the installation, and name each fault with its remedy."""
+"""``restante doctor``: examine the installation, and show how to fix each fault."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ _NAME_WIDTH = max(len(check.name) for check in CHECKS)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Examine this installation from outside: the configuration, files, the running server and "
-        "its listeners, storage, users, and what surrounds the server. Each fault is printed with "
-        "the command that removes it. Nothing is changed without --fix. Run it as root or as the "
-        "server's user. The exit code is 0 if all is well, and 1 if there are only warnings."
+        "Examine this installation: the configuration, files, the running server and its "
+        "listeners, storage, users, and the environment of the server. Each fault is printed with "
+        "a command that fixes it. Nothing is changed without --fix. Run this command as root or as "
+        "the server's user. The exit code is 0 if there is no fault, and 1 if there are only "
+        "warnings."
     )
     parser.add_argument(
         "--ntp", metavar="HOST", default="", help="compare the clock with this NTP server"
