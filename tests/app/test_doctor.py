@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import socket
 import ssl
 import struct
@@ -17,13 +18,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from restante import config, tls
 from restante.app.asking import ask
-from restante.app.doctor import checks, clock, server
+from restante.app.doctor import checks, clock, intake, server
 from restante.app.doctor.findings import Check, Finding, Level, Subject, ok
 from restante.auth.users import Users
 from restante.config import Configuration
@@ -129,6 +131,7 @@ sessions = 100
     def subject(self, **changes: Any) -> Subject:
         loaded = self.load()
         given = {"timeout": 2.0, "system": self.system, "owner": os.geteuid(), **changes}
+        given.setdefault("mta", "no-such-user")
         return Subject(**{"config": loaded, **given})
 
     def reload(self) -> None:
@@ -468,6 +471,78 @@ def there_are_no_users(here: Installation) -> Iterator[Subject]:
     yield here.subject(config=replace(loaded, auth=missing))
 
 
+# -- Back ends and mail
+
+
+def answering(status: int, document: dict[str, object]) -> Callable[[socket.socket], None]:
+    """Return an HTTP server that always gives this answer."""
+    body = json.dumps(document).encode()
+    head = f"HTTP/1.1 {status} x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+
+    def serve(connected: socket.socket) -> None:
+        connected.recv(65_536)
+        connected.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    return serve
+
+
+@contextmanager
+def asking(here: Installation, serve: Callable[[socket.socket], None]) -> Iterator[Subject]:
+    """Let tokens be checked by a provider on this machine."""
+    with peer(serve) as port:
+        loaded = here.load()
+        provider = replace(
+            loaded.auth.oauth,
+            issuer="https://id.example.org",
+            audience=("restante",),
+            introspection=f"http://127.0.0.1:{port}/",
+            client_id="restante",
+            client_secret=config.Secret("text", "secret"),
+        )
+        auth = replace(loaded.auth, chain=("users", "oauth"), oauth=provider, deadline=1.0)
+        yield here.subject(config=replace(loaded, auth=auth))
+
+
+@fault("back-ends", "HTTP status 500")
+def provider_of_tokens_fails(here: Installation) -> Iterator[Subject]:
+    with asking(here, answering(500, {})) as subject:
+        yield subject
+
+
+@fault("back-ends", "HTTP status 401")
+def provider_refuses_our_secret(here: Installation) -> Iterator[Subject]:
+    with asking(here, answering(401, {})) as subject:
+        yield subject
+
+
+def lmtp_server(refusal: bytes) -> Callable[[socket.socket], None]:
+    def serve(connected: socket.socket) -> None:
+        with connected.makefile("rwb") as stream:
+            stream.write(b"220 x\r\n")
+            stream.flush()
+            for line in stream:
+                stream.write(refusal if line.startswith(b"RCPT") else b"250-a\r\n250 b\r\n")
+                stream.flush()
+
+    return serve
+
+
+@fault("lmtp", "450 4.2.0 not now")
+def lmtp_server_refuses_mail(here: Installation) -> Iterator[Subject]:
+    with peer(lmtp_server(b"450 4.2.0 not now\r\n")) as port:
+        loaded = here.load()
+        intake = replace(loaded.intake, lmtp=config.LMTP(listen=(f"127.0.0.1:{port}",)))
+        subject = here.subject(config=replace(loaded, intake=intake))
+        assert subject.status is not None
+        pop3 = [each for each in subject.status["listen"] if each["proto"] != "lmtp"]
+        yield pretend(subject, [*pop3, {"proto": "lmtp", "listen": f"127.0.0.1:{port}"}])
+
+
+@fault("lmtp-rights", "the user daemon cannot enter")
+def mail_server_cannot_enter_the_directory(here: Installation) -> Iterator[Subject]:
+    yield here.subject(mta="daemon")
+
+
 # -- The table
 
 
@@ -489,6 +564,14 @@ def test_doctor_names_the_fault_and_nothing_else(name: str, installation: Instal
 
 
 @pytest.mark.slow
+def test_provider_that_rejects_an_invalid_token_is_well(installation: Installation) -> None:
+    with asking(installation, answering(200, {"active": False})) as subject:
+        found = list(checks.examine(subject))
+    assert problems(found) == []
+    assert [each.text for each in found if each.check == "back-ends"] == ["oauth answers"]
+
+
+@pytest.mark.slow
 def test_healthy_installation_has_no_findings(installation: Installation) -> None:
     with ntp_server() as name:
         found = list(checks.examine(installation.subject(ntp=name)))
@@ -496,7 +579,8 @@ def test_healthy_installation_has_no_findings(installation: Installation) -> Non
     assert checks.outcome(found) == 0
     assert {each.check for each in found} == {each.name for each in checks.CHECKS}
     assert {each.check for each in found if each.level is Level.OK} >= {
-        *("configuration", "files", "server", "listen", "tls", "clock", "store", "users")
+        *("configuration", "files", "server", "listen", "tls", "limits", "clock", "store", "users"),
+        "lmtp",
     }
 
 
@@ -574,6 +658,49 @@ def test_hostile_peer_is_reported_in_time(
     assert "has not finished" not in found[0].text
     assert found[0].code in (69, 75, 76)
     assert len(found[0].text) < 300
+
+
+def endless_reply(connected: socket.socket) -> None:
+    while True:
+        connected.sendall(b"220-x\r\n" * 1000)
+
+
+@pytest.mark.parametrize(
+    "serve", [silent, closing_at_once, garbage, http, endless_line, endless_reply]
+)
+def test_hostile_lmtp_server_is_reported_in_time(
+    serve: Callable[[socket.socket], None], home: Path
+) -> None:
+    with peer(serve) as port:
+        loaded = config.load(environment={"STATE_DIRECTORY": str(home)})
+        listener = replace(loaded.intake, lmtp=config.LMTP(listen=(f"127.0.0.1:{port}",)))
+        subject = Subject(replace(loaded, intake=listener, runtime=home), 0, timeout=0.2)
+        found = list(checks.examine(subject, [Check("lmtp", intake.lmtp)], deadline=2))
+    assert problems(found) == [("lmtp", Level.ERROR)]
+    assert "has not finished" not in found[0].text
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("directory", "socket_mode", "obstacle"),
+    [(0o711, 0o666, ""), (0o700, 0o666, "enter"), (0o711, 0o600, "connect to")],
+)
+def test_rights_of_the_mail_server_are_those_of_the_kernel(
+    directory: int, socket_mode: int, obstacle: str
+) -> None:
+    """Root also connects as this user, and comes to the same result as from the modes."""
+    account = pwd.getpwnam("daemon")
+    with TemporaryDirectory(dir="/tmp") as name, socket.socket(socket.AF_UNIX) as listening:
+        path = Path(name) / "lmtp.sock"
+        listening.bind(str(path))
+        listening.listen()
+        path.chmod(socket_mode)
+        Path(name).chmod(directory)
+        [finding] = intake._rights(path, account)
+        assert (finding.level is Level.OK) == (not obstacle)
+        assert obstacle in finding.text
+        assert (intake._obstacle(path, account) is None) == (not obstacle)
+        assert intake._try(path, account) in (None, not obstacle)
 
 
 @pytest.mark.parametrize("serve", [silent, one_octet_at_a_time, endless_line])

@@ -61,7 +61,7 @@ def chain(
         lookups={name: queued[name] for name, kind in kinds.items() if not kind.is_local},
         domains=domains(config),
         deadline=auth.deadline,
-        issuer=_issuer(auth.oauth) if "oauth" in auth.chain else None,
+        issuer=issuer(auth.oauth) if "oauth" in auth.chain else None,
         accepts_unknown_users=auth.oauth.users == "any",
         accepts_certificates=bool(config.tls.client_ca),
         check_maildrop=maildrop_check(config),
@@ -199,7 +199,7 @@ def _ldap(auth: Auth) -> Backend:
     )
 
 
-def _issuer(oauth: Provider) -> Issuer:
+def issuer(oauth: Provider) -> Issuer:
     from ..auth.http import ProviderClient
     from ..auth.tokens import Introspected, KeySet, Signed, TokenRules
 

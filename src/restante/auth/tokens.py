@@ -188,7 +188,7 @@ class Signed:
     def __init__(
         self, keys: KeySet, rules: TokenRules, *, algorithms: tuple[str, ...] = ALGORITHMS
     ) -> None:
-        self._keys = keys
+        self.keys = keys
         self._rules = rules
         self._algorithms = algorithms
 
@@ -214,7 +214,7 @@ class Signed:
             raise AuthenticationFailed("token-form")
         if str(header.get("typ", "JWT")).casefold() not in _ACCESS_TYPES:
             raise AuthenticationFailed("token-type")
-        key_type, key = await self._keys.find(kid)
+        key_type, key = await self.keys.find(kid)
         if key_type != _KEY_TYPES[algorithm[:2]]:
             raise AuthenticationFailed("token-algorithm")
         try:

@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ntp", metavar="HOST", default="", help="compare the clock with this NTP server"
     )
+    parser.add_argument(
+        "--mta-user",
+        metavar="NAME",
+        default="postfix",
+        help="the operating system's user that delivers mail over LMTP (default: postfix)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -64,7 +70,7 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
         yield replace(not_checked("the configuration cannot be used"), check="others")
         return
     owner = account.pw_uid if account else os.geteuid()
-    subject = Subject(config, owner, ntp=options.ntp)
+    subject = Subject(config, owner, ntp=options.ntp, mta=options.mta_user)
     with_own_rights = examine(subject, [check for check in CHECKS if not check.as_root])
     yield from separation.as_user(account, with_own_rights) if account else with_own_rights
     yield from examine(subject, [check for check in CHECKS if check.as_root])

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ... import sysexits
 from ..failures import describe, exit_code, most_serious
-from . import clock, files, server
+from . import backends, clock, files, intake, server
 from .findings import Check, Finding, Level, Subject, error, not_checked
 
 # In the order of the output: first what everything else depends on.
@@ -22,6 +22,9 @@ CHECKS = (
     Check("clock", clock.clock),
     Check("store", files.store),
     Check("users", files.users),
+    Check("back-ends", backends.back_ends),
+    Check("lmtp", intake.lmtp),
+    Check("lmtp-rights", intake.lmtp_rights, as_root=True),
 )
 DEADLINE = 60.0  # seconds for each check; a disk or a back end may hang
 
