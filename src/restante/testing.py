@@ -50,6 +50,7 @@ from .server.binding import bind
 from .server.listener import Listener
 from .server.pop3 import Connection, Service
 from .store.memory import MemoryStore
+from .words import counted
 
 T = TypeVar("T")
 _log = logging.getLogger("restante")
@@ -287,7 +288,7 @@ class _FaultyConnection(Connection):
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
         super()._adopt(transport)
         self._real = self._transport
-        # This has all methods that the session uses.
+        # ``_InterceptedTransport`` has all methods that the session uses.
         self._transport = _InterceptedTransport(self)  # type: ignore[assignment]
         self._output.adopt(self._transport)
 
@@ -326,7 +327,7 @@ class _FaultyConnection(Connection):
         if event is None:
             self._finish_response()
         elif isinstance(event, StartTLS):
-            # The TLS handshake follows, which is not recorded.
+            # The TLS handshake that follows is not recorded.
             self._response += event.response.head()
             self._record_response()
             unprocessed, self._unprocessed = self._unprocessed, b""
@@ -469,12 +470,12 @@ class _TestUsers:
     passwords: dict[str, str]
 
     async def verify(self, credentials: Credentials) -> UserAccount:
-        return self._open(credentials.identity, credentials.password)
+        return self._authenticate(credentials.identity, credentials.password)
 
     async def verify_token(self, token: Token) -> UserAccount:
-        return self._open(token.identity, token.token)
+        return self._authenticate(token.identity, token.token)
 
-    def _open(self, user: str, secret: str) -> UserAccount:
+    def _authenticate(self, user: str, secret: str) -> UserAccount:
         if self.passwords.get(user) != secret:
             raise AuthenticationFailed
         return UserAccount(user, user)
@@ -532,7 +533,7 @@ class Pop3Server:
         self._connections: WeakSet[_FaultyConnection] = WeakSet()
         self._bugs: list[BaseException] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._open = AsyncExitStack()
+        self._exit_stack = AsyncExitStack()
 
     # Starting and stopping the server.
 
@@ -569,14 +570,14 @@ class Pop3Server:
         if self._bugs:
             raise RuntimeError("a bug in the server of restante.testing") from self._bugs[0]
         if error is None:
-            self._warn_of_unused_faults(stacklevel=3)
+            self._warn_about_unused_faults(stacklevel=3)
 
-    def _warn_of_unused_faults(self, stacklevel: int) -> None:
+    def _warn_about_unused_faults(self, stacklevel: int) -> None:
         for call in self.fault.unused:
             warnings.warn(f"fault.{call} never occurred", UnusedFault, stacklevel=stacklevel)
 
     async def _shut_down(self) -> None:
-        await self._open.aclose()
+        await self._exit_stack.aclose()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
@@ -613,7 +614,7 @@ class Pop3Server:
             tls=context,
             allow_plaintext_from=self._clear_from,
         )
-        self._open.push_async_callback(service.drain, 0)
+        self._exit_stack.push_async_callback(service.drain, 0)
         admission = Admission(1000, 1000)
         for name, implicit_tls in (("pop3s", context), ("pop3", None)):
             listening = bind(Address(name, "127.0.0.1", 0))
@@ -624,7 +625,7 @@ class Pop3Server:
                 name=name,
                 tls=implicit_tls,
             )
-            self._open.callback(listener.close)
+            self._exit_stack.callback(listener.close)
             port = listening.getsockname()[1]
             self.port, self.stls_port = (
                 (port, self.stls_port) if implicit_tls else (self.port, port)
@@ -735,8 +736,8 @@ class Pop3Server:
                 while self._service.connections:  # noqa: ASYNC110 - the server has no such event
                     await asyncio.sleep(_POLL_INTERVAL)
         except TimeoutError:
-            count = len(self._service.connections)
-            raise TimeoutError(f"{count} clients are still connected") from None
+            clients = counted(len(self._service.connections), "client")
+            raise TimeoutError(f"{clients} still connected") from None
 
     def reset(self) -> None:
         """Drop all clients; remove mail, deleted mail, faults and the transcript.
@@ -744,7 +745,7 @@ class Pop3Server:
         Users, ports and the certificate stay, so that one server can be used by many tests.  Faults
         that never occurred cause an ``UnusedFault`` warning.
         """
-        self._warn_of_unused_faults(stacklevel=3)
+        self._warn_about_unused_faults(stacklevel=3)
         self._run(self._reset())
 
     async def _reset(self) -> None:

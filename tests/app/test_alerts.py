@@ -133,7 +133,7 @@ def ledger(home: Path) -> Iterator[Ledger]:
 
 
 def fail(found: Configuration, ledger: Ledger, error: RestanteError = LOST) -> None:
-    Health(ledger.of("isp")).failed(time.time())
+    Health(ledger.of("isp")).record_failure(time.time())
     alerts.send(Job.of(found, "isp"), ledger, error)
 
 

@@ -408,7 +408,7 @@ def test_headers_count_too(home: Home, ledger: Ledger) -> None:
 
 def test_logins_have_a_budget_also_when_they_fail(home: Home, ledger: Ledger) -> None:
     policy = Policy(budget=Budget(logins=2))
-    ledger.of("isp").tried(home.now - 10)
+    ledger.of("isp").record_attempt(home.now - 10)
     home.collect(policy)
     with pytest.raises(LoginTooSoon) as caught:
         home.collect(policy)
@@ -593,5 +593,5 @@ def test_refused_credentials_are_tried_seldom(home: Home, ledger: Ledger) -> Non
 
 
 def test_refusal_dated_in_the_future_is_ignored(home: Home, ledger: Ledger) -> None:
-    ledger.of("isp").refused(home.now + 1)  # the clock was put back
+    ledger.of("isp").record_refusal(home.now + 1)  # the clock was put back
     assert home.collect().stored == 3

@@ -136,12 +136,12 @@ def test_one_collector_at_a_time_for_one_account(ledger: Ledger, path: Path) -> 
 
 def test_login_delay_is_remembered(ledger: Ledger) -> None:
     assert ledger.of("ann").may_begin(1000.0) == 0
-    ledger.of("ann").began(1000.0, 900.0)
+    ledger.of("ann").record_login(1000.0, 900.0)
     assert ledger.of("ann").may_begin(1000.0) == 1900
     assert ledger.of("ann").may_begin(999.0) == 0  # the clock was put back
     assert ledger.of("ann").last_success() is None
-    ledger.of("ann").succeeded(1001.0)
-    ledger.of("ann").began(2000.0)
+    ledger.of("ann").record_success(1001.0)
+    ledger.of("ann").record_login(2000.0)
     assert ledger.of("ann").may_begin(2000.0) == 2000
     assert ledger.of("ann").last_success() == 1001
 
@@ -149,26 +149,26 @@ def test_login_delay_is_remembered(ledger: Ledger) -> None:
 def test_refusals_are_counted_until_a_login_works(ledger: Ledger) -> None:
     ledger.of("ann").withhold(0.0)
     for at, wait in ((1000.0, 600.0), (2000.0, 1200.0), (4000.0, 2400.0)):
-        ledger.of("ann").refused(at)
+        ledger.of("ann").record_refusal(at)
         ledger.of("bob").withhold(at)
         with pytest.raises(LoginWithheld) as caught:
             ledger.of("ann").withhold(at)
         assert caught.value.seconds == wait
         ledger.of("ann").withhold(at + wait)
-    ledger.of("ann").began(7000.0)
+    ledger.of("ann").record_login(7000.0)
     ledger.of("ann").withhold(7000.0)
-    ledger.of("ann").refused(8000.0)
+    ledger.of("ann").record_refusal(8000.0)
     ledger.of("ann").withhold(8600.0)
 
 
 def test_used_budget_counts_for_a_day(ledger: Ledger, path: Path) -> None:
     hour, day = 3600.0, 86_400.0
-    first = ledger.of("ann").tried(0.0)
-    ledger.of("ann").used(first, Used(1, 100), 1.0)
-    ledger.of("ann").used(first, Used(2, 200), hour)  # a long session counts by its end
-    ledger.of("bob").used(ledger.of("bob").tried(0.0), Used(7, 7), hour)
-    second = ledger.of("ann").tried(2 * hour)
-    ledger.of("ann").used(second, Used(4, 400), 2 * hour)
+    first = ledger.of("ann").record_attempt(0.0)
+    ledger.of("ann").add_usage(first, Used(1, 100), 1.0)
+    ledger.of("ann").add_usage(first, Used(2, 200), hour)  # a long session counts by its end
+    ledger.of("bob").add_usage(ledger.of("bob").record_attempt(0.0), Used(7, 7), hour)
+    second = ledger.of("ann").record_attempt(2 * hour)
+    ledger.of("ann").add_usage(second, Used(4, 400), 2 * hour)
     with closing(Ledger(path)) as again:
         assert again.of("ann").used_in_a_day(2 * hour) == Used(7, 700)
         assert again.of("ann").used_in_a_day(day + hour) == Used(4, 400)
@@ -178,7 +178,7 @@ def test_used_budget_counts_for_a_day(ledger: Ledger, path: Path) -> None:
 
 def test_logins_per_hour_are_limited(ledger: Ledger) -> None:
     for at in (100.0, 200.0, 300.0):
-        ledger.of("ann").tried(at)
+        ledger.of("ann").record_attempt(at)
     assert ledger.of("ann").may_begin(400.0, 4) == 0
     assert ledger.of("ann").may_begin(400.0, 3) == 3700
     assert ledger.of("ann").may_begin(400.0, 1) == 3900
@@ -189,14 +189,14 @@ def test_logins_per_hour_are_limited(ledger: Ledger) -> None:
 def test_health_has_streaks_and_totals(ledger: Ledger) -> None:
     health = Health(ledger.of("ann"))
     assert health.state() == AccountHealth()
-    health.succeeded(3, 300)
+    health.record_success(3, 300)
     for at in (10.0, 20.0):
-        health.failed(at)
+        health.record_failure(at)
     assert health.state() == AccountHealth(2, 10.0, good=1, bad=2, messages=3, octets=300)
-    health.succeeded(1, 100)
+    health.record_success(1, 100)
     assert health.state() == AccountHealth(0, None, good=2, bad=2, messages=4, octets=400)
-    health.failed(30.0, 5, 500)
-    health.stopped(1, 100)
+    health.record_failure(30.0, 5, 500)
+    health.record_stop(1, 100)
     assert health.state() == AccountHealth(1, 30.0, good=2, bad=3, messages=10, octets=1000)
     assert health.state().failing_since == 30.0
     assert Health(ledger.of("bob")).state() == AccountHealth()

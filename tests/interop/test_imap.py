@@ -34,7 +34,7 @@ WORDS = ("one", "two", "three")
 STEPS: tuple[tuple[Any, str], ...] = (
     (imapclient.IMAPClient, "append"),
     (imapclient.IMAPClient, "search"),
-    (AccountLedger, "began"),
+    (AccountLedger, "record_login"),
     (AccountLedger, "intend"),
     (AccountLedger, "took"),
     (AccountLedger, "gone"),

@@ -1,4 +1,4 @@
-"""Send alerts by mail: an account fails or works again, or its OAuth 2 sign-in expires soon.
+"""Send alerts by mail when an account fails or works again, or must soon be signed in again.
 
 A series of failed sessions causes one alert, and the next successful session causes another, even
 if the program is restarted during the series.
@@ -37,7 +37,7 @@ _WIDTH = 72  # characters per line, the convention for plain-text mail
 
 @dataclass(frozen=True, slots=True)
 class _Alert:
-    """One mail, and the values that the ledger records when the mail is delivered."""
+    """One message, and the values that the ledger records when the message is delivered."""
 
     topic: str
     """``failure``, ``consent`` or ``consent.to``."""
@@ -45,7 +45,7 @@ class _Alert:
     """Start of the failures or expiry of the sign-in, in seconds since the epoch; None if the
     account works again."""
     identity: str
-    """Identifies the mail at the destination, so that it is delivered once."""
+    """Identifies the message at the destination, so that it is delivered only once."""
     subject: str
     text: str
 
@@ -80,7 +80,7 @@ def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> lis
     elif error is None and reported is not None:
         alerts.append(_recovered(name, account, reported))
     for topic, grant in (("consent", job.grant), ("consent.to", job.destination_grant)):
-        end = grant.expires_soon() if grant.options.provider else None
+        end = grant.imminent_expiry() if grant.options.provider else None
         if end is not None and health.reported(topic) != end:
             alerts.append(_expiring(name, topic, end))
     return alerts

@@ -130,7 +130,7 @@ def missing(config: Configuration) -> Iterator[str]:
     auth = config.auth
     users = Path(auth.users)
     if users.exists() and not os.access(users, os.R_OK):
-        yield f"auth.users: {users} cannot be read by this user"
+        yield f"auth.users: {users} is not readable by this user"
     for name, kind in KINDS.items():
         if name in auth.chain:
             yield from kind.missing(auth)
@@ -181,7 +181,7 @@ def _missing_for_tokens(oauth: Provider) -> Iterator[str]:
     if oauth.ca_file and not is_readable(oauth.ca_file):
         yield f"auth.oauth.ca_file: cannot read certificates from {oauth.ca_file}"
     if oauth.jwks and find_spec("jwt") is None:
-        yield "auth.oauth.jwks: requires a library; run: pip install 'restante[jwt]'"
+        yield "auth.oauth.jwks: signed tokens require a library; run: pip install 'restante[jwt]'"
     if oauth.jwks and "://" not in oauth.jwks:
         yield from _missing_file(oauth.jwks, "auth.oauth.jwks")
     if oauth.introspection:

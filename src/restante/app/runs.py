@@ -161,9 +161,9 @@ async def run_and_report(
         received = (outcome.stored, outcome.octets)
         try:
             if error is None:
-                health.succeeded(*received)
+                health.record_success(*received)
             else:
-                health.failed(time.time(), *received)
+                health.record_failure(time.time(), *received)
             if job.config.collect.metrics:
                 metrics.write(job.config, ledger, Path(job.config.collect.metrics))
         except (RestanteError, OSError) as problem:
@@ -177,7 +177,7 @@ async def run_and_report(
         await session
     except asyncio.CancelledError:
         with suppress(RestanteError):
-            health.stopped(outcome.stored, outcome.octets)
+            health.record_stop(outcome.stored, outcome.octets)
         raise
     except (AccountBusy, LoginTooSoon, LoginWithheld):
         raise

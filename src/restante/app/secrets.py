@@ -59,10 +59,10 @@ def _command(arguments: str | tuple[str, ...]) -> str:
     """Run the command without a shell; it may prompt on standard input and standard error."""
     import subprocess
 
-    finished = subprocess.run(
+    completed = subprocess.run(
         list(arguments), stdout=subprocess.PIPE, text=True, check=True, timeout=_TIMEOUT
     )
-    return _first_line(finished.stdout)
+    return _first_line(completed.stdout)
 
 
 def _credential(name: str | tuple[str, ...]) -> str:

@@ -21,8 +21,8 @@ from . import backends
 if TYPE_CHECKING:
     from ..clock import Clock
 
-# Functions import the modules that only some configurations need, because a mail server runs
-# `restante deliver`, which uses this module, for each message.
+# Modules that only some configurations need are imported inside functions, because a mail server
+# runs `restante deliver`, which uses this module, for each message.
 
 
 def validate(config: Configuration) -> None:

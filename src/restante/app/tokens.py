@@ -121,7 +121,7 @@ class Grant:
         tokens = self.file().get()
         return tokens.refresh_expires_at if tokens is not None else None
 
-    def expires_soon(self) -> float | None:
+    def imminent_expiry(self) -> float | None:
         """Return when the sign-in expires if that is within ``SOON`` seconds, else None."""
         expiry = self.expires_at()
         return expiry if expiry is not None and 0 < expiry - time.time() < SOON else None

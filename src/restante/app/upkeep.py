@@ -223,9 +223,9 @@ async def forecast(
 ) -> Forecast:
     """Return how much mail will be removed because a hold time or an expiry was changed.
 
-    ``names`` are maildrops, by default all.  With ``note``, the day of grace before the removal
-    begins now unless it has already begun; without ``note``, nothing is changed.  For users of back
-    ends other than the user database, the expiry in the configuration applies.
+    ``names`` are maildrops, by default all.  With ``note``, the day of grace that precedes the
+    removal starts now, unless it has already started; without ``note``, nothing is changed.  For
+    users of back ends other than the user database, the expiry in the configuration applies.
 
     Raises:
         RestanteError: a maildrop cannot be read.

@@ -4,8 +4,8 @@ Security: the client's input is escaped in filters (RFC 4515 §3) and is never p
 distinguished name.  This module refuses empty passwords, because a server would accept such a bind
 as an anonymous one (RFC 4513 §5.1.2).  Passwords leave this machine only over TLS; certificates and
 host names are verified; referrals are not followed.
-Limits: one connection for each query.  All steps end at the deadline of the login, except the
-look-up of the server's address: the operating system limits its time.
+Limits: one connection for each query.  The deadline of the login applies to all steps except the
+look-up of the server's address, whose duration the operating system limits.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Ldap:
         return await self._threads.run(lambda: self._verify(credentials, end))
 
     def _end(self) -> float:
-        """Return the deadline on the monotonic clock, because threads cannot read the loop's."""
+        """Return the deadline on the monotonic clock, which threads can read."""
         now = asyncio.get_running_loop().time()
         return time.monotonic() + end_of(self._deadline, now) - now
 
@@ -124,13 +124,15 @@ class Ldap:
             try:
                 directory.simple_bind_s(search.bind_dn, search.bind_password)
             except ldap.INVALID_CREDENTIALS:
-                raise BackendMisconfigured("ldap: bind_dn and bind_password are refused") from None
+                raise BackendMisconfigured(
+                    "ldap: the directory refused bind_dn and bind_password"
+                ) from None
             rows = directory.search_ext_s(
                 search.base,
                 ldap.SCOPE_SUBTREE,
                 pattern,
                 [search.name],
-                timeout=_limit_step(directory, end),
+                timeout=_set_timeouts(directory, end),
             )
         entries = [
             entry
@@ -158,7 +160,7 @@ class Ldap:
     def _connected(self, end: float) -> Iterator[Any]:
         """Connect to the directory.  The next operation in the block must end at ``end``.
 
-        Call ``_limit_step`` before each further operation.
+        Call ``_set_timeouts`` before each further operation.
 
         Raises:
             BackendUnavailable: the directory cannot be used, for any reason.
@@ -184,10 +186,10 @@ class Ldap:
                     directory.set_option(ldap.OPT_X_TLS_CACERTFILE, self._search.ca_file)
                 # This option must be set last, because it applies the other TLS options.
                 directory.set_option(ldap.OPT_X_TLS_NEWCTX, 0)
-                _limit_step(directory, end)
+                _set_timeouts(directory, end)
                 if url.startswith("ldap:") and not _is_local(url):
                     directory.start_tls_s()
-                    _limit_step(directory, end)
+                    _set_timeouts(directory, end)
                 yield directory
             finally:
                 directory.unbind_ext_s()
@@ -195,7 +197,7 @@ class Ldap:
             raise BackendUnavailable(f"ldap: {_reason(error)}") from error
 
 
-def _limit_step(directory: Any, end: float) -> float:
+def _set_timeouts(directory: Any, end: float) -> float:
     """Set the timeouts of the next operation so that it ends at ``end``.
 
     Returns the number of seconds until ``end``.

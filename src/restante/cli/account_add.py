@@ -524,12 +524,12 @@ async def _log_in_and_count(job: Job, ledger: Ledger) -> tuple[int, int]:
     A successful login ends the delay after refused logins.
     """
     account_ledger = ledger.of(job.name)
-    account_ledger.tried(time.time())
+    account_ledger.record_attempt(time.time())
     try:
         async with job.connect() as client:
-            account_ledger.began(time.time(), client.capabilities.login_delay or 0)
+            account_ledger.record_login(time.time(), client.capabilities.login_delay or 0)
             return await client.stat()
     except LoginFailed as error:
         if not error.retry:
-            account_ledger.refused(time.time())
+            account_ledger.record_refusal(time.time())
         raise

@@ -72,9 +72,9 @@ class Destination:
 def destination(
     options: argparse.Namespace, config: Configuration, name: str, user: str
 ) -> Destination:
-    """Return the destination without its secrets.
+    """Return the destination, without asking for secrets before mistakes are found.
 
-    Mistakes are thus found before the user is asked for the secrets.
+    ``ask_for_secrets`` adds the secrets.
 
     ``user`` is the user name on the account's POP3 server.
 

@@ -45,7 +45,9 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         )
         parser.add_argument("path", metavar="PATH", type=Path, help=path)
         parser.add_argument(
-            "--to", metavar="PLACE", help="deliver to PLACE instead of the current destination"
+            "--to",
+            metavar="PLACE",
+            help="deliver to PLACE instead of the destination in the imported file",
         )
         parser.add_argument(
             "--seen", metavar="FILE", type=Path, help=f"{kind}'s list of seen messages"

@@ -139,7 +139,7 @@ def _query(name: str, rdtype: str, timeout: float, resolver: Resolver | None) ->
 def order_by_priority(
     targets: Iterable[Target], rng: random.Random | None = None
 ) -> Sequence[Target]:
-    """Return the targets by priority; equal priorities in random order by weight (RFC 2782).
+    """Return the targets by priority, and at random by weight within a priority (RFC 2782).
 
     A target "." means that the domain has no such service.
     """
@@ -147,9 +147,9 @@ def order_by_priority(
     remaining = sorted(each for each in targets if each.host not in ("", ".", "@"))
     ordered: list[Target] = []
     while remaining:
-        equals = [each for each in remaining if each.priority == remaining[0].priority]
+        candidates = [each for each in remaining if each.priority == remaining[0].priority]
         # Weights are scaled and increased by 1, so that a target of weight 0 has a small chance.
-        chosen = rng.choices(equals, [each.weight * 1000 + 1 for each in equals])[0]
+        chosen = rng.choices(candidates, [each.weight * 1000 + 1 for each in candidates])[0]
         remaining.remove(chosen)
         ordered.append(chosen)
     return ordered

@@ -203,7 +203,7 @@ class AccountLedger:
             ).fetchall()
         return [_text(key) for (key,) in rows]
 
-    def moved(self, messages: Iterable[Stored]) -> None:
+    def record_moved(self, messages: Iterable[Stored]) -> None:
         """Record the new unique-ids of messages; ``moved_from`` contains their earlier keys.
 
         The record under the earlier key moves to the new key.
@@ -283,7 +283,7 @@ class AccountLedger:
                 (self.name, _octets(key), *row, _octets(later.replaces)),
             )
 
-    def compared(self, messages: Iterable[Stored], again_at: float | None) -> None:
+    def record_match(self, messages: Iterable[Stored], again_at: float | None) -> None:
         """Record that these messages were fetched, and match those stored under their keys.
 
         ``again_at`` is the ledger's time when they were listed again after they had been deleted or
@@ -306,7 +306,7 @@ class AccountLedger:
                 rows,
             )
 
-    def settled(self, keys: Iterable[str]) -> None:
+    def clear_doubt(self, keys: Iterable[str]) -> None:
         """Remove the doubt about these messages, because their headers have been compared."""
         with self.transaction() as database:
             database.executemany(
@@ -314,7 +314,7 @@ class AccountLedger:
                 [(self.name, _octets(key)) for key in keys],
             )
 
-    def listed(self, keys: Iterable[str]) -> None:
+    def record_listing(self, keys: Iterable[str]) -> None:
         """Record a complete listing; messages that it does not contain are no longer expected."""
         with self.transaction() as database:
             database.execute(
@@ -378,7 +378,7 @@ class AccountLedger:
                 [(self.name, _octets(each.key), at, each.why, each.evidence) for each in proofs],
             )
 
-    def not_removed(self, keys: Iterable[str], answer: str) -> None:
+    def record_refused_deletion(self, keys: Iterable[str], answer: str) -> None:
         """Record the error with which the server refused to delete these messages."""
         with self.transaction() as database:
             self._answer(database, keys, answer)
@@ -399,7 +399,7 @@ class AccountLedger:
             [(answer, self.name, _octets(key)) for key in keys],
         )
 
-    def unanswered(self) -> None:
+    def record_unanswered(self) -> None:
         """Record that the results of deletions without a response are unknown.
 
         Call this only while no session is open.  The unique-ids of these messages may now belong to
@@ -483,8 +483,8 @@ class AccountLedger:
 
     # Sessions.
 
-    def tried(self, at: float) -> int:
-        """Record a login attempt before it is made, and return its run number for ``used``."""
+    def record_attempt(self, at: float) -> int:
+        """Record a login attempt before it is made, and return its run number for ``add_usage``."""
         with self.transaction() as database:
             database.execute(
                 "DELETE FROM runs WHERE account = ? AND used_at <= ?", (self.name, at - _DAY)
@@ -496,7 +496,7 @@ class AccountLedger:
             assert inserted.lastrowid is not None
             return inserted.lastrowid
 
-    def used(self, run: int, more: Used, at: float) -> None:
+    def add_usage(self, run: int, more: Used, at: float) -> None:
         """Add messages and octets that the run received from the server."""
         with self.transaction() as database:
             database.execute(
@@ -519,7 +519,7 @@ class AccountLedger:
             ).fetchone()
         return Used(*row)
 
-    def began(self, at: float, login_delay: float = 0.0) -> None:
+    def record_login(self, at: float, login_delay: float = 0.0) -> None:
         """Record a login; ``login_delay`` is the minimum time until the next login, in seconds."""
         with self.transaction() as database:
             database.execute(
@@ -529,7 +529,7 @@ class AccountLedger:
                 (self.name, at, login_delay),
             )
 
-    def refused(self, at: float) -> None:
+    def record_refusal(self, at: float) -> None:
         """Record a refused login whose cause is permanent, such as a wrong password."""
         with self.transaction() as database:
             database.execute(
@@ -557,7 +557,7 @@ class AccountLedger:
             if now < at + wait:
                 raise LoginWithheld(self.name, refusals, at + wait - now)
 
-    def succeeded(self, at: float) -> None:
+    def record_success(self, at: float) -> None:
         """Record a session that ended without an error."""
         with self.transaction() as database:
             database.execute(

@@ -176,18 +176,18 @@ async def collect(
         account_ledger.withhold(wall)
         now = Elapsed(ledger.now(wall), clock)
         entry = Accounts(ledger).enter(account.mailbox or Mailbox(account.name), now())
-        account_ledger.unanswered()
+        account_ledger.record_unanswered()
         if entry.renamed_from:
             outcome.notes.append(
                 f"the account was renamed from {entry.renamed_from}; "
                 "its record of collected messages was kept"
             )
         used = account_ledger.used_in_a_day(wall)
-        usage = Usage(account_ledger, account_ledger.tried(wall), clock)
+        usage = Usage(account_ledger, account_ledger.record_attempt(wall), clock)
         run = run or Run()
         session = _Session(account, ledger, destination, entry, usage, outcome, progress, now, run)
         await session.run(clock, again, used, dry_run=dry_run, adopt_present=adopt_present)
-        account_ledger.succeeded(clock())
+        account_ledger.record_success(clock())
         return outcome
 
 
@@ -255,19 +255,19 @@ class _Session:
         try:
             async with self._account.connect() as client:
                 delay = client.capabilities.login_delay or 0
-                self._ledger.began(clock(), delay)
+                self._ledger.record_login(clock(), delay)
                 self._prepare(client)
                 await self._run_steps(again, used, dry_run=dry_run, adopt_present=adopt_present)
         except LoginFailed as error:
             if not error.retry:
-                self._ledger.refused(clock())
+                self._ledger.record_refusal(clock())
             raise
         except CommandFailed as error:
             if not self._is_logged_in or error.command not in ("DELE", "QUIT"):
                 raise
             self._outcome.refused.append(f"{error.command}: {error.text}")
             if error.command == "QUIT":
-                self._deletions.not_confirmed(error.text)
+                self._deletions.record_refusal(error.text)
             else:  # a refused DELE is raised only after QUIT has removed the other messages
                 self._confirm(dry_run=dry_run)
         except ConnectionLost as error:
@@ -278,7 +278,7 @@ class _Session:
 
     def _confirm(self, *, dry_run: bool) -> None:
         """Record that QUIT succeeded, so the marked messages are no longer on the server."""
-        self._deletions.confirmed()
+        self._deletions.record_confirmation()
         self._outcome.deleted += len(self._deletions.marked)
         self._outcome.may_list_more = not dry_run and self._may_list_more()
 
@@ -347,7 +347,7 @@ class _Session:
         outcome.later = len(waiting)
         outcome.later_for = waiting[0].why if waiting else ""
         skips = [step for step in steps if isinstance(step, Skip)]
-        new = self._this_run.not_reported(aside_key(each.message) for each in skips)
+        new = self._this_run.report_once(aside_key(each.message) for each in skips)
         outcome.skipped += [
             f"message {each.message.number}: {each.reason}"
             for each in skips
@@ -480,7 +480,7 @@ class _Session:
         listed = [collected[key] for key in ids.values() if key in collected]
         seen = sum(1 for each in listed if each.at and each.is_expected and not each.is_gone)
         if is_complete and seen < self._ledger.on_server() and not dry_run:
-            self._ledger.listed(ids.values())
+            self._ledger.record_listing(ids.values())
         # If a session with ``fetch`` was interrupted, this one must store the remaining messages.
         must_fetch_again = "fetch" in (again, self._entry.answer)
         self._fetching.listed = frozenset(ids.values())
@@ -539,7 +539,7 @@ class _Session:
             if known.doubt:
                 settled.append(step.key)
         if settled:
-            self._ledger.settled(settled)
+            self._ledger.clear_doubt(settled)
         return unproved
 
     async def _may_delete(self, key: str) -> bool:

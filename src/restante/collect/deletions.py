@@ -76,13 +76,13 @@ class Deletions:
             self.marked += [each for each in block if each.message.number not in refused]
             keys = [each.key for each in block if each.message.number in refused]
             if keys:
-                self._ledger.not_removed(keys, "refused")
+                self._ledger.record_refused_deletion(keys, "refused")
 
     def leave_without_quit(self) -> None:
         """Drop the connection, so that the server removes nothing (RFC 1939 §6)."""
         self._client.abort()
 
-    def confirmed(self) -> None:
+    def record_confirmation(self) -> None:
         """Record that the server answered +OK to QUIT, and removed the marked messages."""
         self._ledger.gone([each.key for each in self.marked])
         for each in self.marked:
@@ -94,6 +94,6 @@ class Deletions:
             }
             _log.info("deleted upstream", extra={"fields": fields})
 
-    def not_confirmed(self, answer: str) -> None:
+    def record_refusal(self, answer: str) -> None:
         """Record that the server answered -ERR to QUIT, and may not have removed all messages."""
-        self._ledger.not_removed([each.key for each in self.marked], answer)
+        self._ledger.record_refused_deletion([each.key for each in self.marked], answer)

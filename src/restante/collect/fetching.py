@@ -71,7 +71,7 @@ class Usage:
         """Write the counts to the ledger."""
         received, self._received = self._received, Used()
         if received != Used():
-            self._ledger.used(self._run, received, self._clock())
+            self._ledger.add_usage(self._run, received, self._clock())
 
 
 @dataclass(slots=True)
@@ -518,7 +518,7 @@ class Fetching:
         await asyncio.to_thread(self._write_rows, waiting, now)
         for each in waiting:
             if each.is_compared:
-                self._known.compared(each.row, now if each.restarts_retention else None)
+                self._known.update(each.row, now if each.restarts_retention else None)
             else:
                 self._known.add(each.row, now)
             if not each.seen.is_short:
@@ -536,10 +536,10 @@ class Fetching:
         if new:
             self._ledger.took(new, now)
         if moved:
-            self._ledger.moved(moved)
+            self._ledger.record_moved(moved)
         for rows, again_at in ((unchanged, None), (restarted, now)):
             if rows:
-                self._ledger.compared(rows, again_at)
+                self._ledger.record_match(rows, again_at)
 
     # Headers.
 
@@ -585,7 +585,7 @@ class Fetching:
             message = step.message
             if capabilities.tags and not capabilities.top:
                 text = f"message {message.number}: too large, and the server does not support TOP"
-                if self._run.not_reported([aside_key(message)]):
+                if self._run.report_once([aside_key(message)]):
                     self._outcome.skipped.append(text)
                 continue
             try:
@@ -646,7 +646,7 @@ class Fetching:
 
     def set_aside(self, message: Message, reason: str) -> None:
         key = aside_key(message)
-        is_first = self._run.failed(key)
+        is_first = self._run.count_failure(key)
         self._ledger.set_aside(key, reason, self._now(), is_first=is_first)
 
 

@@ -36,9 +36,9 @@ class Health:
     def __init__(self, ledger: AccountLedger) -> None:
         self._ledger, self._account = ledger, ledger.name
 
-    def failed(self, at: float, messages: int = 0, octets: int = 0) -> None:
+    def record_failure(self, at: float, messages: int = 0, octets: int = 0) -> None:
         """Record a failed session, and the messages that it stored before it failed."""
-        self.stopped(messages, octets)
+        self.record_stop(messages, octets)
         with self._ledger.transaction() as database:
             database.execute(
                 "UPDATE health SET failures = failures + 1, bad = bad + 1,"
@@ -46,7 +46,7 @@ class Health:
                 (at, self._account),
             )
 
-    def stopped(self, messages: int, octets: int) -> None:
+    def record_stop(self, messages: int, octets: int) -> None:
         """Record the messages that a session stored before the user stopped it.
 
         The session itself counts neither as successful nor as failed.
@@ -59,7 +59,7 @@ class Health:
                 (self._account, messages, octets),
             )
 
-    def succeeded(self, messages: int, octets: int) -> None:
+    def record_success(self, messages: int, octets: int) -> None:
         """Record a successful session, and reset the number of consecutive failures."""
         with self._ledger.transaction() as database:
             database.execute(

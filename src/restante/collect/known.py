@@ -94,7 +94,7 @@ class Known:
             identity = row.identity or self.usual_identity(row.key, row.size)
             self._records[row.key] = Record(row.size, row.content, identity)
 
-    def compared(self, row: Stored, again_at: float | None) -> None:
+    def update(self, row: Stored, again_at: float | None) -> None:
         """Update a message whose equality with the stored copy has been recorded."""
         before = self.collected[row.moved_from or row.key]
         seen_again = before.seen_again if again_at is None else again_at

@@ -33,7 +33,7 @@ class Run:
         self._reported: set[str] = set()
         self._failures: Counter[str] = Counter()
 
-    def not_reported(self, keys: Iterable[str]) -> set[str]:
+    def report_once(self, keys: Iterable[str]) -> set[str]:
         """Return the messages that this run has not reported yet, and record them as reported.
 
         ``keys`` and the result are ``aside_key``s of messages that are left on the server.
@@ -42,7 +42,7 @@ class Run:
         self._reported |= new
         return new
 
-    def failed(self, key: str) -> bool:
+    def count_failure(self, key: str) -> bool:
         """Count a failure of a message; return whether it is the message's first one in this run.
 
         ``key`` is the message's ``aside_key``.

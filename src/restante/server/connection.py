@@ -118,7 +118,7 @@ class BaseService:
         self._all_ended.clear()
 
     def discard(self, connection: BaseConnection[Any]) -> bool:
-        """Remove a connection that has ended.  Returns False if it was removed before."""
+        """Remove a connection that has ended.  Returns False if it had already been removed."""
         was_present = connection in self.connections
         self.connections.discard(connection)
         if not self.connections:
@@ -256,7 +256,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         """Return whether the current event may be cancelled when the client has disconnected."""
         return True
 
-    def _secured(self, ssl_object: ssl.SSLObject) -> None:
+    def _on_tls_started(self, ssl_object: ssl.SSLObject) -> None:
         """Called after the TLS handshake that STLS or STARTTLS requested."""
         raise NotImplementedError
 
@@ -373,7 +373,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
     def abort(self, reason: str, *, is_forced: bool = False) -> None:
         """End the connection without waiting.
 
-        ``is_forced``: also cancel work that should be finished but does not have to be.
+        ``is_forced``: also cancel work that may be cancelled, although it should be completed.
         """
         self._end = reason
         self._is_closing = True
@@ -407,10 +407,10 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             awaited = work.send(None)
         except StopIteration:
             return
-        self._worker = self._service.spawn(_rest_of(work, awaited))
+        self._worker = self._service.spawn(_complete(work, awaited))
         # This is a callback and not a ``finally`` block: a task that is cancelled before its first
         # step never enters its body, and the maildrop would stay locked.
-        self._worker.add_done_callback(self._work_ended)
+        self._worker.add_done_callback(self._on_work_ended)
 
     async def _enter_task(self) -> None:
         """Continue in a task of this connection.
@@ -431,7 +431,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         if self._worker is not None:
             self._loop.call_soon(self._worker.cancel)
 
-    def _work_ended(self, task: asyncio.Task[None]) -> None:
+    def _on_work_ended(self, task: asyncio.Task[None]) -> None:
         if self._is_closing and self._worker is task:
             self._worker = None
             self._release()
@@ -448,7 +448,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             try:
                 event = self._session.next()
                 if event is None:
-                    self._idle()
+                    self._on_idle()
                     break
                 self._last_command = self._loop.time()
                 if not self._respond(event):
@@ -468,7 +468,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._is_turn_due = False
         self._process_input()
 
-    def _idle(self) -> None:
+    def _on_idle(self) -> None:
         """Called when all received commands have been answered."""
         if self._is_half_closed:
             self.close("dropped")
@@ -526,10 +526,10 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             self.connection_lost(error)  # the loop does not call it during a handshake
             return
         self._adopt(transport)
-        self._secured(transport.get_extra_info("ssl_object"))
+        self._on_tls_started(transport.get_extra_info("ssl_object"))
 
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # TCP, or TLS over it
+        self._transport = cast(asyncio.Transport, transport)  # TCP, or TLS over TCP
         self._output.adopt(self._transport)
 
     # Deadlines and the log.
@@ -580,7 +580,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         service.write_event(service.log, level, event, {**fields, "session": self._id})
 
 
-async def _rest_of(work: Coroutine[Any, Any, None], awaited: object) -> None:
+async def _complete(work: Coroutine[Any, Any, None], awaited: object) -> None:
     """Run the rest of ``work``, which has begun and waits for ``awaited``."""
     await _steps(work, awaited)
 

@@ -197,7 +197,7 @@ class IntakeConnection(BaseConnection[Event]):
             case StartTLS(reply):
                 await self._start_tls(reply.encode())
 
-    def _secured(self, ssl_object: ssl.SSLObject) -> None:
+    def _on_tls_started(self, ssl_object: ssl.SSLObject) -> None:
         self._session.secured()
 
     def _resolve_now(self, address: str) -> bool:

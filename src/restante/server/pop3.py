@@ -565,7 +565,7 @@ class Connection(BaseConnection[Event]):
             self._log_event("deletion braked", logging.WARNING, **fields, marked=marked)
             raise DeletionLimitExceeded(marked)
 
-    def _secured(self, ssl_object: ssl.SSLObject) -> None:
+    def _on_tls_started(self, ssl_object: ssl.SSLObject) -> None:
         self._session.secured(tls.channel(ssl_object))
 
     def _send(self, event: Response | Repeated | Challenge) -> None:

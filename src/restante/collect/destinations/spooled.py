@@ -120,7 +120,7 @@ class Command(Spooled):
         super().__init__()
         self._arguments = shlex.split(command)
         if not self._arguments:
-            raise UnsafeArgument("command: requires a program")
+            raise UnsafeArgument("command: the program is missing")
         if shutil.which(self._arguments[0]) is None:
             raise ConfigurationError(f"command: program not found: {self._arguments[0]}")
         self._cr = b""

@@ -81,7 +81,7 @@ class Tokenfile:
             write_durably(self._path, octets)
             self._path.with_suffix(_FAILURE).unlink(missing_ok=True)
 
-    def failed(self, at: float, why: str) -> None:
+    def record_failure(self, at: float, why: str) -> None:
         """Record that a renewal failed; ``why`` must not contain a secret."""
         with suppress(OSError):  # the caller reports the failure itself
             write_durably(self._path.with_suffix(_FAILURE), json.dumps([at, why]).encode())

@@ -213,7 +213,7 @@ def access_token(
         try:
             tokens = _renew(application, before, now, is_service=is_service)
         except (ConsentNeeded, ProviderUnavailable) as error:
-            file.failed(now, str(error))
+            file.record_failure(now, str(error))
             raise
         file.put(tokens)
         return tokens.access
