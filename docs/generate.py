@@ -665,6 +665,11 @@ FILES = (
 )  # fmt: skip
 _FILES_OF = {
     "demo": "This command uses only temporary files, which it removes at the end.\n",
+    "init": (
+        "This command writes `restante.toml`: root in `/etc/restante`, an ordinary user in\n"
+        "`~/.config/restante`. It creates the users database, the certificate and the maildrops'\n"
+        "directory.\n"
+    ),
     "fetch": "This command writes to the directory, Maildir or mbox that `--to` names.\n",
 }
 _SEE_ALSO = {
@@ -675,7 +680,7 @@ _SEE_ALSO = {
     "doctor": ("check", "status"),
     "auth": ("user", "serve"), "demo": ("serve",), "status": ("sessions", "check"),
     "reload": ("check", "status"), "log": ("status", "maildrop"),
-    "sessions": ("status", "maildrop"),
+    "sessions": ("status", "maildrop"), "init": ("serve", "user"),
 }  # fmt: skip
 
 

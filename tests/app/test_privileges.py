@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from shutil import rmtree
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 
 import pytest
 
 from restante.app import privileges
 from restante.config import load
 from restante.errors import ConfigurationError
+from tests.as_root import python
 
 pytestmark = pytest.mark.skipif(
     getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can change its user"
@@ -61,35 +61,6 @@ def refused(place: Path) -> str:
     with pytest.raises(ConfigurationError) as error:
         privileges.server_account(load(place / "restante.toml"))
     return str(error.value)
-
-
-def python(*arguments: str | Path, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
-    """Run Python as root; return its exit code and output.
-
-    All users can read the interpreter, which may be in root's home directory.
-    """
-    command = [*prefix, sys.executable, *map(str, arguments)]
-    closed = [path for path in Path(os.__file__).parents if not path.stat().st_mode & 0o001]
-    if closed:
-        # In a mount namespace, the directory gets the mode of an upper layer.
-        with TemporaryDirectory() as layers:
-            return _execute(["unshare", "-m", "sh", "-c", _OPEN, closed[-1], layers, *command])
-    return _execute(command)
-
-
-_OPEN = """
-set -e
-mount -t tmpfs tmpfs "$1"
-mkdir -m 755 "$1/upper" "$1/work"
-mount -t overlay overlay -o "lowerdir=$0,upperdir=$1/upper,workdir=$1/work" "$0"
-shift
-exec "$@"
-"""
-
-
-def _execute(command: Sequence[str | Path]) -> tuple[int, str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return done.returncode, done.stdout + done.stderr
 
 
 def run(place: Path, *arguments: str, code: int = 0, prefix: tuple[str, ...] = ()) -> str:
@@ -220,7 +191,6 @@ def test_files_belong_to_the_servers_user_and_private_files_of_root_are_read(pla
     secret.write_text("correct horse battery\n")
     secret.chmod(0o600)
     run(place, "user", "add", "ann", "--password-file", str(secret))
-    run(place, "user", "passwd", "ann", "--password-file", str(secret))
     assert "ann" in run(place, "user", "list")
     run(place, "check")
     for path in [*(place / "data").rglob("*"), *(place / "state").rglob("*")]:
@@ -293,3 +263,41 @@ def test_program_that_the_server_cannot_read_is_reported(place: Path) -> None:
     patch = f"import os; os.__file__ = {str(own(place / 'closed', OTHER) / 'os.py')!r}"
     code, said = python("-c", f"{patch}\n{_PROBE}", place / "restante.toml")
     assert (code, "mail cannot read the program" in said) == (1, True)
+
+
+_RUN_AS = """
+import json, os, sys
+from restante import errors
+from restante.app import privileges
+from restante.app import failures
+import pwd
+account = pwd.getpwnam("mail")
+def fail(error):
+    raise error
+def outcome(work):
+    try:
+        return privileges.run_as(account, work)
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+print(json.dumps([
+    outcome(lambda: [os.getuid(), os.geteuid()]),
+    outcome(lambda: fail(OSError(28, "No space left on device", "/x"))),
+    outcome(lambda: fail(errors.TemporaryFailure("busy"))),
+    outcome(lambda: fail(errors.NoSuchUser("ann"))),
+    outcome(lambda: os.kill(os.getpid(), 9)),
+    os.getuid(),
+]))
+"""
+
+
+def test_work_of_a_child_process_has_its_result_or_its_error() -> None:
+    code, said = python("-c", _RUN_AS)
+    assert code == 0, said
+    assert json.loads(said) == [
+        [MAIL.pw_uid, MAIL.pw_uid],
+        ["OSError", "[Errno 28] No space left on device: '/x'"],
+        ["TemporaryFailure", "busy"],
+        ["ConfigurationError", "no such user: 'ann'"],
+        ["TemporaryFailure", "a part of this command was killed"],
+        0,
+    ]

@@ -66,6 +66,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "check": ["check"],
     "doctor": [],  # tests/app/test_doctor.py
     "demo": None,
+    "init": [],  # tests/cli/test_init.py
     "account auth": [],  # tests/collect/test_oauth.py
     "serve": [],  # tests/cli/test_serve.py
     "log": [],  # tests/app/test_control.py

@@ -126,7 +126,7 @@ def test_help_verb_is_the_help_option(words: tuple[str, ...], restante: Restante
         (["user", "list", "--jsn"], "unknown argument: --jsn; did you mean --json?"),
         (["--vrsion"], "restante: unknown argument: --vrsion; did you mean --version?"),
         (["help", "mildrop"], "restante: unknown command: 'mildrop'; did you mean maildrop?"),
-        (["xyz"], "restante: unknown command: 'xyz'; choose from demo, serve, user"),
+        (["xyz"], "restante: unknown command: 'xyz'; choose from demo, init, serve"),
         (["maildrop", "undelet", "ann"], "unknown action: 'undelet'; choose from list, show"),
         (["user", "list", "surplus"], "restante user list: unknown argument: surplus"),
     ],

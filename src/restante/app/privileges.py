@@ -17,15 +17,17 @@ third user, so it must belong to root or to the server's user
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from .. import sysexits
 from ..config import SYSTEM, Configuration
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, TemporaryFailure
 from ..posix import pwd
 from ..store.paths import Template
 
@@ -121,6 +123,55 @@ def become(account: struct_passwd) -> None:
             f"{account.pw_name} cannot read the program in {Path(__file__).parents[1]}; install it "
             "where all users can read it, such as /opt"
         )
+
+
+def run_as(account: struct_passwd | None, work: Callable[[], Any]) -> Any:
+    """Call ``work`` as another user in a child process, and return its result.
+
+    The result must be a JSON value: root must not load objects from a process with fewer rights.
+    Without ``account``, this process calls ``work``.  Must be called before threads start.
+
+    Raises:
+        OSError, TemporaryFailure, ConfigurationError: the error of ``work``, with its text.
+    """
+    if account is None:
+        return work()
+    readable, writable = os.pipe()
+    if (child := os.fork()) == 0:
+        _work_as(account, work, writable)
+    os.close(writable)
+    with open(readable, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    if not answer:
+        raise TemporaryFailure("a part of this command was killed")
+    outcome = json.loads(answer)
+    if "result" in outcome:
+        return outcome["result"]
+    if "errno" in outcome:
+        raise OSError(outcome["errno"], outcome["text"], outcome["path"])
+    is_temporary = outcome["code"] == sysexits.EX_TEMPFAIL
+    raise (TemporaryFailure if is_temporary else ConfigurationError)(outcome["text"])
+
+
+def _work_as(account: struct_passwd, work: Callable[[], Any], writable: int) -> NoReturn:
+    """Do the work of a child process; the outcome is written to a pipe as JSON."""
+    try:
+        from . import failures
+
+        outcome: dict[str, Any]
+        try:
+            become(account)
+            outcome = {"result": work()}
+        except OSError as error:
+            path = error.filename and os.fsdecode(error.filename)
+            outcome = {"errno": error.errno, "text": error.strerror, "path": path}
+        except Exception as error:
+            outcome = {"code": failures.exit_code(error), "text": failures.describe(error)}
+        with open(writable, "w") as pipe:
+            json.dump(outcome, pipe)
+    finally:
+        os._exit(0)  # without the cleanup of the parent process
 
 
 def _can_regain(uid: int, gid: int) -> bool:

@@ -24,6 +24,7 @@ from .examples import EXAMPLES
 _GROUPS = {
     "Serve": {
         "demo": "run a temporary server and a client, to see how restante works",
+        "init": "set up a server with its first user",
         "serve": "serve POP3, and receive mail over LMTP and SMTP",
     },
     "Users and mail": {

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("restante demo",),
+    "init": (
+        "restante init ann@example.org",
+        "restante init ann@example.org --yes",
+        "restante init ann@example.org --mail smtp --yes --print",
+    ),
     "serve": (
         "restante serve",
         "restante -c /etc/restante/restante.toml serve",

@@ -4,7 +4,7 @@
 other sources, and ``manual`` generates the documentation.
 """
 
-from .loading import SYSTEM, ephemeral, load, runtime
+from .loading import SYSTEM, ephemeral, load, new_file, runtime
 from .manual import example, sections, toml
 from .schema import (
     ALL_MECHANISMS,
@@ -59,6 +59,7 @@ __all__ = [
     "ephemeral",
     "example",
     "load",
+    "new_file",
     "octets",
     "runtime",
     "sections",

@@ -37,12 +37,14 @@ def load(
     *,
     environment: Mapping[str, str] = os.environ,
     overrides: Mapping[str, Any] | None = None,
+    text: str | None = None,
 ) -> Configuration:
     """Load and check the configuration.
 
     ``file`` is the configuration file, which must exist.  Without ``file``, the file that the
     variable RESTANTE_CONFIG names is read, or the user's file, or the system's file.  ``overrides``
-    maps dotted keys to values from the command line.
+    maps dotted keys to values from the command line.  ``text`` replaces the content of ``file``,
+    which need not exist.
 
     Raises:
         ConfigurationError: the configuration is invalid; the text has a line for each mistake with
@@ -52,7 +54,10 @@ def load(
     source = path.absolute() if path else None  # the current directory may change before a reload
     state = _state(source, environment)
     folder = _folder(source, environment)
-    layers = [_read(source) if source else _private_layer(state)]
+    if text is not None:
+        layers = [_Layer(str(source), tomllib.loads(text))]
+    else:
+        layers = [_read(source) if source else _private_layer(state)]
     layers += (_read(each) for each in sorted(folder.glob("*.toml")))
     for name, value in environment.items():
         if name.startswith(_PREFIX):
@@ -61,6 +66,22 @@ def load(
     for key, value in (overrides or {}).items():
         layers.append(_Layer("command line", _nested(key.split("."), value)))
     return replace(_build(layers, source, folder, state), runtime=_runtime(state, environment))
+
+
+def new_file(*, environment: Mapping[str, str] = os.environ, is_service: bool) -> Path:
+    """Return the path at which a configuration file is created by default.
+
+    ``is_service`` chooses the system's file instead of the user's.
+
+    Raises:
+        ConfigurationError: the user has no home directory.
+    """
+    if path := environment.get("RESTANTE_CONFIG"):
+        return Path(path)
+    if is_service:
+        return SYSTEM[0] / "restante" / "restante.toml"
+    folder = _base_directory(environment, "XDG_CONFIG_HOME", ".config")
+    return folder / "restante" / "restante.toml"
 
 
 def runtime(file: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Path:

@@ -1,0 +1,74 @@
+"""What the operator must configure elsewhere after ``restante init``: DNS, Postfix and clients."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_address
+
+from ..server.address import Address
+from .setup import Plan
+
+# UDP sockets connected to these addresses (RFC 5737, RFC 3849) reveal the address of this machine
+# that is used for the Internet.  Nothing is sent.
+_ELSEWHERE = ((socket.AF_INET, "192.0.2.1", "A"), (socket.AF_INET6, "2001:db8::1", "AAAA"))
+
+
+def dns_records(plan: Plan) -> list[str]:
+    """Return the DNS records in the notation of zone files; a private server needs none."""
+    if plan.place.kind == "private":
+        return []
+    host, domain = plan.config.server.hostname, _domain(plan)
+    rows = [(f"{host}.", kind, address) for kind, address in public_addresses()]
+    rows = rows or [(f"{host}.", "A", "the public address of this machine")]
+    if plan.choices.mail != "none":
+        rows.append((f"{domain}.", "MX", f"10 {host}."))
+    rows.append((f"_pop3s._tcp.{domain}.", "SRV", f"0 1 995 {host}."))
+    rows.append((f"_pop3._tcp.{domain}.", "SRV", "0 0 0 ."))  # not offered (RFC 6186 §3.4)
+    width = max(len(name) for name, _, _ in rows)
+    return [f"{name:<{width}}  {kind:<4}  {value}" for name, kind, value in rows]
+
+
+def public_addresses() -> Iterator[tuple[str, str]]:
+    """Yield type and value of this machine's addresses that the Internet can reach."""
+    for family, elsewhere, kind in _ELSEWHERE:
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
+            address = probe.getsockname()[0]
+            if ip_address(address).is_global:
+                yield kind, address
+
+
+def postfix_lines(plan: Plan) -> list[str]:
+    """Return the lines for Postfix's main.cf; empty if it does not deliver to this server."""
+    if plan.choices.mail != "lmtp" or plan.place.kind != "system":
+        return []
+    address = plan.config.intake.lmtp.listen[0]
+    return [
+        f"virtual_mailbox_domains = {_domain(plan)}",
+        f"virtual_transport = lmtp:inet:{address}",
+        "smtpd_recipient_restrictions =",
+        "    reject_unauth_destination, reject_unverified_recipient",
+        "unverified_recipient_reject_code = 550",
+        "unverified_recipient_reject_reason = No such user",
+        "address_verify_negative_expire_time = 10s",
+        "address_verify_positive_refresh_time = 10m",
+    ]
+
+
+def client_settings(plan: Plan) -> dict[str, str]:
+    """Return what users enter in a mail client."""
+    # A container's port 1995 is published as port 995.
+    port = Address.parse(plan.config.server.listen[0]).port
+    shown = 995 if plan.place.kind == "container" else port
+    return {
+        "server": plan.config.server.hostname,
+        "port": str(shown),
+        "security": "SSL/TLS",
+        "user": plan.choices.address,
+    }
+
+
+def _domain(plan: Plan) -> str:
+    return plan.choices.address.rpartition("@")[2]
