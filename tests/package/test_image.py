@@ -14,6 +14,7 @@ import pytest
 
 from package import common, image
 
+from . import booted
 from .conftest import build
 
 pytestmark = [pytest.mark.package, pytest.mark.timeout(900)]
@@ -38,7 +39,10 @@ def path() -> Path:
 @pytest.fixture(scope="session")
 def bundle(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image, unpacked for crun."""
-    directory = tmp_path_factory.mktemp("image")
+    return unpacked(archive, tmp_path_factory.mktemp("image"))
+
+
+def unpacked(archive: Path, directory: Path) -> Path:
     common.run("skopeo", "copy", "-q", f"docker-archive:{archive}", f"oci:{directory}/oci:restante")
     common.run("umoci", "unpack", "--image", f"{directory}/oci:restante", directory / "bundle")
     return directory / "bundle"
@@ -67,6 +71,48 @@ def test_image_is_configured(archive: Path) -> None:
     assert list(config["Volumes"]) == ["/data"]
     assert list(config["ExposedPorts"]) == ["1995/tcp"]
     assert config["Healthcheck"]["Test"] == image.HEALTH_CHECK
+
+
+@pytest.fixture(scope="session")
+def built(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image that contrib/Containerfile makes, with Debian in place of its base image."""
+    assert deb.exists()  # built from the same wheels
+    directory = tmp_path_factory.mktemp("containerfile")
+    context, base, image = directory / "context", directory / "base", directory / "image.tar"
+    (wheels,) = (common.BUILD / "deb").glob("restante-*/wheels")
+    shutil.copytree(wheels, context / "wheels")
+    for wheel in common.DIST.glob("restante-*.whl"):
+        shutil.copy(wheel, context)
+    include = "--include=python3-venv,ca-certificates"
+    options = ("--quiet", "--variant=minbase", include, booted.RELEASE)
+    common.run("mmdebstrap", *options, f"{base}.tar", *common.debian_sources())
+    storage = ("--root", directory / "root", "--runroot", directory / "run")
+    buildah = ("buildah", *storage, "--storage-driver", "vfs")
+    base.mkdir()
+    (base / "Containerfile").write_text("FROM scratch\nADD base.tar /\n")
+    shutil.move(f"{base}.tar", base)
+    build = (*buildah, "bud", "--quiet", "--isolation", "chroot", "--pull-never")
+    common.run(*build, "--format", "docker", "--tag", "base", base)
+    file = common.ROOT / "contrib/Containerfile"
+    settings = ("--build-arg", "BASE=localhost/base", "--file", file, "--tag", "restante")
+    common.run(*build, "--format", "docker", *settings, context)
+    common.run(*buildah, "push", "--quiet", "restante", f"docker-archive:{image}")
+    return image
+
+
+def test_containerfile_makes_an_equal_image(archive: Path, built: Path) -> None:
+    ours, theirs = configuration(archive), configuration(built)
+    same = "User Entrypoint Cmd WorkingDir Volumes ExposedPorts StopSignal Healthcheck"
+    for name in same.split():
+        assert theirs[name] == ours[name], name
+    variables = {"HOME=/data", "XDG_STATE_HOME=/data"}
+    assert variables <= set(ours["Env"]) & set(theirs["Env"])
+
+
+def test_demonstration_runs_in_the_image_of_the_containerfile(built: Path, tmp_path: Path) -> None:
+    contained(unpacked(built, tmp_path), "demo")
+    name = f"restante-containerfile-{os.getpid()}"
+    assert "restored" in crun(tmp_path / "bundle", f"$crun run {name}").lower()
 
 
 def test_image_has_no_other_program(bundle: Path) -> None:
