@@ -114,14 +114,13 @@ def stopped(*pids: int) -> Iterator[None]:
 def http(site: Site, worker: int, method: str, target: str) -> tuple[int, bytes]:
     """Send a request to one worker."""
     exchange = ClientExchange(method, target)
-    pieces: list[bytes] = []
     with socket.socket(socket.AF_UNIX) as connected:
         connected.settimeout(WAIT)
         connected.connect(f"{site.place}/control/{worker}.sock")
         connected.sendall(exchange.request)
         while not exchange.is_over:
-            pieces += exchange.receive(connected.recv(65_536))
-    return exchange.status, b"".join(pieces)
+            exchange.receive(connected.recv(65_536))
+    return exchange.status, b"".join(exchange.take())
 
 
 # -- Status

@@ -14,10 +14,11 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, aclosing, suppress
+from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from .. import __version__, log
@@ -29,6 +30,7 @@ from .live import Live
 from .reloads import Refusal
 from .upkeep import format_time
 
+T = TypeVar("T")
 _log = logging.getLogger("restante.control")
 _DESCRIBED_PER_TURN = 100  # sessions described in one turn of the event loop: about a millisecond
 # The operator is warned this number of days before the certificate expires.  ACME clients renew it
@@ -72,8 +74,8 @@ class Control:
     async def _status(self, request: Request, peer: Peer) -> Answer:
         if "here" in request.query:
             return _json(self._own_status())
-        answers = await self._ask_siblings("GET", "/status?here=1")
-        others = [answer or {"worker": number, "missing": True} for number, answer in answers]
+        answers = await self._ask_siblings("GET", "/status?here=1", {*self._own_status()})
+        others = [{**(answer or {"missing": True}), "worker": number} for number, answer in answers]
         workers = sorted([self._own_status(), *others], key=itemgetter("worker"))
         return _json({"schema": "restante/status/1", **self._summary(workers)})
 
@@ -168,35 +170,36 @@ class Control:
         """Yield the sessions of all workers, without keeping them in memory."""
         missing = []
         target = "/sessions?" + urlencode({**request.query, "here": "1"})
-        for worker in range(self._live.site.workers):
-            is_own = worker == self._live.number
-            rows = self._own_sessions(request) if is_own else self._relay(worker, target)
-            try:
-                async with aclosing(rows):
-                    async for piece in rows:
-                        yield piece
-            except siblings.Silent:
-                missing.append(worker)
-                yield b"\n"  # the last line of this worker may be incomplete
+        async with AsyncExitStack() as stack:
+            # All at the same time, so that several workers that hang delay the answer only once.
+            answers = dict(await self._of_siblings(partial(self._begun, stack, target)))
+            for worker in range(self._live.site.workers):
+                is_own = worker == self._live.number
+                rows = self._own_sessions(request) if is_own else _relay(answers[worker])
+                try:
+                    async with aclosing(rows):
+                        async for piece in rows:
+                            yield piece
+                except OSError:
+                    missing.append(worker)
         yield json.dumps({"missing": missing}).encode() + b"\n"
 
-    async def _relay(self, worker: int, target: str) -> AsyncGenerator[bytes, None]:
-        """Yield the content of another worker's answer.
-
-        Raises:
-            Silent: the worker did not answer in time, or its answer is incomplete.
-        """
-        path = self._live.socket_of(worker)
-        async with siblings.asked(path, "GET", target) as answer, aclosing(answer.pieces()) as rows:
-            async for piece in rows:
-                yield piece
+    async def _begun(
+        self, stack: AsyncExitStack, target: str, worker: int
+    ) -> siblings.Answer | None:
+        """Return the answer of another worker, which ``stack`` closes; None if it is missing."""
+        with suppress(OSError):
+            asked = siblings.asked(self._live.socket_of(worker), "GET", target)
+            return await stack.enter_async_context(asked)
+        return None
 
     async def _end_sessions(self, request: Request, peer: Peer) -> Answer:
         """End the session with the given ID, or all sessions of a user."""
         session, user = request.path[len("/sessions/") :], request.query.get("user")
         if not session and user is None:
             return refusal(400, "an ID or a user is required")  # never end all sessions by mistake
-        uid = request.query.get("uid", str(peer.uid))  # in a worker's request, the operator's uid
+        is_from_worker = "here" in request.query and peer.uid == os.geteuid()
+        uid = request.query.get("uid", "") if is_from_worker else str(peer.uid)
         ended, finishing, missing = [], [], []
         for connection in self._live.connections():
             if connection.id == session or (not session and connection.user == user):
@@ -208,7 +211,8 @@ class Control:
                     finishing.append(connection.id)
         if "here" not in request.query:
             query = urlencode({**request.query, "here": "1", "uid": uid})
-            for worker, answer in await self._ask_siblings("DELETE", f"{request.path}?{query}"):
+            target, keys = f"{request.path}?{query}", {"ended", "finishing"}
+            for worker, answer in await self._ask_siblings("DELETE", target, keys):
                 if answer is None:
                     missing.append(worker)
                 else:
@@ -283,13 +287,13 @@ class Control:
         """Add another worker's events, and reconnect after that worker has restarted."""
         is_missing = False
         while True:
-            with suppress(siblings.Silent):
+            with suppress(OSError):
                 path = self._live.socket_of(worker)
                 async with siblings.asked(path, "GET", target) as answer:
-                    is_missing, rest = False, b""
-                    async with aclosing(answer.pieces(timeout=None)) as pieces:
-                        async for piece in pieces:
-                            *lines, rest = (rest + piece).split(b"\n")
+                    is_missing = False
+                    answer.live()
+                    async with aclosing(answer.lines()) as pieces:
+                        async for lines in pieces:
                             for line in lines:
                                 events.put_line(line)
             if not is_missing:
@@ -298,16 +302,41 @@ class Control:
             await asyncio.sleep(_RETRY)
 
     async def _ask_siblings(
-        self, method: str, target: str
+        self, method: str, target: str, keys: set[str]
     ) -> list[tuple[int, dict[str, Any] | None]]:
-        """Send a request to each other worker; return its number and answer, None if missing."""
+        """Send a request to each other worker; return its number and answer, None if missing.
 
-        async def ask(worker: int) -> tuple[int, dict[str, Any] | None]:
-            octets = await siblings.content(self._live.socket_of(worker), method, target)
-            return worker, None if octets is None else json.loads(octets)
+        ``keys`` are the keys that an answer must have.
+        """
 
-        others = (each for each in range(self._live.site.workers) if each != self._live.number)
-        return await asyncio.gather(*map(ask, others))
+        async def ask(worker: int) -> dict[str, Any] | None:
+            answer = await siblings.document(self._live.socket_of(worker), method, target)
+            return answer if answer is not None and keys <= answer.keys() else None
+
+        return await self._of_siblings(ask)
+
+    async def _of_siblings(
+        self, ask: Callable[[int], Coroutine[Any, Any, T]]
+    ) -> list[tuple[int, T]]:
+        """Call a function for each other worker; return the workers' numbers and the results."""
+        others = [each for each in range(self._live.site.workers) if each != self._live.number]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(worker)) for worker in others]
+        return [(worker, task.result()) for worker, task in zip(others, tasks, strict=True)]
+
+
+async def _relay(answer: siblings.Answer | None) -> AsyncGenerator[bytes, None]:
+    """Yield the lines of another worker's answer.
+
+    Raises:
+        OSError: there is no answer, or it is late or incomplete.
+    """
+    if answer is None:
+        raise ConnectionError("the worker is missing")
+    async with aclosing(answer.lines()) as pieces:
+        async for lines in pieces:
+            yield b"".join(line + b"\n" for line in lines)
+            await asyncio.sleep(0)  # the socket may always be readable
 
 
 def _start(path: str) -> str:

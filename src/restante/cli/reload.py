@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigurationError: the server has refused the new configuration.
     """
-    reply = ask(control.folder(options), "POST", "/reload", timeout=_TIMEOUT)
+    reply = ask(control.folder(options), "POST", "/reload", timeout=_TIMEOUT, accept=409)
     result = reply.json()
     if reply.status != 200:
         raise ConfigurationError(result["reason"])

@@ -73,10 +73,9 @@ def end(options: argparse.Namespace) -> int:
     if (options.id is None) == (user is None):
         raise UnsafeArgument("give the ID of a session, or --user USER")
     selected = f"/{quote(options.id, safe='')}" if user is None else f"?{urlencode({'user': user})}"
-    reply = ask(control.folder(options), "DELETE", f"/sessions{selected}")
-    if reply.status != 200:
-        reason = reply.text()
-        raise UnsafeArgument(reason if options.id is None else _unknown(options.id))
+    reply = ask(control.folder(options), "DELETE", f"/sessions{selected}", accept=404)
+    if reply.status == 404:  # not in the form of an ID
+        raise UnsafeArgument(_unknown(options.id))
     result = reply.json()
     is_found = result["ended"] or result["finishing"] or result["missing"]
     if options.id is not None and not is_found:

@@ -8,7 +8,7 @@ Limits: a request has at most ``MAX_REQUEST`` octets and no content.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import parse_qsl, urlsplit
@@ -159,11 +159,10 @@ class ClientExchange:
         """The status code of the response; 0 until its head has been read."""
         self.is_over = False
         """Whether the response is complete."""
+        self._pieces: list[bytes] = []
 
-    def receive(self, octets: bytes) -> Iterator[bytes]:
-        """Parse received octets, and yield the pieces of the content that they contain.
-
-        Empty ``octets`` mean that the server has closed the connection.
+    def receive(self, octets: bytes) -> None:
+        """Parse received octets.  Empty ``octets`` mean that the server closed the connection.
 
         Raises:
             ProtocolBroken: the response is malformed or incomplete.
@@ -175,7 +174,7 @@ class ClientExchange:
                     case h11.Response(status_code=status):
                         self.status = status
                     case h11.Data(data=data):
-                        yield bytes(data)
+                        self._pieces.append(bytes(data))
                     case h11.EndOfMessage():
                         self.is_over = True
                     case h11.NEED_DATA:
@@ -184,3 +183,8 @@ class ClientExchange:
                         raise ProtocolBroken("the connection was closed without a response")
         except h11.RemoteProtocolError as error:
             raise ProtocolBroken(f"invalid HTTP response: {error}") from error
+
+    def take(self) -> list[bytes]:
+        """Return the pieces of the content that have been received and not been taken yet."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
