@@ -138,7 +138,7 @@ JSON = Json()
 
 
 @contextmanager
-def followed(follow: Callable[[logging.LogRecord], None]) -> Iterator[None]:
+def following(follow: Callable[[logging.LogRecord], None]) -> Iterator[None]:
     """Call ``follow``, which must not raise or log, for each event of this process.
 
     It is called in the thread that logs.

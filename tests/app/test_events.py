@@ -48,7 +48,7 @@ def names(octets: bytes) -> list[object]:
 def test_a_queue_has_the_events_of_its_user_and_level() -> None:
     async def main() -> None:
         every, ann, grave = EventQueue(), EventQueue(user="ann"), EventQueue(logging.WARNING)
-        with log.followed(every.put), log.followed(ann.put), log.followed(grave.put):
+        with log.following(every.put), log.following(ann.put), log.following(grave.put):
             event("login ok", user="ann")
             event("login refused", logging.WARNING, user="bob")
             LOGGER.error("accept paused", extra={"fields": {"reason": "full"}})
@@ -70,7 +70,7 @@ def test_a_queue_has_the_events_of_its_user_and_level() -> None:
 def test_a_full_queue_counts_skipped_events(count: int) -> None:
     async def main() -> None:
         queue = EventQueue()
-        with log.followed(queue.put):
+        with log.following(queue.put):
             for number in range(count):
                 if number % 2:
                     event("here", number=number)
@@ -97,7 +97,7 @@ def test_events_of_threads_arrive() -> None:
             while len(found) < 50:
                 found.extend(names(await queue.take()))
 
-        with log.followed(queue.put):
+        with log.following(queue.put):
             collecting = asyncio.create_task(collect())
             await settled()
             threads = [threading.Thread(target=event, args=(f"t {n}",)) for n in range(50)]
@@ -115,7 +115,7 @@ def test_events_of_threads_arrive() -> None:
 def test_a_long_traceback_is_left_out() -> None:
     async def main() -> None:
         queue = EventQueue()
-        with log.followed(queue.put):
+        with log.following(queue.put):
             try:
                 raise ValueError("x" * 100_000)
             except ValueError:

@@ -270,7 +270,7 @@ class Control:
     async def _follow(self, events: EventQueue, request: Request) -> AsyncGenerator[bytes, None]:
         workers = range(self._live.site.workers) if "here" not in request.query else ()
         target = "/events?" + urlencode({**request.query, "here": "1"})
-        with log.followed(events.put):
+        with log.following(events.put):
             tasks = [
                 asyncio.create_task(self._follow_sibling(worker, target, events))
                 for worker in workers

@@ -35,7 +35,7 @@ _GRACE = 1.0  # seconds for which responses may continue when the worker stops
 
 
 @asynccontextmanager
-async def opened(live: Live) -> AsyncIterator[None]:
+async def serving(live: Live) -> AsyncIterator[None]:
     """Serve this worker's control socket until the context ends."""
     path = live.socket_of(live.number)
     try:

@@ -229,7 +229,7 @@ async def running(
             shared = exit_stack.enter_context(_own_resources(config, site or Site(1, Reloads(1))))
         parts = _ServerParts(Running(config, certificate), users, store, shared, exit_stack)
         # Closed last, so that the operator can watch the server drain.
-        await exit_stack.enter_async_context(control_socket.opened(parts.live))
+        await exit_stack.enter_async_context(control_socket.serving(parts.live))
         parts.start()
         exit_stack.callback(parts.live.stop)
         yield parts.running

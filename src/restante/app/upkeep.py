@@ -132,10 +132,10 @@ class Upkeep:
                 if name in in_database:
                     days[name] = in_database[name]
                 else:
-                    days[name] = await self._expiry_days_of_other(name)
+                    days[name] = await self._configured_expiry_days(name)
         return days
 
-    async def _expiry_days_of_other(self, name: str) -> int | None:
+    async def _configured_expiry_days(self, name: str) -> int | None:
         account = await self._other_accounts.account(name) if self._site_expires() else None
         return self._terms(account).expire if account else None
 

@@ -387,7 +387,7 @@ def _from_srv_records(address: str) -> _Server:
     service = services[0]
     if not service.is_within:
         question = f"{domain} announces the server {service.host}. Is that your provider?"
-        if not prompts.is_confirmed(question):
+        if not prompts.confirm(question):
             raise UnsafeArgument(
                 f"{domain} announces the server {service.host}; if that is your provider, add "
                 f"--host {service.host}"

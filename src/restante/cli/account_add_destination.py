@@ -132,7 +132,7 @@ def offer_polling(result: Destination, user: str) -> None:
     _, _, maildrop = str(result.values["to"]).partition(":")
     if result.kind == "maildrop" and not result.values["poll_on_login"]:
         question = f"Collect from {user} whenever {maildrop} logs in to this server?"
-        result.values["poll_on_login"] = "20s" if prompts.is_confirmed(question) else None
+        result.values["poll_on_login"] = "20s" if prompts.confirm(question) else None
 
 
 def _ask_for_destination(name: str) -> str:

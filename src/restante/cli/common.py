@@ -33,7 +33,7 @@ def configuration(options: argparse.Namespace, **overrides: Any) -> Configuratio
     config = config_module.load(options.config, overrides=options_given)
     if options.command != "serve":
         privileges.drop(config)
-        # Found again even if the new user has another home directory.
+        # Without this path, the new user's home directory might be searched for the file.
         options.config = options.config or config.source
     return config
 

@@ -46,7 +46,7 @@ def ask(question: str, option: str) -> str:
     return input(question).strip()
 
 
-def is_confirmed(question: str) -> bool:
+def confirm(question: str) -> bool:
     return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 

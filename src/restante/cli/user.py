@@ -248,7 +248,7 @@ def remove(options: argparse.Namespace) -> int:
     config = common.configuration(options)
     users = stores.users(config)
     name = users.get(options.name).name  # an unknown name is reported before the question
-    admitted_by, warnings = _still_admitted(config, users, name)
+    admitted_by, warnings = _find_other_backend(config, users, name)
     for warning in [] if options.json else warnings:
         common.say(f"warning: {warning}")
     if not common.confirm(f"Remove user {options.name}? The maildrop stays.", options):
@@ -259,7 +259,7 @@ def remove(options: argparse.Namespace) -> int:
     return _report(options, "user-rm", text, json_values=json_values)
 
 
-def _still_admitted(
+def _find_other_backend(
     config: Configuration, users: Users, name: str
 ) -> tuple[dict[str, str] | None, list[str]]:
     """Return the back end that would accept the user's logins after the removal, and warnings."""

@@ -323,13 +323,14 @@ class _Parser:
         if len(names) > 1 or "*" in names:
             self._row["is_multidrop"] = "yes"
 
-    def _here(self) -> None:
+    def _local_name(self) -> None:
         """Read ``user ann here is ann42 there``, in which the local name comes first."""
         if self._names_given == {"username"}:
             self._row["local"] = self._row.pop("username")
             self._names_given = {"local"}
 
-    def _there(self) -> None:
+    def _remote_name(self) -> None:
+        """Read ``there`` after a name, which is then the name on the server."""
         if self._names_given == {"local", "is"}:
             self._row["username"] = self._row.pop("is")
 
@@ -341,8 +342,8 @@ _HANDLERS: dict[str, Callable[[_Parser], None]] = {
     "skip": _Parser._skip,
     "username": _Parser._user,
     "is": _Parser._names,
-    "here": _Parser._here,
-    "there": _Parser._there,
+    "here": _Parser._local_name,
+    "there": _Parser._remote_name,
     "no": _Parser._no,
     "nokeep": _Parser._no_keep,
     "envelope": _Parser._envelope,
