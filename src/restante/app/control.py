@@ -172,7 +172,7 @@ class Control:
         target = "/sessions?" + urlencode({**request.query, "here": "1"})
         async with AsyncExitStack() as stack:
             # All at the same time, so that several workers that hang delay the answer only once.
-            answers = dict(await self._of_siblings(partial(self._begun, stack, target)))
+            answers = dict(await self._of_siblings(partial(self._begin_answer, stack, target)))
             for worker in range(self._live.site.workers):
                 is_own = worker == self._live.number
                 rows = self._own_sessions(request) if is_own else _relay(answers[worker])
@@ -184,13 +184,13 @@ class Control:
                     missing.append(worker)
         yield json.dumps({"missing": missing}).encode() + b"\n"
 
-    async def _begun(
+    async def _begin_answer(
         self, stack: AsyncExitStack, target: str, worker: int
     ) -> siblings.Answer | None:
         """Return the answer of another worker, which ``stack`` closes; None if it is missing."""
         with suppress(OSError):
-            asked = siblings.asked(self._live.socket_of(worker), "GET", target)
-            return await stack.enter_async_context(asked)
+            opening = siblings.ask(self._live.socket_of(worker), "GET", target)
+            return await stack.enter_async_context(opening)
         return None
 
     async def _end_sessions(self, request: Request, peer: Peer) -> Answer:
@@ -289,7 +289,7 @@ class Control:
         while True:
             with suppress(OSError):
                 path = self._live.socket_of(worker)
-                async with siblings.asked(path, "GET", target) as answer:
+                async with siblings.ask(path, "GET", target) as answer:
                     is_missing = False
                     answer.live()
                     async with aclosing(answer.lines()) as pieces:

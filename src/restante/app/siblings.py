@@ -34,7 +34,7 @@ class Answer:
         """Connect, send the request, and read the head of the response.
 
         Raises:
-            OSError: see ``asked``.
+            OSError: see ``ask``.
         """
         async with self._limited():
             with socket_path(path) as short:
@@ -90,7 +90,7 @@ class Answer:
 
 
 @asynccontextmanager
-async def asked(path: Path, method: str, target: str) -> AsyncGenerator[Answer, None]:
+async def ask(path: Path, method: str, target: str) -> AsyncGenerator[Answer, None]:
     """Send a request to a worker's socket, and yield the answer after reading its head.
 
     Raises:
@@ -107,7 +107,7 @@ async def document(path: Path, method: str, target: str) -> dict[str, Any] | Non
     """Return the content of an answer, which is a JSON object; None if there is no valid answer."""
     content = Document()
     with suppress(OSError):
-        async with asked(path, method, target) as answer, aclosing(answer.pieces()) as pieces:
+        async with ask(path, method, target) as answer, aclosing(answer.pieces()) as pieces:
             async for piece in pieces:
                 content.add(piece)
         return content.parse()
