@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pwd
+import signal
 import socket
 import ssl
 import struct
@@ -13,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
@@ -25,15 +27,19 @@ import pytest
 
 from restante import config, tls
 from restante.app.asking import ask
-from restante.app.doctor import checks, clock, intake, server
+from restante.app.doctor import checks, clock, intake, round_trip, server
 from restante.app.doctor.findings import Check, Finding, Level, Subject, ok
 from restante.auth.users import Users
 from restante.config import Configuration
+from restante.errors import TemporaryFailure
+from restante.passdb import UserAccount
+from restante.store.maildir import MaildirStore
 
 from ..cli.conftest import Restante
 from ..cli.conftest import ann as ann
 from ..cli.conftest import home as home
 from ..cli.conftest import restante as restante
+from ..support import once
 
 OTHER = 12345  # a user ID without an account
 WAIT = 20.0  # seconds
@@ -515,6 +521,9 @@ def provider_refuses_our_secret(here: Installation) -> Iterator[Subject]:
         yield subject
 
 
+OK = b"250 x\r\n"
+
+
 def lmtp_server(refusal: bytes) -> Callable[[socket.socket], None]:
     def serve(connected: socket.socket) -> None:
         with connected.makefile("rwb") as stream:
@@ -541,6 +550,27 @@ def lmtp_server_refuses_mail(here: Installation) -> Iterator[Subject]:
 @fault("lmtp-rights", "the user daemon cannot enter")
 def mail_server_cannot_enter_the_directory(here: Installation) -> Iterator[Subject]:
     yield here.subject(mta="daemon")
+
+
+@fault("round-trip", "fetch: the message is not in the maildrop")
+def accepted_mail_is_lost(here: Installation) -> Iterator[Subject]:
+    def serve(connected: socket.socket) -> None:
+        with connected.makefile("rwb") as stream:
+            stream.write(b"220 x\r\n")
+            stream.flush()
+            is_message = False
+            for line in stream:
+                is_message = (is_message or line == b"DATA\r\n") and line != b".\r\n"
+                stream.write((b"354 x\r\n" if line == b"DATA\r\n" else b"") if is_message else OK)
+                stream.flush()
+
+    with peer(serve) as port:
+        loaded = here.load()
+        intake = replace(loaded.intake, lmtp=config.LMTP(listen=(f"127.0.0.1:{port}",)))
+        subject = here.subject(config=replace(loaded, intake=intake), round_trip="ann")
+        assert subject.status is not None
+        pop3 = [each for each in subject.status["listen"] if each["proto"] != "lmtp"]
+        yield pretend(subject, [*pop3, {"proto": "lmtp", "listen": f"127.0.0.1:{port}"}])
 
 
 # -- The table
@@ -582,6 +612,172 @@ def test_healthy_installation_has_no_findings(installation: Installation) -> Non
         *("configuration", "files", "server", "listen", "tls", "limits", "clock", "store", "users"),
         "lmtp",
     }
+
+
+# -- The round trip
+
+OTHER_MAIL = b"Subject: hello\r\nX-Restante-Doctor: " + b"0" * 32 + b"\r\n\r\nhi\r\n"
+
+
+@pytest.fixture
+def mail(installation: Installation) -> dict[str, bytes]:
+    """Ann's mail: two messages in the maildrop, and one that was deleted."""
+    store = MaildirStore(str(installation.place / "mail/%u"))
+
+    async def main() -> None:
+        for _ in range(3):
+            await store.deliver("ann", once(OTHER_MAIL))
+        async with store.open("ann") as maildrop:
+            await maildrop.remove(maildrop.listing[:1])
+
+    asyncio.run(main())
+    return contents(installation)
+
+
+def contents(here: Installation) -> dict[str, bytes]:
+    """Return the files with mail by name, without the held messages of round trips."""
+    folder = here.place / "mail/ann"
+    paths = [each for name in ("cur", "new", "held") for each in (folder / name).glob("*")]
+    found = {str(each.relative_to(folder)): each.read_bytes() for each in paths}
+    return {k: v for k, v in found.items() if not ("held/" in k and b"of restante doctor" in v)}
+
+
+def app_passwords(here: Installation) -> list[str]:
+    with closing(Users(here.place / "users.sqlite3")) as users:
+        return [each.label for each in users.app_passwords("ann")]
+
+
+def make_round_trip(here: Installation, **changes: Any) -> list[Finding]:
+    subject = here.subject(round_trip="ann", **changes)
+    return list(checks.examine(subject, [Check("round-trip", round_trip.round_trip)]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_lmtp", [True, False])
+def test_round_trip_leaves_nothing(
+    has_lmtp: bool, installation: Installation, mail: dict[str, bytes]
+) -> None:
+    loaded = installation.load()
+    if not has_lmtp:
+        loaded = replace(loaded, intake=replace(loaded.intake, lmtp=config.LMTP()))
+    [finding] = make_round_trip(installation, config=loaded)
+    assert finding.level is Level.OK, finding
+    assert contents(installation) == mail
+    assert app_passwords(installation) == []
+
+
+STEPS = ("deliver", "add_password", "log_in", "fetch", "restore")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_done_it", [True, False])
+@pytest.mark.parametrize("step", STEPS)
+def test_round_trip_that_fails_leaves_nothing(
+    step: str,
+    has_done_it: bool,
+    installation: Installation,
+    mail: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = getattr(round_trip.RoundTrip, step)
+
+    def failing(self: Any, *arguments: Any) -> None:
+        if has_done_it:
+            result = original(self, *arguments)
+            if step == "log_in":
+                result.abort()
+        raise TemporaryFailure("it failed")
+
+    monkeypatch.setattr(round_trip.RoundTrip, step, failing)
+    [finding] = make_round_trip(installation)
+    assert finding.level is Level.ERROR
+    assert "it failed" in finding.text
+    assert contents(installation) == mail
+    assert app_passwords(installation) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_round_trip_revokes_its_password(
+    number: signal.Signals, installation: Installation, mail: dict[str, bytes]
+) -> None:
+    status = installation.subject().status
+    assert status is not None
+    command = ["-c", str(installation.source), "doctor", "--round-trip", "ann"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "restante", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        end = time.monotonic() + WAIT
+        while not app_passwords(installation) and process.poll() is None:
+            assert time.monotonic() < end
+        with ExitStack() as stack:
+            for worker in status["workers"]:
+                os.kill(worker["pid"], signal.SIGSTOP)
+                stack.callback(os.kill, worker["pid"], signal.SIGCONT)
+            process.send_signal(number)
+        process.communicate(timeout=WAIT)
+    assert app_passwords(installation) == []
+    assert contents(installation) == mail
+
+
+@pytest.mark.slow
+def test_password_of_a_killed_round_trip_is_revoked_by_the_next(
+    installation: Installation, mail: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Users(installation.place / "users.sqlite3")) as users:
+        for label in ("restante doctor 0123456789abcdef", "restante doctor of ann", "phone"):
+            users.add_app_password("ann", label)
+    make_round_trip(installation)
+    assert len(app_passwords(installation)) == 3, "another round trip may be using it"
+    monkeypatch.setattr(round_trip, "_LEFT_OVER", 0)
+    make_round_trip(installation)
+    assert app_passwords(installation) == ["phone", "restante doctor of ann"]
+    with closing(Users(installation.place / "users.sqlite3")) as users:
+        for label in app_passwords(installation):
+            users.revoke("ann", label)
+
+
+@pytest.mark.slow
+def test_password_is_sent_only_to_a_server_with_our_key(installation: Installation) -> None:
+    heard = []
+    made, key = tls.make_self_signed(installation.place / "authority/thief", ["localhost"])
+    context = tls.server_context(made, key)
+
+    def serve(connected: socket.socket) -> None:
+        with context.wrap_socket(connected, server_side=True) as secured:
+            secured.sendall(b"+OK\r\n")
+            while octets := secured.recv(1000):
+                heard.append(octets)
+                secured.sendall(b"+OK\r\n.\r\n")
+
+    with peer(serve) as port:
+        loaded = installation.load()
+        listen = replace(loaded.server, listen=(f"pop3s://127.0.0.1:{port}",))
+        subject = installation.subject(
+            config=replace(loaded, server=listen), round_trip="ann", timeout=0.5
+        )
+        lmtp = {"proto": "lmtp", "listen": f"unix:{installation.place}/lmtp.sock"}
+        pretend(subject, [{"proto": "pop3s", "listen": f"127.0.0.1:{port}"}, lmtp])
+        found = list(round_trip.round_trip(subject))
+    assert found[0].level is Level.ERROR
+    assert "fingerprint" in found[0].text
+    assert heard == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("user", "level", "text"),
+    [("bob", Level.ERROR, "no such user"), ("ann", Level.NOT_CHECKED, "may not delete mail")],
+)
+def test_round_trip_that_cannot_be_made(
+    user: str, level: Level, text: str, installation: Installation
+) -> None:
+    with closing(Users(installation.place / "users.sqlite3")) as users:
+        users.permit("ann", UserAccount("ann", "ann", is_read_only=True))
+        [finding] = round_trip.round_trip(installation.subject(round_trip=user))
+        users.permit("ann", UserAccount("ann", "ann"))
+    assert finding.level is level
+    assert text in finding.text
 
 
 # -- Other programs behind an address of ours

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from textwrap import wrap
 
@@ -43,21 +45,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="postfix",
         help="the operating system's user that delivers mail over LMTP (default: postfix)",
     )
+    parser.add_argument(
+        "--round-trip",
+        metavar="USER",
+        default="",
+        help="deliver a test message to this user, fetch it with a temporary app password, and "
+        "delete it; no other mail is touched",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings, and return 0, 1 for warnings, or the most serious error's exit code."""
     findings = []
-    for finding in _findings(options):
-        findings.append(finding)
-        if not options.json:
-            _print(finding)
+    with _signals_as_interrupts():
+        for finding in _findings(options):
+            findings.append(finding)
+            if not options.json:
+                _print(finding)
     if options.json:
         common.print_json("doctor", findings=[each.as_json() for each in findings])
     else:
         print(f"\n{_summary(findings)}")
     return outcome(findings)
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Let signals that would end the process raise KeyboardInterrupt: checks undo what they did."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _findings(options: argparse.Namespace) -> Iterator[Finding]:
@@ -70,7 +92,9 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
         yield replace(not_checked("the configuration cannot be used"), check="others")
         return
     owner = account.pw_uid if account else os.geteuid()
-    subject = Subject(config, owner, ntp=options.ntp, mta=options.mta_user)
+    subject = Subject(
+        config, owner, ntp=options.ntp, mta=options.mta_user, round_trip=options.round_trip
+    )
     with_own_rights = examine(subject, [check for check in CHECKS if not check.as_root])
     yield from separation.as_user(account, with_own_rights) if account else with_own_rights
     yield from examine(subject, [check for check in CHECKS if check.as_root])

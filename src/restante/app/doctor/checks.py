@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ... import sysexits
 from ..failures import describe, exit_code, most_serious
-from . import backends, clock, files, intake, server
+from . import backends, clock, files, intake, round_trip, server
 from .findings import Check, Finding, Level, Subject, error, not_checked
 
 # In the order of the output: first what everything else depends on.
@@ -24,6 +24,7 @@ CHECKS = (
     Check("users", files.users),
     Check("back-ends", backends.back_ends),
     Check("lmtp", intake.lmtp),
+    Check("round-trip", round_trip.round_trip),
     Check("lmtp-rights", intake.lmtp_rights, as_root=True),
 )
 DEADLINE = 60.0  # seconds for each check; a disk or a back end may hang
@@ -40,18 +41,24 @@ def examine(
 def _run(check: Check, subject: Subject, deadline: float) -> Iterator[Finding]:
     """Run a check in a thread, so that it can be abandoned if it hangs."""
     found: list[Finding] = []
+    has_ended = threading.Event()
 
     def work() -> None:
         try:
             found.extend(check.run(subject))
         except Exception as failure:
             found.append(error(exit_code(failure), describe(failure)))
+        finally:
+            has_ended.set()
 
-    thread = threading.Thread(target=work, name=f"doctor {check.name}", daemon=True)
-    thread.start()
-    thread.join(deadline)
+    threading.Thread(target=work, name=f"doctor {check.name}", daemon=True).start()
+    try:
+        has_ended.wait(deadline)  # after Ctrl-C, Thread.join does not wait again (bpo-45274)
+    except BaseException:
+        has_ended.wait(deadline)  # the check undoes what it did
+        raise
     results = list(found)
-    if thread.is_alive():
+    if not has_ended.is_set():
         text = f"this check has not finished within {deadline:.0f} seconds"
         results.append(error(sysexits.EX_TEMPFAIL, text))
     for finding in results or [not_checked("there is nothing to check")]:

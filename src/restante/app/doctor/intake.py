@@ -188,19 +188,19 @@ def _recipient(subject: Subject) -> str:
 def _ask(recipient: str) -> Procedure[tuple[int, str]]:
     """Ask whether a recipient is accepted, without sending a message (RFC 2033)."""
     buffer = bytearray()
-    yield from _reply(buffer)
+    yield from reply(buffer)
     code, text = 0, ""
     for command in ("LHLO localhost", "MAIL FROM:<>", f"RCPT TO:<{recipient}>", "RSET", "QUIT"):
         if command.startswith("RCPT") and not recipient:
             continue
         yield command.encode() + b"\r\n"
-        answer = yield from _reply(buffer)
+        answer = yield from reply(buffer)
         if command.startswith("RCPT"):
             code, text = answer
     return code, text
 
 
-def _reply(buffer: bytearray) -> Procedure[tuple[int, str]]:
+def reply(buffer: bytearray) -> Procedure[tuple[int, str]]:
     """Read one reply (RFC 5321 §4.2).
 
     Raises:

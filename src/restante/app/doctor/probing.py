@@ -69,10 +69,8 @@ class Probe:
         """
         self._deadline = time.monotonic() + seconds
         self._seconds = seconds
-        self._socket = _connect(address, seconds)
+        self._socket = connected(address, seconds, proxies)
         self._dialogue = Dialogue()
-        if is_within(peer_address(self._socket.getsockname()), proxies):
-            self._socket.sendall(_PROXY_HEADER)
 
     def __enter__(self) -> Probe:
         return self
@@ -167,6 +165,18 @@ class Probe:
             selector.register(self._socket, event)
             if remaining <= 0 or not selector.select(remaining):
                 raise TimeoutError
+
+
+def connected(address: Address, seconds: float, proxies: Iterable[Network]) -> socket.socket:
+    """Connect; if this machine's own address is in ``proxies``, begin with a PROXY header.
+
+    Raises:
+        OSError: the connection is refused, or not accepted in time.
+    """
+    opened = _connect(address, seconds)
+    if is_within(peer_address(opened.getsockname()), proxies):
+        opened.sendall(_PROXY_HEADER)
+    return opened
 
 
 def _connect(address: Address, seconds: float) -> socket.socket:

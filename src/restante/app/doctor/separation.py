@@ -41,11 +41,13 @@ def as_user(account: struct_passwd, findings: Iterable[Finding]) -> Iterator[Fin
         finally:
             os._exit(0)
     os.close(writing)
-    with open(reading, encoding="utf-8") as pipe:
-        for line in pipe:
-            with suppress(ValueError):  # the child was killed
-                yield Finding.decoded(json.loads(line))
-    os.waitpid(child, 0)
+    try:
+        with open(reading, encoding="utf-8") as pipe:
+            for line in pipe:
+                with suppress(ValueError):  # the child was killed
+                    yield Finding.decoded(json.loads(line))
+    finally:
+        os.waitpid(child, 0)  # after Ctrl-C, the child undoes what it did
 
 
 def _produced(account: struct_passwd, findings: Iterable[Finding]) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__, sysexits
+from ...config import Configuration
 from ...errors import ConnectionLost, NotPermitted, NotRunning, RestanteError
 from ...server.address import Address
 from ...tls import CertificateFacts, certificate_facts, first_certificate
@@ -125,7 +126,7 @@ def listen(subject: Subject) -> Iterator[Finding]:
         except (OSError, RestanteError) as failure:
             code = 0 if isinstance(failure, ConnectionLost | OSError) else exit_code(failure)
             text = f"{address} does not answer as a POP3 server: {_reason(failure)}"
-            yield error(_listed(code), text, _program(address))
+            yield error(listed(code), text, _program(address))
         else:
             if scheme == "pop3" and not heard.announced_stls:
                 yield error(sysexits.EX_UNAVAILABLE, f"{address} does not offer STLS")
@@ -136,7 +137,7 @@ def listen(subject: Subject) -> Iterator[Finding]:
         yield from _certificate(subject, address, certificate)
 
 
-def _listed(code: int) -> int:
+def listed(code: int) -> int:
     """Return an exit code that doctor may have."""
     known = (69, 74, 75, 77, 78)
     return code if code in known else sysexits.EX_UNAVAILABLE
@@ -189,10 +190,15 @@ def _validity(facts: CertificateFacts) -> Iterator[Finding]:
         yield warning(f"the certificate expires in {counted(int(days), 'day')}", renew)
 
 
+def certificate_path(config: Configuration) -> Path:
+    """Return the path of the server's certificate, which may not exist yet."""
+    if config.tls.mode == "self":
+        return config.state / "tls/certificate.pem"
+    return Path(config.tls.cert)
+
+
 def _freshness(subject: Subject, facts: CertificateFacts) -> Iterator[Finding]:
-    settings = subject.config.tls
-    is_own = settings.mode == "self"
-    path = subject.config.state / "tls/certificate.pem" if is_own else Path(settings.cert)
+    path = certificate_path(subject.config)
     try:
         stored = first_certificate(path)
     except (OSError, ValueError, RestanteError):  # the check of the configuration reports it
