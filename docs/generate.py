@@ -46,6 +46,12 @@ MEANINGS = {
     "connections and tries again later.",
     "adopted unique-ids damaged": "The file of adopted unique-ids is damaged. The maildrop is not "
     "opened, because clients would otherwise download all messages again.",
+    "alert failed": "An alert about the server could not be sent. The server tries again, at the "
+    "latest after an hour.",
+    "alert sent": "An alert about the server was sent: an error of this `kind` has begun or is "
+    "over.",
+    "alerts not saved": "It could not be recorded which alerts were sent. After a restart, some "
+    "may be sent again.",
     "bug": "An unexpected error occurred. A traceback follows.",
     "clock jumped": "The clock is ahead of the time that has passed since it was last trusted, by "
     "`seconds`. It is trusted again after a day.",

@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TextIO
 
 from .config import Log
 from .escaping import bounded, escape, printable
 
 _logger = logging.getLogger("restante")
 _followers: list[Callable[[logging.LogRecord], None]] = []
+_watchers: list[Callable[[logging.LogRecord], None]] = []
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -70,7 +72,15 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """A handler that ignores errors when the log cannot be written (full disk, closed pipe)."""
+    """A handler that ignores errors when the log cannot be written (full disk, closed pipe).
+
+    Watchers get warnings and errors whatever the configured level is.
+    """
+
+    def __init__(self, stream: TextIO, minimum: int) -> None:
+        """``minimum`` is the lowest level of the events to write."""
+        super().__init__(stream)
+        self._minimum = minimum
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Emit without a lock.  One write per line keeps lines from different threads apart."""
@@ -78,6 +88,11 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            for watch in list(_watchers):
+                watch(record)
+        if record.levelno < self._minimum:
+            return
         try:
             self.stream.write(self.format(record) + "\n")
             self.stream.flush()
@@ -124,13 +139,14 @@ def set_up(options: Log) -> None:
     # in the documentation of Python's ``logging``.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = _Handler(sys.stderr)
+    level = logging.getLevelNamesMapping()[options.level.upper()]
+    handler = _Handler(sys.stderr, level)
     handler.setFormatter(_formatter(options.format))
     for name in ("restante", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
-    _logger.setLevel(options.level.upper())
+    _logger.setLevel(min(level, logging.WARNING))  # watchers need warnings
     logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
@@ -148,6 +164,19 @@ def following(follow: Callable[[logging.LogRecord], None]) -> Iterator[None]:
         yield
     finally:
         _followers.remove(follow)
+
+
+@contextmanager
+def watched(watch: Callable[[logging.LogRecord], None]) -> Iterator[None]:
+    """Call ``watch`` for each warning and error of this process, as ``followed`` does.
+
+    Processes that are forked inside the context call it too.
+    """
+    _watchers.append(watch)
+    try:
+        yield
+    finally:
+        _watchers.remove(watch)
 
 
 def follower_count() -> int:

@@ -8,19 +8,16 @@ indented.
 
 from __future__ import annotations
 
-import textwrap
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
-from email.message import EmailMessage
 from urllib.parse import urlsplit
 
 from ..collect.collector import LooksMoved
-from ..collect.destinations import Destination
 from ..collect.health import Health
 from ..collect.ledger import Ledger
 from ..collect.ledger_file import AccountBusy
-from ..config import Account, Configuration
+from ..config import Account
 from ..errors import (
     ConfigurationError,
     ConsentNeeded,
@@ -31,8 +28,7 @@ from ..errors import (
 )
 from ..escaping import printable
 from .job import Job
-
-_WIDTH = 72  # characters per line, the convention for plain-text mail
+from .notices import mail, put, quoted, when
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,36 +96,12 @@ def _deliver(job: Job, health: Health, alert: _Alert) -> None:
         if not destination.is_repeatable:
             health.set_reported(alert.topic, alert.time)
         try:
-            _put(destination, alert.identity, _message(job.config, recipient, alert))
+            host = job.config.server.hostname
+            put(destination, alert.identity, mail(host, recipient, alert.subject, alert.text))
         except (RestanteError, OSError):
             health.set_reported(alert.topic, previous)
             raise
     health.set_reported(alert.topic, alert.time)
-
-
-def _put(destination: Destination, identity: str, message: bytes) -> None:
-    try:
-        if not destination.has(identity) and destination.begin(identity):
-            destination.write(message)
-            destination.commit()
-    finally:
-        destination.abort()
-
-
-def _message(config: Configuration, recipient: str, alert: _Alert) -> bytes:
-    from email import policy  # imported only for the rare sessions that cause an alert
-    from email.utils import format_datetime, localtime, make_msgid
-
-    message = EmailMessage(policy.SMTP)
-    message["Subject"] = alert.subject
-    message["From"] = f"restante <postmaster@{config.server.hostname}>"
-    if "@" in recipient:
-        message["To"] = recipient
-    message["Date"] = format_datetime(localtime())
-    message["Message-ID"] = make_msgid(domain=config.server.hostname)
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834
-    message.set_content(alert.text)
-    return message.as_bytes()
 
 
 # Texts.
@@ -138,9 +110,7 @@ def _message(config: Configuration, recipient: str, alert: _Alert) -> bytes:
 def _failing(
     name: str, account: Account, since: float, failures: int, error: RestanteError | OSError
 ) -> _Alert:
-    reason = textwrap.fill(
-        printable(str(error)), _WIDTH, initial_indent="    ", subsequent_indent="    "
-    )
+    reason = quoted(printable(str(error)))
     return _Alert(
         "failure",
         since,
@@ -148,7 +118,7 @@ def _failing(
         f"restante cannot collect {name}",
         f"""\
 restante has collected no mail from the account {name} ({account.user}
-at {_host(account)}) since {_when(since)}.
+at {_host(account)}) since {when(since)}.
 {_failures(failures)}. The last error was:
 
 {reason}
@@ -209,7 +179,7 @@ def _recovered(name: str, account: Account, since: float) -> _Alert:
         f"""\
 restante collects mail from the account {name} ({account.user}
 at {_host(account)}) again.
-Collection had been failing since {_when(since)}.
+Collection had been failing since {when(since)}.
 You do not have to do anything.
 """,
     )
@@ -224,7 +194,7 @@ def _expiring(name: str, topic: str, end: float) -> _Alert:
         f"restante: sign in for {name} before {time.strftime('%Y-%m-%d', time.localtime(end))}",
         f"""\
 The OAuth 2 sign-in of the account {name} expires on
-{_when(end)}. Sign in again before that;
+{when(end)}. Sign in again before that;
 otherwise, restante can no longer collect mail:
 
     restante account auth {name}{option}
@@ -235,7 +205,3 @@ otherwise, restante can no longer collect mail:
 def _host(account: Account) -> str:
     """Return only the host name, because a URL may contain a password."""
     return urlsplit(account.url).hostname or ""
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(seconds))

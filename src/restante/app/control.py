@@ -28,14 +28,12 @@ from . import siblings
 from .events import EventQueue
 from .live import Live
 from .reloads import Refusal
+from .server_alerts import CERTIFICATE_DAYS
 from .upkeep import format_time
 
 T = TypeVar("T")
 _log = logging.getLogger("restante.control")
 _DESCRIBED_PER_TURN = 100  # sessions described in one turn of the event loop: about a millisecond
-# The operator is warned this number of days before the certificate expires.  ACME clients renew it
-# 30 days before it expires, so by then the renewal has been failing for weeks.
-CERTIFICATE_DAYS = 7
 # Seconds for the supervisor to read the new configuration, and then for all workers to adopt it.
 # The sum is less than the time that ``restante reload`` waits.
 _DECISION, _ADOPTION = 20.0, 10.0

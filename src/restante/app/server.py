@@ -47,8 +47,10 @@ from ..shared import Tally
 from ..store.partial import PartialDeliveries
 from ..store.paths import Template
 from . import backends, control_socket, gateway, local, stores, systemd, throttling
+from .incidents import Incidents
 from .live import Live, Site
 from .reloads import Reloads
+from .server_alerts import ServerAlerts
 from .sockets import BoundSocket, addresses_of, listeners_as_json, listening
 from .upkeep import Upkeep, format_time
 
@@ -178,6 +180,8 @@ class SharedResources:
     """This worker's number."""
     site: Site = field(kw_only=True)
     """Data about the whole server, for the control sockets."""
+    incidents: Incidents = field(kw_only=True)
+    """Counts the events that cause alerts."""
 
 
 @dataclass
@@ -239,8 +243,17 @@ async def running(
 def _own_resources(config: Configuration, site: Site) -> Iterator[SharedResources]:
     """Open the resources of a server that runs in a single process."""
     with listening(config) as sockets, throttling.saved_throttle(config) as throttle:
-        context = tls_context(config)
-        yield SharedResources(sockets, context, Tally(), throttle, does_upkeep=True, site=site)
+        context, incidents = tls_context(config), Incidents(1)
+        with log.watched(incidents.watch):
+            yield SharedResources(
+                sockets,
+                context,
+                Tally(),
+                throttle,
+                does_upkeep=True,
+                site=site,
+                incidents=incidents,
+            )
 
 
 class _ServerParts:
@@ -285,13 +298,23 @@ class _ServerParts:
 
     def start(self) -> None:
         """Start all parts.  No connection is served before this method returns."""
+        alerts = self._shared.does_upkeep and self._prepare_alerts()
         self._open_back_ends()
         self._start_service()
         self._start_intake()
         self._listen()
         self._start_tasks()
+        if alerts:
+            self._start_task(alerts.run_for_ever())
         self.live.services = (self._service, self._intake)
         self.running.adopt = self._adopt
+
+    def _prepare_alerts(self) -> ServerAlerts:
+        alerts = ServerAlerts(
+            self._shared.incidents, lambda: self.running.config, lambda: self._context.ends_at
+        )
+        self._exit_stack.callback(alerts.close)  # called after the sessions have been drained
+        return alerts
 
     def _open_back_ends(self) -> None:
         throttle, workers = self._shared.throttle, self._shared.workers

@@ -88,6 +88,7 @@ def secret_files(config: Configuration) -> Iterator[tuple[str, str]]:
     secrets: dict[str, Secret] = {
         "auth.ldap.bind_password": auth.ldap.bind_password,
         "auth.oauth.client_secret": auth.oauth.client_secret,
+        "alert.webhook": config.alert.webhook,
         "collect.key": config.collect.key,
     }
     for name, account in config.account.items():

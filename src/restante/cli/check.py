@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..app import stores, upkeep
+from ..app import server_alerts, stores, upkeep
 from ..app.job import all_jobs
 from ..app.warnings import configuration_warnings, secret_files
 from ..config import Configuration
@@ -38,7 +38,10 @@ def run(options: argparse.Namespace) -> int:
     config = common.configuration(options)
     stores.validate(config)
     stores.validate_users(config)
-    if mistakes := [text for job in all_jobs(config) for text in job.mistakes(strict=True)]:
+    mistakes = [text for job in all_jobs(config) for text in job.mistakes(strict=True)]
+    if text := server_alerts.mistake(config):
+        mistakes.append(text)
+    if mistakes:
         raise ConfigurationError("\n".join(mistakes))
     source = str(config.source) if config.source else None
     warnings = [*_relative_paths(config), *configuration_warnings(config)]
@@ -76,13 +79,13 @@ def _removal_forecast(config: Configuration) -> Forecast:
 
 def _relative_paths(config: Configuration) -> Iterator[str]:
     """Yield a warning for each path that depends on the current directory."""
+    destinations = {"alert.to": config.alert.to}
     for name, account in config.account.items():
-        for key, to in (
-            (f"account.{name}.to", account.to),
-            (f"account.{name}.alert.to", account.alert.to),
-        ):
-            if (absolute := account_add_destination.absolute(to)) != to:
-                yield f"{key}: {to} depends on the current directory; use {absolute}"
+        destinations[f"account.{name}.to"] = account.to
+        destinations[f"account.{name}.alert.to"] = account.alert.to
+    for key, to in destinations.items():
+        if (absolute := account_add_destination.absolute(to)) != to:
+            yield f"{key}: {to} depends on the current directory; use {absolute}"
     for key, path in _paths(config):
         if path and not Path(path).is_absolute():
             absolute = str(Path(path).expanduser().absolute())
@@ -97,6 +100,7 @@ def _paths(config: Configuration) -> Iterator[tuple[str, str]]:
         ("auth.ldap.ca_file", auth.ldap.ca_file),
         ("auth.oauth.ca_file", auth.oauth.ca_file),
     )
+    yield "alert.ca_file", config.alert.ca_file
     yield "collect.metrics", config.collect.metrics
     for name, account in config.account.items():
         yield f"account.{name}.ca_file", account.ca_file

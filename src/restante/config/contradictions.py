@@ -77,6 +77,8 @@ def readable_secrets(path: str, values: Mapping[str, Any]) -> Iterator[str]:
     if auth := values.get("auth"):
         secrets["auth.ldap.bind_password"] = auth.ldap.bind_password
         secrets["auth.oauth.client_secret"] = auth.oauth.client_secret
+    if alert := values.get("alert"):
+        secrets["alert.webhook"] = alert.webhook
     for key, secret in secrets.items():
         if secret.kind == "text" and secret:
             yield f"{key}: other users can read this file. Run: chmod 600 {path}"

@@ -45,6 +45,7 @@ from .values import (
     search_filter,
     secret,
     secret_reference,
+    secret_web_address,
     separator,
     text,
     web_address,
@@ -687,6 +688,46 @@ class Collect(Section):
     )
 
 
+class ServerAlert(Section):
+    """Send alerts about the server by mail or to a webhook."""
+
+    to: str = option(
+        "",
+        "Where to deliver alerts: maildrop:USER (the name or address of a user of this server), "
+        "maildir:PATH, mbox:PATH, a directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT or "
+        "command:PROGRAM ARGUMENTS. If it is empty, no mail is sent.",
+        path_or_url,
+        example="smtp:mail.example.org:25",
+    )
+    recipient: str = option(
+        "",
+        "The recipient of alerts that are delivered to lmtp: or smtp:. The default is postmaster "
+        "at `server.hostname`.",
+        example="postmaster@example.org",
+    )
+    webhook: Secret = option(
+        "",
+        "The https URL to which alerts are sent as JSON: text, or a reference as for the option "
+        "`password` of an account, because such a URL often contains a secret.",
+        secret_web_address,
+        example={"file": "/etc/restante/webhook"},
+    )
+    ca_file: str = option(
+        "", "A file with CA certificates (PEM) to trust for the webhook instead of the system's."
+    )
+    min_free: int = option(
+        5,
+        "The percentage of free space and of free inodes below which the disk is nearly full.",
+        at_most(50, count),
+    )
+    quiet: float = option(
+        "1h",
+        "Time without another error after which a series of errors is over. Each series causes one "
+        "alert, and another one when it is over.",
+        at_least(1, duration, "otherwise each error would cause an alert"),
+    )
+
+
 class Log(Section):
     """The log on standard error."""
 
@@ -713,6 +754,7 @@ class Configuration(Section):
     intake: Intake = field(default_factory=Intake)
     limits: Limits = field(default_factory=Limits)
     log: Log = field(default_factory=Log)
+    alert: ServerAlert = field(default_factory=ServerAlert)
     collect: Collect = field(default_factory=Collect)
     account: Mapping[str, Account] = field(default_factory=dict, metadata={"named": Account})
     source: Path | None = None

@@ -267,6 +267,14 @@ def secret_reference(value: Any) -> Secret:
     return result
 
 
+def secret_web_address(value: Any) -> Secret:
+    """Return a reference as ``secret`` does; text must be an https URL."""
+    result = secret(value)
+    if result.kind == "text":
+        web_address(result.value)
+    return result
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 

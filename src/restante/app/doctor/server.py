@@ -14,9 +14,9 @@ from ...errors import ConnectionLost, NotPermitted, NotRunning, RestanteError
 from ...server.address import Address
 from ...tls import CertificateFacts, certificate_facts, first_certificate
 from ...words import counted
-from ..control import CERTIFICATE_DAYS
 from ..failures import describe, exit_code
 from ..server import needed_descriptors
+from ..server_alerts import CERTIFICATE_DAYS
 from ..sockets import configured_listeners
 from .findings import Finding, Subject, error, not_checked, ok, warning
 from .probing import Heard, Probe, context
