@@ -207,11 +207,11 @@ def access_token(
         ProviderUnavailable: try again later; the stored tokens are kept.
     """
     with file.alone():
-        before, now = file.get(), time.time()
-        if before is not None and not renew and now < before.expires_at - _RENEWAL_MARGIN:
-            return before.access
+        previous, now = file.get(), time.time()
+        if previous is not None and not renew and now < previous.expires_at - _RENEWAL_MARGIN:
+            return previous.access
         try:
-            tokens = _renew(application, before, now, is_service=is_service)
+            tokens = _renew(application, previous, now, is_service=is_service)
         except (ConsentNeeded, ProviderUnavailable) as error:
             file.record_failure(now, str(error))
             raise
@@ -220,11 +220,11 @@ def access_token(
 
 
 def _renew(
-    application: Application, before: Tokens | None, now: float, *, is_service: bool
+    application: Application, previous: Tokens | None, now: float, *, is_service: bool
 ) -> Tokens:
     if is_service:
         return by_client_secret(application)
-    if before is None or not before.refresh:
+    if previous is None or not previous.refresh:
         raise ConsentNeeded("not signed in yet; run: restante account auth NAME")
-    response = post(application.provider.token, flow.refresh(application, before))
-    return flow.tokens(response, now, before)
+    response = post(application.provider.token, flow.refresh(application, previous))
+    return flow.tokens(response, now, previous)
