@@ -670,6 +670,11 @@ FILES = (
      "doctor log reload serve sessions status"),
 )  # fmt: skip
 _FILES_OF = {
+    "backup": "This command reads the configuration files and all files in the state directory and "
+    "in the maildrops, except locks and files that are created again automatically.\n",
+    "restore": "This command writes the configuration files and all files in the state directory "
+    "and in the maildrops. While it runs, and after an interruption, the state directory contains "
+    "`restore.incomplete`, and other commands refuse to work with it.\n",
     "demo": "This command uses only temporary files, which it removes at the end.\n",
     "init": (
         "This command writes `restante.toml`: root in `/etc/restante`, an ordinary user in\n"
@@ -687,6 +692,7 @@ _SEE_ALSO = {
     "auth": ("user", "serve"), "demo": ("serve",), "status": ("sessions", "check"),
     "reload": ("check", "status"), "log": ("status", "maildrop"),
     "sessions": ("status", "maildrop"), "init": ("serve", "user"),
+    "backup": ("restore", "maildrop"), "restore": ("backup", "maildrop", "check"),
 }  # fmt: skip
 
 

@@ -36,6 +36,7 @@ RestanteError
 │       └── LargerThanQuota
 ├── ConfigurationError
 │   └── CannotListen
+├── CannotCreate               a file or directory exists and is not overwritten
 ├── NotRunning                 no server answers on the control sockets
 ├── NotPermitted               this user is not permitted to control the server
 ├── UnsafeArgument             an argument would break the protocol; a ValueError
@@ -310,6 +311,10 @@ class ConfigurationError(RestanteError):
 
 class CannotListen(ConfigurationError):
     """The server cannot listen on an address; the text of the exception states what to do."""
+
+
+class CannotCreate(RestanteError):
+    """A file or directory that the command would create exists, so nothing was written."""
 
 
 class NotRunning(RestanteError):

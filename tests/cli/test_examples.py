@@ -65,6 +65,7 @@ MAIL = "restante deliver ann < message"
 ISP = "restante account add isp pop3s://ann@pop.example.org --to maildir:Mail"
 COLLECTED = (ISP, "restante collect isp")
 HELD = "(a client deletes the messages of ann)"
+LOST = "(the state directory is lost)"
 
 # Commands that come before an example, by how it begins; the longest match counts.
 BEFORE: dict[str, tuple[str, ...]] = {
@@ -82,6 +83,14 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "restante account add": (),
     "restante account adopt": (ISP, "restante fetch pop3s://ann@pop.example.org --to Mail --keep"),
     "restante collect": (ISP,),
+    "restante backup": (ANN, MAIL),
+    "restante backup --verify": (ANN, MAIL, "restante backup /var/backups/restante/"),
+    "restante restore": (
+        ANN,
+        "restante backup /var/backups/restante/",
+        "restante backup /var/backups/restante/restante.tar.gz",
+        LOST,
+    ),
 }
 
 # An example's paths and hosts, and what stands for them here.
@@ -90,6 +99,7 @@ PLACES = {
     "/srv/old": "{home}/old",
     "/etc/restante/restante.toml": "{home}/restante.toml",
     "127.0.0.1:1995": "127.0.0.1:0",
+    "/var/backups/restante": "{home}/backups",
 }
 
 
@@ -154,7 +164,7 @@ class World:
         """Empty the home, and put the files of other programs there."""
         for path in self._home.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for name in ("state", "config", "tmp", ".getmail"):
+        for name in ("state", "config", "tmp", ".getmail", "backups"):
             (self._home / name).mkdir()
         self._server.deliver("ann", MESSAGE)
         retriever = "[retriever]\ntype = SimplePOP3SSLRetriever\nserver = h\nusername = u\n"
@@ -186,6 +196,9 @@ class World:
         if example == HELD:
             asyncio.run(self._delete())
             return
+        if example == LOST:
+            shutil.rmtree(self._home / "state")
+            return
         words = [self._here(word) for word in arguments(example)]
         if example.startswith(UNTIL_STOPPED):
             with started(*words, "--json") as process:  # it prints a line when it is ready
@@ -199,7 +212,7 @@ class World:
         if example == "restante demo":  # it starts a server
             assert program(*words).code == 0
             return
-        if set(words) & {"rm", "purge"} and "--yes" not in words:
+        if (set(words) & {"rm", "purge"} or words[0] == "restore") and "--yes" not in words:
             words.append("--yes")  # on a terminal it would ask
         reads_file = " < " in example
         done = self._restante(*words, stdin=MESSAGE if reads_file else f"{PASSWORD}\n".encode() * 2)
@@ -239,6 +252,7 @@ UNOPENED = {
     "check": {"users.sqlite3"},  # where a configuration is checked that has users
 }
 OWN_PROCESS = {"demo", "serve"}
+ALL_FILES = {"backup", "restore"}
 
 
 def note_opened(event: str, arguments: tuple[object, ...]) -> None:
@@ -272,7 +286,7 @@ def test_every_example_runs_with_the_files_of_its_manual_page(group: str, world:
             OPENED.append(paths)
             world.run(example)
             OPENED.clear()
-    if group in OWN_PROCESS:
+    if group in OWN_PROCESS | ALL_FILES:
         return
     files, known = files_of(group)
     names = set(re.findall(r"/state/restante/([^/?\n]+)", "\n".join(paths)))

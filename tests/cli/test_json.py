@@ -63,6 +63,8 @@ COMMANDS: dict[str, list[str] | None] = {
     "account log": ["account", "log", "isp"],
     "account rename": ["account", "rename", "isp", "other"],
     "account rm": ["account", "rm", "other", "--yes"],
+    "backup": ["backup", "{home}/backup.tar"],
+    "restore": ["restore", "{home}/backup.tar", "--to", "{home}/restored"],
     "check": ["check"],
     "doctor": [],  # tests/app/test_doctor.py
     "demo": None,

@@ -44,6 +44,10 @@ _GROUPS = {
         "reload": "reload the configuration, and if it is refused, show why",
         "sessions": "list the open sessions, and end sessions",
     },
+    "Back up": {
+        "backup": "back up configuration, users, state and mail, or verify a backup",
+        "restore": "restore a backup",
+    },
     "Check": {
         "doctor": "examine the installation, and show how to fix each fault",
         "check": "check the configuration",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import config as config_module
-from ..app import privileges
+from ..app import interrupted, privileges
 from ..config import Configuration
 from ..errors import ConfigurationError, UnsafeArgument
 from ..escaping import printable
@@ -35,6 +35,7 @@ def configuration(options: argparse.Namespace, **overrides: Any) -> Configuratio
         privileges.drop(config)
         # Without this path, the new user's home directory might be searched for the file.
         options.config = options.config or config.source
+    interrupted.refuse(config.state)
     return config
 
 

@@ -167,6 +167,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "restante collect --all",
         "restante collect --all --watch",
     ),
+    "backup": (
+        "restante backup /var/backups/restante/restante.tar.gz",
+        "restante backup /var/backups/restante/",
+        "restante backup --verify /var/backups/restante/",
+    ),
+    "restore": (
+        "restante restore /var/backups/restante/restante.tar.gz",
+        "restante restore /var/backups/restante/ --to restored",
+    ),
     "fetch": (
         "restante fetch pop3s://ann@pop.example.org --to Mail --keep",
         "restante fetch pop3s://ann@pop.example.org --to mbox:archive --limit 100",

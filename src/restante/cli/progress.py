@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -32,8 +32,7 @@ def bars(*, is_enabled: bool = True) -> Iterator[Bars]:
 
     A bar appears when the size of the download is known, so a refused login shows no bar.
     """
-    can_show = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
-    if not is_enabled or not can_show:
+    if not is_enabled or not _can_show():
         yield no_bar
         return
     display = _progress()
@@ -59,6 +58,29 @@ def bars(*, is_enabled: bool = True) -> Iterator[Bars]:
         yield bar
     finally:
         display.stop()
+
+
+@contextmanager
+def octets_bar(name: str, *, is_enabled: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show how many octets were processed, if standard error is a terminal; the total is unknown.
+
+    The yielded function is called with the number of octets of each piece.
+    """
+    if not is_enabled or not _can_show():
+        yield lambda _: None
+        return
+    display = _progress()
+    task = display.add_task(name, total=None, what="")
+    try:
+        display.start()
+        yield lambda octets: display.update(task, advance=octets)
+    finally:
+        display.stop()
+
+
+def _can_show() -> bool:
+    """Return whether standard error is a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def _progress() -> Progress:

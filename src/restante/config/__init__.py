@@ -4,7 +4,7 @@
 other sources, and ``manual`` generates the documentation.
 """
 
-from .loading import SYSTEM, ephemeral, load, new_file, runtime
+from .loading import SYSTEM, ephemeral, load, new_file, place, preview, runtime
 from .manual import example, sections, toml
 from .schema import (
     ALL_MECHANISMS,
@@ -61,6 +61,8 @@ __all__ = [
     "load",
     "new_file",
     "octets",
+    "place",
+    "preview",
     "runtime",
     "sections",
     "toml",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass, replace
 from functools import reduce
@@ -59,10 +59,7 @@ def load(
     else:
         layers = [_read(source) if source else _private_layer(state)]
     layers += (_read(each) for each in sorted(folder.glob("*.toml")))
-    for name, value in environment.items():
-        if name.startswith(_PREFIX):
-            keys = name.removeprefix(_PREFIX).lower().split("__")
-            layers.append(_Layer(name, _nested(keys, value)))
+    layers += _environment_layers(environment)
     for key, value in (overrides or {}).items():
         layers.append(_Layer("command line", _nested(key.split("."), value)))
     return replace(_build(layers, source, folder, state), runtime=_runtime(state, environment))
@@ -91,6 +88,66 @@ def runtime(file: Path | None = None, *, environment: Mapping[str, str] = os.env
     """
     path = _find(file, environment)
     return _runtime(_state(path.absolute() if path else None, environment), environment)
+
+
+def place(
+    file: Path | None, recorded: Path | None, *, environment: Mapping[str, str] = os.environ
+) -> Path | None:
+    """Return where a restored configuration file belongs; None for private mode.
+
+    ``file`` is the file that the user has named.  ``recorded`` is where the file was when the
+    backup was made.  It is used only if restante reads this file without being asked to, so a
+    hostile backup cannot choose a place.
+
+    Raises:
+        ConfigurationError: the user must name the file.
+    """
+    if file is None and environment.get("RESTANTE_CONFIG"):
+        file = Path(environment["RESTANTE_CONFIG"])
+    if file is not None or recorded is None:
+        return None if file is None else file.absolute()
+    candidates = [SYSTEM[0] / "restante" / "restante.toml"]
+    with suppress(ConfigurationError):
+        base = _base_directory(environment, "XDG_CONFIG_HOME", ".config")
+        candidates.append(base / "restante" / "restante.toml")
+    if recorded not in candidates:
+        raise ConfigurationError(
+            f"the configuration file was {recorded}; name it to restore it there: -c {recorded}"
+        )
+    return recorded
+
+
+def preview(
+    source: Path | None,
+    main: bytes | None,
+    parts: Sequence[bytes],
+    *,
+    environment: Mapping[str, str] = os.environ,
+) -> Configuration:
+    """Return the configuration that ``load`` would return if these files were in their places.
+
+    ``main`` is the content of the file ``source``, and ``parts`` that of the files in ``conf.d``.
+
+    Raises:
+        ConfigurationError: the configuration is invalid.
+    """
+    state = _state(source, environment)
+    layers = [_private_layer(state)] if main is None else []
+    for octets in (*(() if main is None else (main,)), *parts):
+        try:
+            layers.append(_Layer("the configuration", tomllib.loads(octets.decode("utf-8"))))
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            raise ConfigurationError(f"the configuration in the backup: {error}") from error
+    layers += _environment_layers(environment)
+    config = _build(layers, source, _folder(source, environment), state)
+    return replace(config, runtime=_runtime(state, environment))
+
+
+def _environment_layers(environment: Mapping[str, str]) -> Iterator[_Layer]:
+    for name, value in environment.items():
+        if name.startswith(_PREFIX):
+            keys = name.removeprefix(_PREFIX).lower().split("__")
+            yield _Layer(name, _nested(keys, value))
 
 
 def ephemeral(folder: Path) -> Configuration:

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ..errors import Damaged
 from . import files
@@ -69,3 +69,24 @@ def write(maildrop: int, adopted: Adopted) -> None:
     assert all(map(UNIQUE_ID.fullmatch, adopted.values()))
     content = pack(adopted)
     files.replace(ADOPTED, _MAGIC + hashlib.sha256(content).digest() + content, maildrop)
+
+
+def renumber(maildrop: int, inodes: Mapping[Identity, int]) -> None:
+    """Replace inode numbers after messages were restored from a backup.
+
+    ``inodes`` has the new inode number of each message, by its unique part and old inode number.
+    The ids of messages that are missing are kept, so that no other message gets them.  The file is
+    durable on return.
+
+    Raises:
+        Damaged: the file was damaged before.
+    """
+    ids = read(maildrop)
+    if any(inode for _, inode in ids):
+        present = {(unique, inodes[unique, old]) for unique, old in ids if (unique, old) in inodes}
+        renumbered: dict[Identity, str] = {}
+        for (unique, old), unique_id in ids.items():
+            key = unique, inodes.get((unique, old), old)
+            if (unique, old) in inodes or key not in present:
+                renumbered[key] = unique_id
+        write(maildrop, renumbered)

@@ -43,6 +43,7 @@ _UNCACHED = {errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Status = os.stat_result
 
 
 @contextmanager
@@ -198,6 +199,16 @@ def exists(name: str, parent: int) -> bool:
 def status(name: str, parent: int) -> os.stat_result:
     """Return size, times and inode number, without following a symbolic link."""
     return os.stat(name, dir_fd=parent, follow_symlinks=False)
+
+
+def descriptor_status(descriptor: int) -> os.stat_result:
+    """Return size, times and inode number of an open file."""
+    return os.fstat(descriptor)
+
+
+def names(directory: int) -> list[str]:
+    """Return all names in an open directory, in order."""
+    return sorted(os.listdir(directory))
 
 
 def touch(name: str, parent: int) -> None:

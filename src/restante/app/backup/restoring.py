@@ -1,0 +1,488 @@
+"""Restore a backup, on the machine that it was made on or on a new one.
+
+1. The whole backup is read and checked, and the targets must be empty.  Nothing is written before.
+2. A marker is created in the state directory.  No command works with this state until it is gone.
+3. The files are written and made durable.  Then the marker is removed.
+
+If a restore is interrupted, the same restore can be run again; the marker names its backup.
+
+Unique-ids that two files claim are recorded with inode numbers, which are different after a
+restore.  They are replaced, so that no client downloads a message again.
+
+Security: the content of a backup does not decide where the configuration is written, and nothing is
+written outside the directories of this configuration.  As root, the command becomes the server's
+user before it writes state and mail.  No link is followed below the targets.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ... import config as config_module
+from ...client.sinks import fsync_directory
+from ...config import SYSTEM, Configuration
+from ...errors import (
+    CannotCreate,
+    ConfigurationError,
+    Damaged,
+    TemporaryFailure,
+)
+from ...mounts import refuse_unmounted
+from ...posix import fcntl
+from ...scanning import HELD, MAIL, Identity
+from ...server.address import socket_path
+from ...store import adopted
+from ...store.held import name_before_removal
+from ...store.names import unique_part
+from ...store.paths import Template
+from .. import privileges
+from ..control_paths import folder_of
+from ..interrupted import MARKER
+from .manifest import HEADER, Entry, Manifest, Progress, parse_header
+from .reading import Source, checked
+from .writing import Durable
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_SMALL = 16_777_216  # octets of the files that are kept in memory: configuration and marker
+_MAX_SMALL_FILES = 1000
+_IGNORED = {"lost+found"}  # in the directory of the maildrops, which may be a file system
+_CONFIGURATION = "configuration/restante.toml"
+_PARTS = "configuration/conf.d/"
+
+
+@dataclass
+class Backup:
+    """A backup that was read and checked completely."""
+
+    source: Source
+    manifest: Manifest
+    header: dict[str, Any]
+    configuration: dict[str, tuple[Entry, bytes]]
+    """The files of the configuration by path in the backup."""
+    messages: int = 0
+    octets: int = 0
+
+    @property
+    def with_mail(self) -> bool:
+        return bool(self.header.get("with_mail"))
+
+
+def verify(source: Source, progress: Progress) -> Backup:
+    """Read the whole backup and check it.
+
+    Raises:
+        Damaged: it is damaged or incomplete.
+        ConfigurationError: it was written by a newer version.
+    """
+    manifest = source.verify(progress)
+    backup = Backup(source, manifest, {}, {})
+    is_configured = 0
+    for entry in manifest:
+        if entry.part == "mail" and not entry.is_directory and _is_message(entry.path):
+            backup.messages += 1
+            backup.octets += entry.size
+        if entry.part == "configuration" and not entry.is_directory:
+            is_configured += 1
+            _check_small(source, entry, is_configured)
+    for entry, file in source.contents(manifest):
+        if entry.path == HEADER:
+            header = b"".join(checked(source.name, entry, file))
+            backup.header = parse_header(header, source.name)
+        elif entry.part == "configuration" and not entry.is_directory:
+            backup.configuration[entry.path] = entry, b"".join(checked(source.name, entry, file))
+            is_configured -= 1
+        if backup.header and not is_configured:
+            break
+    return backup
+
+
+def _check_small(source: Source, entry: Entry, count: int) -> None:
+    name = entry.path.removeprefix(_PARTS)
+    is_known = entry.path == _CONFIGURATION or (
+        entry.path.startswith(_PARTS) and "/" not in name and name.endswith(".toml")
+    )
+    if not is_known or entry.link or entry.size > _MAX_SMALL or count > _MAX_SMALL_FILES:
+        raise Damaged(f"{source.name} is damaged: {entry.path} is no configuration file")
+
+
+def _is_message(path: str) -> bool:
+    return path.split("/")[-2] in (*MAIL, HELD)
+
+
+# -- Where the files belong
+
+
+@dataclass
+class Plan:
+    """Where the parts of a backup are written."""
+
+    config: Configuration | None
+    """The restored configuration; None if everything is written to another directory."""
+    source: Path | None
+    """The configuration file; None for private mode."""
+    folder: Path
+    """The directory ``conf.d``."""
+    state: Path
+    users: Path
+    """The directory of the user database, if it is not in the state directory."""
+    mail: Path
+    marker: Path
+
+    def root(self, part: str) -> Path:
+        return {"state": self.state, "users": self.users, "mail": self.mail}[part]
+
+
+def plan(backup: Backup, file: Path | None) -> Plan:
+    """Return the plan for restoring in place; ``file`` is the configuration file, if it was given.
+
+    Raises:
+        ConfigurationError: the place of the configuration file must be given, or the configuration
+            in the backup is invalid.
+    """
+    recorded = backup.header.get("configuration")
+    source = config_module.place(file, Path(recorded) if isinstance(recorded, str) else None)
+    texts = {path: octets for path, (_, octets) in sorted(backup.configuration.items())}
+    first = texts.pop(_CONFIGURATION, None)
+    config = config_module.preview(source, first, list(texts.values()))
+    users, base = Path(config.auth.users), Path(Template(config.store.path).base)
+    return Plan(
+        config, source, config.folder, config.state, users.parent, base, config.state / MARKER
+    )
+
+
+def plan_beside(path: Path) -> Plan:
+    """Return the plan for restoring everything below another directory."""
+    configuration = path / "configuration"
+    return Plan(
+        None,
+        configuration / "restante.toml",
+        configuration / "conf.d",
+        path / "state",
+        path / "users",
+        path / "mail",
+        path / MARKER,
+    )
+
+
+# -- Checks before the first change
+
+
+def check(backup: Backup, plan: Plan) -> None:
+    """Check that a restore would overwrite nothing and disturb no server.
+
+    Raises:
+        CannotCreate: a target exists and is not empty.
+        TemporaryFailure: a server is running, or a disk is not mounted.
+    """
+    if plan.config is not None and is_running(plan.config):
+        raise TemporaryFailure("the server is running; stop it first. Nothing was changed")
+    begun = _begun(plan.marker)
+    if begun and begun != backup.manifest.digest:
+        raise CannotCreate(
+            f"{plan.marker.parent} contains an interrupted restore of another backup; run that "
+            "restore again, or empty the directory"
+        )
+    for path, octets in _configuration_files(backup, plan):
+        with suppress(FileNotFoundError):
+            if path.read_bytes() != octets[1]:
+                raise CannotCreate(f"{path} exists and differs from the backup; move it away")
+        _refuse_unwritable(path.parent)
+    parts = {entry.part for entry in backup.manifest} - {HEADER, "configuration"}
+    for root in {plan.marker.parent, *map(plan.root, parts)}:
+        _refuse_unwritable(root)
+    for part in sorted(parts):
+        if plan.root(part).exists() and not begun:
+            _refuse_content(plan.root(part), part, backup)
+
+
+def _refuse_unwritable(path: Path) -> None:
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+    if existing != path:
+        refuse_unmounted(str(existing))
+
+
+def _begun(marker: Path) -> str:
+    """Return the digest of the backup of an interrupted restore, or an empty string."""
+    try:
+        with open(os.open(marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            return str(json.loads(file.read(_MAX_SMALL) or b'{"backup": "?"}')["backup"])
+    except FileNotFoundError:
+        return ""
+    except (ValueError, TypeError, KeyError):
+        return "?"
+
+
+def _refuse_content(root: Path, part: str, backup: Backup) -> None:
+    if part == "users":
+        names = [each.path.removeprefix("users/") for each in backup.manifest if each.part == part]
+        taken = [root / each for each in names if os.path.lexists(root / each)]
+    else:
+        taken = [] if _is_empty(root) else [root]
+    for path in taken:
+        text = "exists" if part == "users" else "is not empty"
+        raise CannotCreate(f"{path} {text}; move it away, or restore elsewhere with --to")
+
+
+def _is_empty(root: Path) -> bool:
+    """Return whether a directory contains no file but stale sockets in its subdirectories."""
+    for folder, folders, names in os.walk(root):
+        if folder == str(root):
+            folders[:] = [each for each in folders if each not in _IGNORED]
+        if any(not stat.S_ISSOCK(os.lstat(os.path.join(folder, each)).st_mode) for each in names):
+            return False
+    return True
+
+
+def is_running(config: Configuration) -> bool:
+    """Return whether a server answers on the control sockets of a configuration."""
+    for path in folder_of(config.runtime).glob("*.sock"):
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as connected:
+            connected.settimeout(5)
+            with socket_path(path) as name:
+                connected.connect(name)
+            return True
+    return False
+
+
+# -- Writing
+
+
+def restore(backup: Backup, plan: Plan, progress: Progress) -> None:
+    """Restore a backup after ``check``.  As root, the process becomes the server's user.
+
+    Raises:
+        OSError: a file could not be written.  Run the same restore again.
+    """
+    account = _account(plan)
+    state = plan.marker.parent
+    parts = {entry.part for entry in backup.manifest} - {HEADER, "configuration"}
+    for path in (state, *(plan.root(part) for part in sorted(parts))):
+        _make_directory(path, account)
+    with _marker(plan.marker, backup, account) as remove:
+        for path, (entry, octets) in _configuration_files(backup, plan):
+            _write_configuration(path, entry, octets, account)
+        if account is not None:
+            privileges.become(account)
+        _Writing(backup, plan, progress).run()
+        remove()
+
+
+def _account(plan: Plan) -> Any:
+    """Return the account of the server's user, which root becomes; None for no change."""
+    if plan.config is None or not privileges.is_root():
+        return None
+    account = privileges.server_account(plan.config)
+    if account is None and plan.state == SYSTEM[1] and not plan.state.exists():
+        raise ConfigurationError(
+            "the user of the server does not exist here; install the package or create the user "
+            f"first, and a directory that belongs to it: {plan.state}"
+        )
+    return account
+
+
+def _make_directory(path: Path, account: Any) -> None:
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700 if each == path or account is None else 0o755)
+        if account is not None and each == path:
+            os.chown(each, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        fsync_directory(each.parent)
+
+
+@contextmanager
+def _marker(path: Path, backup: Backup, account: Any) -> Iterator[Any]:
+    """Create and lock the marker; the yielded function removes it."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        file = os.open(path.name, flags, 0o600, dir_fd=directory)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TemporaryFailure(f"another restore into {path.parent} is running") from None
+            if account is not None:
+                os.fchown(file, account.pw_uid, account.pw_gid)
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps({"backup": backup.manifest.digest}).encode("ascii"), 0)
+            os.fsync(file)
+            os.fsync(directory)
+
+            def remove() -> None:
+                os.unlink(path.name, dir_fd=directory)
+                os.fsync(directory)
+
+            yield remove
+        finally:
+            os.close(file)
+    finally:
+        os.close(directory)
+
+
+def _configuration_files(backup: Backup, plan: Plan) -> Iterator[tuple[Path, tuple[Entry, bytes]]]:
+    for name, content in backup.configuration.items():
+        if name != _CONFIGURATION:
+            yield plan.folder / name.removeprefix(_PARTS), content
+        elif plan.source is not None:
+            yield plan.source, content
+
+
+def _write_configuration(path: Path, entry: Entry, octets: bytes, account: Any) -> None:
+    """Write one file; of root, it belongs to root and the group of the server's user."""
+    if path.exists():
+        return  # ``check`` has compared it
+    missing = [each for each in (path.parent, *path.parent.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o755 if account is None else 0o750)
+        if account is not None:
+            os.chown(each, 0, account.pw_gid)
+    temporary = path.with_name(f".{path.name}.restored")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(octets)
+        file.flush()
+        if account is not None:
+            os.fchown(file.fileno(), 0, account.pw_gid)
+        os.fchmod(file.fileno(), entry.mode)
+        os.utime(file.fileno(), ns=(entry.mtime, entry.mtime))
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    fsync_directory(path.parent)
+
+
+class _Writing:
+    """Writes state, users and mail."""
+
+    def __init__(self, backup: Backup, plan: Plan, progress: Progress) -> None:
+        self._backup, self._plan, self._progress = backup, plan, progress
+        self._directories: dict[str, int] = {}  # descriptors of the directories in use, by path
+        self._folder = ""  # the maildrop or folder whose messages are written
+        self._inodes: dict[Identity, int] = {}  # new inode numbers of its messages
+
+    def run(self) -> None:
+        source, manifest = self._backup.source, self._backup.manifest
+        times: list[Entry] = []
+        self._ids = {
+            each.path.rpartition("/")[0]
+            for each in manifest
+            if each.path.endswith(f"/{adopted.ADOPTED}")
+        }
+        with ExitStack() as stack:
+            stack.callback(self._close)
+            durable = stack.enter_context(Durable())
+            for entry, file in source.contents(manifest):
+                if entry.part in (HEADER, "configuration"):
+                    continue
+                if entry.is_directory:
+                    self._set_mode(entry)
+                elif entry.link:
+                    self._link(entry)
+                else:
+                    self._write(entry, file, durable)
+            self._renumber()
+            durable.flush()
+        for entry in manifest:
+            if entry.is_directory and entry.part != "configuration":
+                times.append(entry)
+        self._sync(times)
+
+    def _set_mode(self, entry: Entry) -> None:
+        directory = self._directory(entry.path.removesuffix("/"))
+        os.fchmod(directory, entry.mode | stat.S_IRWXU)
+
+    def _write(self, entry: Entry, file: IO[bytes], durable: Durable) -> None:
+        directory, name = self._parent(entry.path)
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)  # from an interrupted restore
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(name, flags, 0o600, dir_fd=directory), "wb", 0) as written:
+            for octets in checked(self._backup.source.name, entry, file, self._progress):
+                left = memoryview(octets)
+                while left:
+                    left = left[os.write(written.fileno(), left) :]
+            os.fchmod(written.fileno(), entry.mode)
+            os.utime(written.fileno(), ns=(entry.mtime, entry.mtime))
+            self._note_inode(entry, os.fstat(written.fileno()).st_ino)
+            durable.add(written.fileno())
+
+    def _link(self, entry: Entry) -> None:
+        directory, name = self._parent(entry.path)
+        target, old = self._parent(entry.link)
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+        os.link(old, name, src_dir_fd=target, dst_dir_fd=directory, follow_symlinks=False)
+        self._note_inode(entry, os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino)
+
+    # -- Unique-ids with inode numbers
+
+    def _note_inode(self, entry: Entry, inode: int) -> None:
+        folder, _, rest = entry.path.rpartition("/")[0].rpartition("/")
+        if folder not in self._ids or rest not in (*MAIL, HELD):
+            return
+        if folder != self._folder:
+            self._renumber()
+            self._folder = folder
+        name = entry.path.rpartition("/")[2]
+        if rest == HELD:
+            name = name_before_removal(name)
+        self._inodes[unique_part(name), entry.inode] = inode
+
+    def _renumber(self) -> None:
+        """Replace the inode numbers in the file of adopted unique-ids of one folder."""
+        if self._folder:
+            adopted.renumber(self._directory(self._folder), self._inodes)
+        self._folder, self._inodes = "", {}
+
+    # -- Directories
+
+    def _parent(self, path: str) -> tuple[int, str]:
+        parent, _, name = path.rpartition("/")
+        return self._directory(parent), name
+
+    def _directory(self, path: str) -> int:
+        """Return a descriptor of a directory, which is created if it is missing.
+
+        No link is followed below the root of a part.
+        """
+        if path in self._directories:
+            return self._directories[path]
+        if len(self._directories) > 100:
+            self._close()
+        parent, _, name = path.rpartition("/")
+        if not parent:
+            root = self._plan.root(path)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            above = self._directory(parent)
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=above)
+            descriptor = os.open(name, _DIRECTORY, dir_fd=above)
+        self._directories[path] = descriptor
+        return descriptor
+
+    def _close(self) -> None:
+        while self._directories:
+            os.close(self._directories.popitem()[1])
+
+    def _sync(self, directories: list[Entry]) -> None:
+        """Make all names durable."""
+        parts = {entry.part for entry in self._backup.manifest} - {HEADER, "configuration"}
+        paths = [entry.path.removesuffix("/") for entry in directories]
+        above = {path.rpartition("/")[0] for path in paths} - {"", *paths}
+        try:
+            for path in dict.fromkeys((*paths, *above, *sorted(parts))):
+                os.fsync(self._directory(path))
+        finally:
+            self._close()
