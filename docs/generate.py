@@ -138,6 +138,7 @@ MEANINGS = {
     "users not read": "The user database cannot be read at the moment. The limits announced in "
     "CAPA are not updated, and no mail expires.",
     "worker ended": "A worker process died and is started again.",
+    "worker started": "A worker process was started again.",
     "worker hangs": "A worker process does not respond and is killed.",
     "update failed": "Not all marked messages could be removed.",
     "update finished": "The removal of messages that a crash had interrupted was completed.",

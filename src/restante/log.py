@@ -179,6 +179,11 @@ def watched(watch: Callable[[logging.LogRecord], None]) -> Iterator[None]:
         _watchers.remove(watch)
 
 
+def forget_followers() -> None:
+    """Forget the functions that follow the events of the process that forked this one."""
+    _followers.clear()
+
+
 def follower_count() -> int:
     """Return the number of functions that follow the events of this process."""
     return len(_followers)

@@ -440,6 +440,14 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
+def until_lines(process: subprocess.Popen[str], expected: set[str]) -> None:
+    """Read until each of these texts was in a line."""
+    while expected:
+        line = line_of(process)
+        assert line, expected
+        expected = {each for each in expected if each not in line}
+
+
 def following(site: Site, count: int) -> None:
     """Wait until the workers have as many control connections, of followers and siblings."""
     for _ in range(200):
@@ -473,11 +481,15 @@ def test_log_shows_the_events_of_all_workers(site: Site, operator: Operator) -> 
             assert (row["event"], row["user"]) == (name, "bob")
         victim = operator.status()["workers"][1]["pid"]
         os.kill(victim, signal.SIGKILL)
-        assert "does not answer" in line_of(all_events)
+        expected = {"does not answer", f"worker ended: worker=1 pid={victim}", "worker started"}
+        until_lines(all_events, expected)
         operator.until(ready=True)
         following(site, 6)
         site.client().log_in("ann").quit()
         assert "user=ann" in line_of(all_events)
+        site.write(workers=3, limits="per_adress = 5")
+        assert operator.run("reload").code == os.EX_CONFIG
+        until_lines(all_events, {"reload failed: reason="})
         with stopped(all_events.pid):
             for _ in range(20):
                 site.client().log_in("ann").quit()

@@ -14,7 +14,7 @@ import pytest
 
 from restante import log
 from restante.app.control import Control
-from restante.app.events import MAX_WAITING, EventQueue
+from restante.app.events import MAX_OCTETS, MAX_WAITING, EventQueue, SupervisorEvents
 from restante.app.live import Live, Site
 from restante.app.reloads import Reloads
 from restante.config import Log
@@ -82,6 +82,91 @@ def test_a_full_queue_counts_skipped_events(count: int) -> None:
         assert found[kept:] == ([{"skipped": skipped}] if skipped else [])
         queue.put_line(b"{}")
         assert await queue.take() == b"{}\n", "skipped events are counted once"
+
+    run(main())
+
+
+def test_queue_of_long_events_is_full_earlier() -> None:
+    """Clients of the server choose the length of user names and other fields."""
+
+    async def main() -> None:
+        queue = EventQueue()
+        with log.following(queue.put):
+            for _ in range(MAX_WAITING):
+                event("login refused", user="\u00e9" * 2000)
+                queue.put_line(b"x" * 12_000)
+        octets = await queue.take()
+        assert MAX_OCTETS <= len(octets) < MAX_OCTETS + 20_000
+        *lines, last = octets.splitlines()
+        assert json.loads(last) == {"skipped": 2 * MAX_WAITING - len(lines)}
+        queue.put_line(b"{}")
+        assert await queue.take() == b"{}\n"
+
+    run(main())
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 200])
+def test_last_events_of_the_supervisor_can_be_read_later(count: int) -> None:
+    supervisor = SupervisorEvents()
+    with log.following(supervisor.put):
+        for number in range(count):
+            event("worker ended", logging.ERROR, worker=number)
+    assert supervisor.count == count
+    for since in (0, 1, max(0, count - 1), count):
+        numbers = [json.loads(line)["worker"] for line in supervisor.since(since)]
+        # The oldest slot may be about to be overwritten.
+        assert numbers == list(range(max(since, count - 63, 0), count))
+
+
+def test_event_that_is_overwritten_while_it_is_read_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    supervisor = SupervisorEvents()
+    with log.following(supervisor.put):
+        for number in range(60):
+            event("worker ended", worker=number)
+        memory, reads = supervisor._memory, 0
+
+        class Memory:
+            """The supervisor writes 20 events during the 10th read."""
+
+            def __getitem__(self, part: slice) -> bytes:
+                nonlocal reads
+                reads += 1
+                if reads == 20:
+                    supervisor._memory = memory
+                    for number in range(60, 80):
+                        event("worker ended", worker=number)
+                return bytes(memory[part])
+
+        monkeypatch.setattr(supervisor, "_memory", Memory())
+        numbers = [json.loads(line)["worker"] for line in supervisor.since(0)]
+    assert numbers == [*range(9), *range(17, 60)]
+
+
+def test_long_event_of_the_supervisor_fits() -> None:
+    supervisor = SupervisorEvents()
+    with log.following(supervisor.put):
+        event("reload failed", reason="\u00e9" * 2000)
+        event("worker started", worker=1)
+    lines = supervisor.since(0)
+    assert [json.loads(line)["event"] for line in lines] == ["reload.failed", "worker.started"]
+
+
+def test_supervisor_events_have_the_level_and_user_of_the_queue() -> None:
+    async def main() -> None:
+        supervisor = SupervisorEvents()
+        with log.following(supervisor.put):
+            event("worker ended", logging.ERROR)
+            event("worker started")
+        for queue, expected in (
+            (EventQueue(), ["worker.ended", "worker.started"]),
+            (EventQueue(logging.WARNING), ["worker.ended"]),
+            (EventQueue(user="ann"), []),
+        ):
+            queue.put_lines(supervisor.since(0))
+            queue.put_line(b'{"event": "last"}')
+            assert names(await queue.take()) == [*expected, "last"]
 
     run(main())
 

@@ -38,6 +38,7 @@ _DESCRIBED_PER_TURN = 100  # sessions described in one turn of the event loop: a
 # The sum is less than the time that ``restante reload`` waits.
 _DECISION, _ADOPTION = 20.0, 10.0
 _POLL = 0.02  # seconds between two reads of the shared memory
+_SUPERVISOR_POLL = 0.2  # seconds between two reads, while a client follows the log
 _RETRY = 1.0  # seconds before the events of a worker that does not answer are requested again
 
 
@@ -274,12 +275,24 @@ class Control:
                 for worker in workers
                 if worker != self._live.number
             ]
+            if workers:
+                tasks.append(asyncio.create_task(self._follow_supervisor(events)))
             try:
                 while True:
                     yield await events.take()
             finally:
                 for task in tasks:
                     task.cancel()
+
+    async def _follow_supervisor(self, events: EventQueue) -> None:
+        """Add the events of the supervisor, which has no socket."""
+        supervisor = self._live.site.supervisor_events
+        number = supervisor.count
+        while True:
+            if number < (count := supervisor.count):
+                events.put_lines(supervisor.since(number))
+                number = count
+            await asyncio.sleep(_SUPERVISOR_POLL)
 
     async def _follow_sibling(self, worker: int, target: str, events: EventQueue) -> None:
         """Add another worker's events, and reconnect after that worker has restarted."""

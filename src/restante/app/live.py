@@ -12,6 +12,7 @@ from typing import Any
 from ..config import Configuration
 from ..server.connection import BaseConnection, BaseService
 from .control_paths import socket_of
+from .events import SupervisorEvents
 from .reloads import Reloads
 
 
@@ -24,6 +25,7 @@ class Site:
     pid: int = field(default_factory=os.getpid)
     """The process that gets SIGHUP for a reload: the supervisor, or the only process."""
     began: float = field(default_factory=time.monotonic)
+    supervisor_events: SupervisorEvents = field(default_factory=SupervisorEvents)
 
 
 @dataclass(slots=True)

@@ -127,6 +127,9 @@ class Supervisor:
             if not worker.pid and worker.start_at <= now and self._stop_by is None:
                 worker.forked_at = worker.last_heartbeat = now
                 worker.pid = self._fork(number)
+                if self._serving is None:  # not at startup
+                    fields = {"worker": number, "pid": worker.pid}
+                    _log.info("worker started", extra={"fields": fields})
 
     def _fork(self, number: int) -> int:
         # Block signals until the child resets the handlers that it inherits from the supervisor,

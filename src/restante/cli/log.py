@@ -22,8 +22,7 @@ _UNIT = "restante"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Print the events of the running server as they happen, in the form of its log. Events of "
-        "the supervisor, such as `worker ended`, are only in the log itself."
+        "Print the events of the running server as they happen, in the form of its log."
     )
     parser.add_argument("-f", "--follow", action="store_true", help="print new events")
     parser.add_argument("--user", metavar="USER", help="print only events of this user")

@@ -139,6 +139,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
     site, latest, incidents = Site(count, reloads), config, Incidents(count)
 
     def work(pipes: WorkerPipes) -> None:
+        log.forget_followers()
         tally.serve_as(pipes.number)
         incidents.serve_as(pipes.number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the supervisor notifies systemd
@@ -185,7 +186,8 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
         )
         shared_backends = backends.read_ahead(config)
         freeze()
-        return supervisor.run()
+        with log.following(site.supervisor_events.put):
+            return supervisor.run()
 
 
 class _Terminal(Terminal):
