@@ -61,13 +61,17 @@ def print_text(text: str) -> None:
     print(printable(text))
 
 
-def print_table(headings: str, rows: Sequence[Sequence[object]], *, right: str = "") -> None:
+def print_table(
+    headings: str, rows: Sequence[Sequence[object]], *, right: str = "", shorten: str = ""
+) -> None:
     """Print a table; ``headings`` has one word for each column.  Control characters are escaped.
 
-    ``right`` has the headings of the columns that are aligned to the right.
+    ``right`` has the headings of the columns that are aligned to the right, and ``shorten`` those
+    of the columns that may be shortened to fit into the terminal, or into 80 columns.
     """
+    width = columns(most=sys.maxsize) if shorten else 0
     cells = [[printable(str(cell)) for cell in row] for row in rows]
-    for line in table(headings.split(), cells, right=right):
+    for line in table(headings.split(), cells, right=right, shorten=shorten, width=width):
         print(line)
 
 
@@ -78,11 +82,11 @@ def print_fields(rows: Sequence[tuple[str, str]]) -> None:
         print(printable(f"  {name:<{width}}  {value}"))
 
 
-def columns() -> int:
-    """Return the line width for prose, at most 100 columns, which are still easy to read."""
+def columns(most: int = 100) -> int:
+    """Return the width of the terminal, at most ``most``; 100 columns of prose are easy to read."""
     import shutil  # takes 2 ms, with all compression libraries
 
-    return min(shutil.get_terminal_size().columns, 100)
+    return min(shutil.get_terminal_size().columns, most)
 
 
 def seconds(text: str) -> float:

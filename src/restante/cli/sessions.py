@@ -54,7 +54,8 @@ def list_(options: argparse.Namespace) -> int:
     if options.json:
         common.print_json("sessions", sessions=sessions, missing=missing)
     else:
-        common.print_table(_HEADINGS, [_row(each) for each in sessions], right="open sent")
+        rows = [_row(each) for each in sessions]
+        common.print_table(_HEADINGS, rows, right="open sent", shorten="user ip state")
     return _report(missing, "its sessions are not listed")
 
 
