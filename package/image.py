@@ -22,6 +22,13 @@ BASE = (
 _LEFT_OUT = ("doc/*", "man/*", "locale/*", "info/*")
 _PROGRAMS = ("python3", "python3.11", "restante")
 """All programs in the image; what an attacker could use is not there."""
+ENVIRONMENT = {
+    "PATH": "/usr/bin",
+    "HOME": "/data",
+    "XDG_STATE_HOME": "/data",
+    "RESTANTE_CONFIG": "/data/restante.toml",
+    "container": "oci",  # as podman and systemd set it; `restante init` uses it
+}
 USER = "10001:10001"
 """User and group id; a number, so that an orchestrator can see that it is not root."""
 COMMAND = ["serve"]
@@ -74,7 +81,7 @@ def _config(layer: str) -> dict[str, object]:
             "WorkingDir": "/data",
             "Volumes": {"/data": {}},
             "ExposedPorts": {"1995/tcp": {}},
-            "Env": ["PATH=/usr/bin", "HOME=/data", "XDG_STATE_HOME=/data"],
+            "Env": [f"{name}={value}" for name, value in ENVIRONMENT.items()],
             "Entrypoint": ["/usr/bin/restante"],
             "Cmd": COMMAND,
             "StopSignal": "SIGTERM",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import smtplib
 import socket
 import ssl
@@ -20,7 +21,10 @@ MAIL = Path("/var/mail/restante")
 STATE = Path("/var/lib/restante")
 CONFIG = Path("/etc/restante/restante.toml")
 ADDRESS = "ann@example.org"
-UNITS = ["restante.service", "restante.socket", "restante-collect.service"]
+UNITS = [
+    *("restante.service", "restante.socket", "restante-lmtp.socket", "restante-smtp.socket"),
+    "restante-collect.service",
+]
 STEPS: list[Callable[[], None]] = []
 
 
@@ -35,10 +39,6 @@ def run(*command: str, text: str = "", fails: bool = False) -> str:
     output = f"exit code {done.returncode}: {done.stdout}{done.stderr}"
     assert (done.returncode != 0) is fails, f"{command}: {output}"
     return done.stdout
-
-
-def restante(*arguments: str, text: str = "") -> str:
-    return run("runuser", "-u", "restante", "--", "restante", *arguments, text=text)
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -134,29 +134,42 @@ def the_launcher_ignores_python_variables_and_the_current_directory() -> None:
 
 
 @step
-def configure_and_start() -> None:
-    CONFIG.write_text(
-        f"""\
-[server]
-hostname = "mail.example.org"
-listen = ["pop3s://[::]:995"]
-workers = 2
-[store]
-path = "{MAIL}/%d/%n"
-[intake.lmtp]
-listen = ["127.0.0.1:2424"]
-"""
-    )
-    run("chgrp", "restante", str(CONFIG))
-    restante("check")
-    PASSWORD[0] = restante("user", "add", ADDRESS, "--generate").strip()
-    run("systemctl", "enable", "--now", "restante.socket", "restante.service")
-    assert state_of("restante.service") == "active"
+def set_up() -> None:
+    said = run("restante", "init", ADDRESS, "--yes")
+    PASSWORD[0] = re.findall(r"^  password +(\S+)", said, re.MULTILINE)[0]
+    status = CONFIG.stat()
+    owner = pwd.getpwnam("restante")
+    assert (status.st_uid, status.st_gid) == (0, owner.pw_gid)
+    assert oct(stat.S_IMODE(status.st_mode)) == oct(0o640)
+    for unit in ("restante.service", "restante.socket", "restante-lmtp.socket"):
+        assert state_of(unit) == "active", unit
+        assert run("systemctl", "is-enabled", unit).strip() == "enabled"
+    assert state_of("restante-smtp.socket") == "inactive"
+    assert {address.rpartition(":")[2] for address in open_ports()} == {"995", "24"}
+    before = CONFIG.read_text()
+    assert "password" not in run("restante", "init", ADDRESS, "--yes")
+    assert CONFIG.read_text() == before
+
+
+@step
+def commands_of_root_run_as_the_servers_user() -> None:
+    run("restante", "check")
+    assert ADDRESS in run("restante", "user", "list")
+    secret = Path.home() / "secret"
+    secret.write_text("correct horse battery\n")
+    secret.chmod(0o600)
+    run("restante", "user", "add", "bob@example.org", "--password-file", str(secret))
+    run("restante", "deliver", "bob@example.org", text="Subject: hi\n\nhi\n")
+    assert "hi" in run("restante", "maildrop", "show", "bob@example.org")
+    owner = pwd.getpwnam("restante").pw_uid
+    for path in [*STATE.rglob("*"), *MAIL.rglob("*")]:
+        assert path.lstat().st_uid == owner, path
+    run("restante", "user", "rm", "bob@example.org", "--yes")
 
 
 @step
 def deliver_by_lmtp_and_download_by_curl() -> None:
-    with smtplib.LMTP("127.0.0.1", 2424) as client:
+    with smtplib.LMTP("127.0.0.1", 24) as client:
         client.sendmail("bob@example.net", [ADDRESS], "Subject: hello\r\n\r\nIt works.\r\n")
     command = ["curl", "--silent", "--insecure", "--user", f"{ADDRESS}:{PASSWORD[0]}"]
     assert "It works." in run(*command, "pop3s://127.0.0.1/1")

@@ -105,7 +105,7 @@ def test_containerfile_makes_an_equal_image(archive: Path, built: Path) -> None:
     same = "User Entrypoint Cmd WorkingDir Volumes ExposedPorts StopSignal Healthcheck"
     for name in same.split():
         assert theirs[name] == ours[name], name
-    variables = {"HOME=/data", "XDG_STATE_HOME=/data"}
+    variables = {f"{name}={value}" for name, value in image.ENVIRONMENT.items() if name != "PATH"}
     assert variables <= set(ours["Env"]) & set(theirs["Env"])
 
 
@@ -172,14 +172,14 @@ def test_demonstration_runs_without_privileges(bundle: Path) -> None:
     assert "restored" in crun(bundle, f"$crun run restante-demo-{os.getpid()}").lower()
 
 
-def test_health_check_succeeds_when_the_server_is_ready(bundle: Path, tmp_path: Path) -> None:
+def test_server_that_init_has_set_up_is_healthy(bundle: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    (data / "restante.toml").write_text(
-        '[server]\nlisten = ["pop3s://[::]:1995"]\n[store]\npath = "/data/mail/%u"\n'
-    )
     user, _, group = image.USER.partition(":")
     shutil.chown(data, int(user), int(group))
+    contained(bundle, "init", "ann@example.org", "--yes", "--mail", "smtp", data=data)
+    assert "shown only once" in crun(bundle, f"$crun run restante-init-{os.getpid()}")
+    assert 'listen = ["pop3s://[::]:1995"]' in (data / "restante.toml").read_text()
     contained(bundle, *image.COMMAND, data=data)
     check = " ".join(image.HEALTH_CHECK[1:])
     name = f"restante-{os.getpid()}"
@@ -189,6 +189,7 @@ def test_health_check_succeeds_when_the_server_is_ready(bundle: Path, tmp_path: 
         f" $crun run -d {name} > log 2>&1 || {{ cat log; exit 1; }};"
         f' exec="$crun exec --user {image.USER} {name}"; n=0; until $exec {check}; do'
         " n=$((n+1)); [ $n -lt 100 ] || { cat log; exit 1; }; sleep 0.2; done;"
-        " printf 'secret-of-ann\\n' | $exec /usr/bin/restante user add ann",
+        " printf 'secret-of-bob\\n' | $exec /usr/bin/restante user add bob@example.org;"
+        f" $exec /usr/bin/restante status",
     )
-    assert "Created user ann" in output
+    assert "Created user bob@example.org" in output
