@@ -26,6 +26,7 @@ from restante import config, errors
 from restante.app import failures
 from restante.cli.command import make_parser
 from restante.cli.examples import EXAMPLES
+from restante.series import BUCKETS, METRICS
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
@@ -58,6 +59,8 @@ MEANINGS = {
     "clock not saved": "The file `clock` in the state directory could not be written.",
     "certificate refused": "The renewed certificate is invalid. The server keeps the old one.",
     "connection refused": "A connection was refused because a limit on connections was reached.",
+    "metrics refused": "A client that is not in `metrics.allow_from` connected to an address of "
+    "`metrics.listen`. The connection was closed without an answer.",
     "deleted upstream": "A message was deleted on its server, for the reason `why` and on the "
     "evidence `evidence`. `message` is its short name.",
     "deletion rule changed": "`keep` or `newest` has changed. The new rule deletes `messages` "
@@ -331,6 +334,37 @@ never logged. With `format = "json"`, spaces in event names are replaced with do
         words = " ".join(f"`{key}`" for key in keys)
         yield f"| {event} | {', '.join(sorted(levels))} | {words} | {MEANINGS[event]} |"
     yield ""
+
+
+def metrics() -> Iterator[str]:
+    """Every metric of the server, with its labels and their values."""
+    yield """# Metrics
+
+The server shows these metrics at `/metrics`, in Prometheus's text format.
+[Monitoring](../howto/monitoring.md) explains how to get them. Names, types and labels do not change
+between versions. The number of series is fixed, and no label contains a user, an address or a
+session. Counters include all workers, also those that have ended; they begin at 0 when the server
+starts. Times are in seconds, sizes in octets.
+
+| metric | type | labels | meaning |
+|---|---|---|---|"""
+    for metric in METRICS:
+        labels = "; ".join(
+            f"`{name}`: {', '.join(f'`{value}`' for value in values)}"
+            for name, values in metric.labels.items()
+        )
+        labels = labels or ("`version`" if metric.name == "build_info" else "")
+        kind = metric.kind.prometheus
+        yield f"| `restante_{metric.name}` | {kind} | {labels} | {metric.text} |"
+    limits = ", ".join(f"{limit:g}" for limit in BUCKETS)
+    yield f"""
+The buckets of the histograms end at {limits} seconds. In
+`restante_login_seconds` and `restante_command_seconds`, times below a millisecond are counted in
+the first bucket and as 0 in the sum.
+
+With `metrics` under `[collect]`, the collector writes
+[metrics of its own](../howto/collect.md#metrics-for-prometheus) to a file.
+"""
 
 
 def _events(module: ast.Module, shared: ast.AST) -> Iterator[tuple[str, str, list[str]]]:
@@ -805,6 +839,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "reference/configuration.md": configuration,
     "reference/errors.md": error_classes,
     "reference/log-events.md": log_events,
+    "reference/metrics.md": metrics,
     "reference/python.md": python,
     "faults.md": attacks,
     "rfc.md": requirements,

@@ -18,7 +18,7 @@ LAYERS = {
     for layer, rooms in enumerate(
         (
             "addons errors escaping headers maildrop message mime passdb surrogate"
-            " sysexits wire words",
+            " series sysexits wire words",
             "pop3 sasl smtp",
             "clock https mounts posix syncing threads",
             "regular scanning shared",

@@ -1,4 +1,4 @@
-"""Counts and weights, in one process or in memory that the workers of a server share.
+"""Counts, weights and metrics, in one process or in memory that the workers of a server share.
 
 Limits: shared counts are stored in a count-min sketch: a count is the smaller of two cells that a
 keyed hash selects.  A count is never too small, and it is too large only if other keys share both
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import mmap
 import secrets
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import blake2b
+from math import isnan
 from tempfile import TemporaryFile
 
+from . import series
 from .clock import SLACK
 from .posix import fcntl
 
@@ -24,6 +27,7 @@ from .posix import fcntl
 _CELLS = 16_384
 _ROW = 1 + 2 * _CELLS  # the total, then the cells
 _WAYS = 8  # entries in which a key may be stored, like the ways of a cache
+_READ_ATTEMPTS = 1000  # a writer needs a few microseconds; it may have been killed meanwhile
 _MIN_WEIGHT = 1 / 128  # smaller weights count as 0; a weight of 1 reaches this in 7 half-lives
 
 
@@ -117,6 +121,91 @@ class SharedTally(Tally):
         digest = blake2b(key.encode(), digest_size=4, key=self._key).digest()
         first, second = int.from_bytes(digest[:2], "big"), int.from_bytes(digest[2:], "big")
         return 1 + first % _CELLS, 1 + _CELLS + second % _CELLS
+
+
+class Counters:
+    """The values of all metrics (``series``), in memory that the workers of a server share.
+
+    Must be created before the workers are forked.  There is a row for each worker, which only this
+    worker writes, and a last row for the values of ended workers, which only the supervisor writes.
+    Incrementing shared memory directly would take several times as long as incrementing ``values``,
+    so a worker publishes its values every second.  A worker that is killed loses the increments
+    since then, but no value that was ever shown decreases.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.values = series.zeros()
+        """The values of this process, to be incremented."""
+        self.workers = workers
+        self._worker = 0
+        size = series.SIZE
+        cells = memoryview(mmap.mmap(-1, (workers + 1) * size * 8)).cast("d")
+        self._rows = [cells[row * size : (row + 1) * size] for row in range(workers + 1)]
+        # A version is odd while its row is being written.
+        self._versions = memoryview(mmap.mmap(-1, (workers + 1) * 8)).cast("Q")
+        for row in self._rows:
+            row[:] = array("d", self.values)
+
+    def serve_as(self, worker: int) -> None:
+        """Count for a worker from now on.  It continues with the measurements of a predecessor."""
+        self._worker = worker
+        for cell in _MEASURED:
+            self.values[cell] = self._rows[worker][cell]
+
+    def publish(self) -> None:
+        """Write the values to this worker's row."""
+        with self._writing(self._worker):
+            self._rows[self._worker][:] = array("d", self.values)
+
+    def forget(self, worker: int, *, is_expected: bool = False) -> None:
+        """Keep the counts of a worker that has ended, and count the end unless it was expected.
+
+        Must be called by the supervisor.
+        """
+        row, total = self._rows[worker], self._rows[-1]
+        with self._writing(self.workers):
+            for cell in _COUNTED:
+                total[cell] += row[cell]
+            total[_WORKERS_ENDED] += not is_expected
+            for cell in range(series.SIZE):
+                if cell not in _MEASURED:
+                    row[cell] = 0.0
+            self._versions[worker] = 0  # the worker may have been killed while it was writing
+
+    def totals(self) -> list[float]:
+        """Return the values of the whole server."""
+        for _ in range(_READ_ATTEMPTS):
+            version = self._versions[self.workers]
+            rows = [self._read(row) for row in range(self.workers + 1)]
+            if not version % 2 and version == self._versions[self.workers]:
+                break
+        totals = [sum(cells) for cells in zip(*rows, strict=True)]
+        for cell in _MAXIMA:
+            totals[cell] = max(row[cell] for row in rows)
+        for cell in _MEASURED:
+            known = [row[cell] for row in rows if not isnan(row[cell])]
+            totals[cell] = known[0] if known else float("nan")
+        return totals
+
+    def _read(self, row: int) -> list[float]:
+        for _ in range(_READ_ATTEMPTS):
+            version = self._versions[row]
+            values: list[float] = [*self._rows[row]]
+            if not version % 2 and version == self._versions[row]:
+                break
+        return values
+
+    @contextmanager
+    def _writing(self, row: int) -> Iterator[None]:
+        self._versions[row] += 1
+        yield
+        self._versions[row] += 1
+
+
+_COUNTED = (*series.cells_of(series.Kind.COUNTER), *series.cells_of(series.Kind.HISTOGRAM))
+_MAXIMA = series.cells_of(series.Kind.MAXIMUM)
+_MEASURED = frozenset(series.cells_of(series.Kind.MEASURED))
+_WORKERS_ENDED = series.cell("workers_ended_total")
 
 
 class Weights:

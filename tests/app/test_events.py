@@ -16,6 +16,7 @@ from restante import log
 from restante.app.control import Control
 from restante.app.events import MAX_OCTETS, MAX_WAITING, EventQueue, SupervisorEvents
 from restante.app.live import Live, Site
+from restante.app.monitoring import Monitor
 from restante.app.reloads import Reloads
 from restante.config import Log
 
@@ -214,7 +215,8 @@ def test_a_long_traceback_is_left_out() -> None:
 
 def control(folder: Path) -> Control:
     unused: Any = None
-    return Control(Live(0, Site(1, Reloads(1)), folder, *[unused] * 4))
+    live = Live(0, Site(1, Reloads(1)), folder, *[unused] * 4)
+    return Control(live, Monitor(live))
 
 
 def test_stopped_reader_is_cheap_and_gets_the_number_of_skipped_events(

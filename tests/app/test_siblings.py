@@ -18,6 +18,7 @@ from restante import log
 from restante.app.answers import Document, Lines, Patience, parse
 from restante.app.control import Control
 from restante.app.live import Live, Site
+from restante.app.monitoring import Monitor
 from restante.app.reloads import Reloads
 from restante.app.siblings import TIMEOUT
 from restante.config import Configuration, Log
@@ -40,7 +41,7 @@ def control(folder: Path, workers: int) -> Control:
         0, Site(workers, Reloads(workers)), folder, Configuration, certificate_end, bool, list
     )
     (folder / "control").mkdir()
-    return Control(live)
+    return Control(live, Monitor(live))
 
 
 @asynccontextmanager

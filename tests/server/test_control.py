@@ -23,14 +23,9 @@ from restante.server import binding
 from restante.server.address import Address
 from restante.server.admission import Admission
 from restante.server.binding import bind
-from restante.server.control import (
-    TEXT,
-    Answer,
-    ControlService,
-    Peer,
-    peer_of,
-)
+from restante.server.control import ControlService, Peer, peer_of
 from restante.server.http import Request
+from restante.server.http_connection import TEXT, Answer
 from restante.server.listener import Listener
 
 from ..support import until

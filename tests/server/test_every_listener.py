@@ -38,6 +38,12 @@ class Door(NamedTuple):
     large: tuple[bytes, ...] = ()
     """Commands with large answers."""
     is_tls: bool = False
+    greets: bool = True
+    """Whether the server speaks first."""
+    connections: int = 3
+    """Maximum number of connections if the limits are 3."""
+    mistake: bytes = b"XYZZY"
+    """An invalid command."""
 
     @property
     def is_known(self) -> bool:
@@ -46,11 +52,16 @@ class Door(NamedTuple):
 
 LOGIN = (b"USER mrose", b"PASS tan staaf")
 LARGE = (b"RETR 1", b"CAPA", b"TOP 1 9999999")
+SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
 DOORS = {
     "pop3": [Door(b"CAPA", large=(b"CAPA",)), Door(b"NOOP", LOGIN, LARGE)],
     "pop3s": [Door(b"CAPA", (), (b"CAPA",), True), Door(b"NOOP", LOGIN, LARGE, True)],
     "lmtp": [Door(b"NOOP", large=(b"LHLO x",))],
     "smtp": [Door(b"NOOP", large=(b"EHLO x",))],
+    "metrics": [
+        Door(b"X: y", (), (SCRAPE,), False, False, 32, b"XYZZY\r\n"),
+        Door(SCRAPE, (), (), False, False, 32, b"XYZZY\r\n"),
+    ],
 }
 BOUND = 512 * 1024  # octets buffered for one connection; its limits add up to about 200 KiB
 PER_TURN = 150  # commands of one connection before others have a turn; the limit is 100
@@ -126,7 +137,7 @@ class Site:
         await until(lambda: len(self.made) > before)
         client = Client(reader, writer, self.made[-1])
         self.clients.append(client)
-        assert await reader.readline()
+        assert not door.greets or await reader.readline()
         for command in door.enter if enter else ():
             writer.write(command + b"\r\n")
             assert (await reader.readline()).startswith(b"+OK")
@@ -171,10 +182,10 @@ class Guard(NamedTuple):
 
 
 async def connections_of_one_address(site: Site, name: str, door: Door) -> None:
-    for _ in range(8):
+    for _ in range(door.connections + 5):
         with suppress(AssertionError):  # being refused is as good as an eviction
             await site.connect(name, door, enter=False)
-    await until(lambda: site.open <= 3)
+    await until(lambda: site.open <= door.connections)
 
 
 async def silence(site: Site, name: str, door: Door) -> None:
@@ -236,7 +247,7 @@ async def commands_in_one_turn(site: Site, name: str, door: Door) -> None:
 async def mistakes(site: Site, name: str, door: Door) -> None:
     client, answers = await site.connect(name, door), 0
     for _ in range(200):
-        await client.send(b"XYZZY\r\n" * 5)
+        await client.send((door.mistake + b"\r\n") * 5)
         answers += await client.drink()
         if client.is_closed:
             break
@@ -322,6 +333,8 @@ listen = ["pop3s://127.0.0.1:0", "pop3://127.0.0.1:0"]
 listen = ["127.0.0.1:0"]
 [intake.smtp]
 listen = ["127.0.0.1:0"]
+[metrics]
+listen = ["127.0.0.1:0"]
 [store]
 kind = "memory"
 [auth]
@@ -336,7 +349,7 @@ failure_delay = 0
     found = config.load(
         folder / "restante.toml", environment={"STATE_DIRECTORY": str(folder), "HOME": str(folder)}
     )
-    assert set(settings_to_listen(found)) == {"server", "intake.lmtp", "intake.smtp"}
+    assert set(settings_to_listen(found)) == {"server", "intake.lmtp", "intake.smtp", "metrics"}
     made: list[BaseConnection[Any]] = []
     real = BaseConnection.connection_made
 

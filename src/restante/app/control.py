@@ -22,11 +22,13 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from .. import __version__, log
-from ..server.control import JSON, LINES, Answer, ControlService, Peer, refusal
+from ..server.control import ControlService, Peer
 from ..server.http import Request
+from ..server.http_connection import JSON, LINES, Answer, refusal
 from . import siblings
 from .events import EventQueue
 from .live import Live
+from .monitoring import Monitor
 from .reloads import Refusal
 from .server_alerts import CERTIFICATE_DAYS
 from .upkeep import format_time
@@ -45,8 +47,8 @@ _RETRY = 1.0  # seconds before the events of a worker that does not answer are r
 class Control:
     """Answers the requests to one worker."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self, live: Live, monitor: Monitor) -> None:
+        self._live, self._monitor = live, monitor
         self._routes: dict[tuple[str, str], Callable[[Request, Peer], Awaitable[Answer]]] = {
             ("GET", "/status"): self._status,
             ("GET", "/sessions"): self._sessions,
@@ -54,6 +56,9 @@ class Control:
             ("DELETE", "/sessions/"): self._end_sessions,
             ("POST", "/reload"): self._reload,
             ("GET", "/events"): self._events,
+            ("GET", "/metrics"): self._monitoring,
+            ("GET", "/healthz"): self._monitoring,
+            ("GET", "/readyz"): self._monitoring,
         }
 
     def service(self) -> ControlService:
@@ -67,6 +72,11 @@ class Control:
         if route is not None:
             return await route(request, peer)
         return refusal(405 if any(path == start for _, path in self._routes) else 404)
+
+    # GET /metrics, /healthz and /readyz
+
+    async def _monitoring(self, request: Request, peer: Peer) -> Answer:
+        return await self._monitor.answer(request.path)
 
     # GET /status
 

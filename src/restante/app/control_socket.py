@@ -22,6 +22,7 @@ from ..server.binding import bind
 from ..server.listener import Listener
 from ..server.proxy import Origin
 from .live import Live
+from .monitoring import Monitor
 
 if TYPE_CHECKING:
     from ..server.control import ControlService
@@ -35,7 +36,7 @@ _GRACE = 1.0  # seconds for which responses may continue when the worker stops
 
 
 @asynccontextmanager
-async def serving(live: Live) -> AsyncIterator[None]:
+async def serving(live: Live, monitor: Monitor) -> AsyncIterator[None]:
     """Serve this worker's control socket until the context ends."""
     path = live.socket_of(live.number)
     try:
@@ -52,7 +53,7 @@ async def serving(live: Live) -> AsyncIterator[None]:
         from .control import Control  # imports h11, which is needed only if an operator connects
 
         if not services:
-            services.append(Control(live).service())
+            services.append(Control(live, monitor).service())
         return services[0].connection(address, slot, origin)
 
     admission = Admission(_MAX_CONNECTIONS, _MAX_CONNECTIONS)

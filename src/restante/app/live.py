@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import Configuration
 from ..server.connection import BaseConnection, BaseService
+from ..shared import Counters
 from .control_paths import socket_of
 from .events import SupervisorEvents
 from .reloads import Reloads
@@ -26,6 +27,13 @@ class Site:
     """The process that gets SIGHUP for a reload: the supervisor, or the only process."""
     began: float = field(default_factory=time.monotonic)
     supervisor_events: SupervisorEvents = field(default_factory=SupervisorEvents)
+    started_at: float = field(default_factory=time.time)
+    """When the server started, in seconds since the epoch."""
+    counters: Counters = field(init=False)
+    """The metrics of all workers."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counters", Counters(self.workers))
 
 
 @dataclass(slots=True)

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 _TEXT = 2000  # maximum octets of a reason, which names a file, a line and an option
 _TICKS = 1_000_000  # per second, because a file may be changed in the second in which it is read
-_CELLS = 8
+_CELLS = 10
 _BEGUN, _BEGUN_AT, _ACCEPTED, _ACCEPTED_AT = range(4)
-_REFUSED, _REFUSED_AT, _LENGTH, _REQUESTED = range(4, _CELLS)
+_REFUSED, _REFUSED_AT, _LENGTH, _REQUESTED = range(4, 8)
+_ACCEPTED_COUNT, _REFUSED_COUNT = range(8, _CELLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Reloads:
         """Record that the reload in progress was refused for this reason, or accepted if None."""
         if refusal is None:
             self._cells[_ACCEPTED_AT] = self._cells[_BEGUN_AT]
+            self._cells[_ACCEPTED_COUNT] += 1
             self._cells[_ACCEPTED] = self._cells[_BEGUN]
         else:
             self._refuse(refusal)
@@ -59,6 +61,7 @@ class Reloads:
         self._text[: len(octets)] = octets
         self._cells[_LENGTH] = len(octets)
         self._cells[_REFUSED_AT] = int(time.time() * _TICKS)
+        self._cells[_REFUSED_COUNT] += 1
         self._cells[_REFUSED] = self._cells[_BEGUN]
 
     # Called by workers.
@@ -85,6 +88,16 @@ class Reloads:
     def accepted(self) -> int:
         """Number of the last accepted reload; 0 for the configuration at startup."""
         return self._cells[_ACCEPTED]
+
+    @property
+    def accepted_count(self) -> int:
+        """Number of reloads that were accepted."""
+        return self._cells[_ACCEPTED_COUNT]
+
+    @property
+    def refused_count(self) -> int:
+        """Number of reloads that were refused."""
+        return self._cells[_REFUSED_COUNT]
 
     @property
     def loaded_at(self) -> float:

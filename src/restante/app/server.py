@@ -49,6 +49,7 @@ from ..store.paths import Template
 from . import backends, control_socket, gateway, local, stores, systemd, throttling
 from .incidents import Incidents
 from .live import Live, Site
+from .monitoring import MAX_CONNECTIONS, Monitor
 from .reloads import Reloads
 from .server_alerts import ServerAlerts
 from .sockets import BoundSocket, addresses_of, listeners_as_json, listening
@@ -233,7 +234,7 @@ async def running(
             shared = exit_stack.enter_context(_own_resources(config, site or Site(1, Reloads(1))))
         parts = _ServerParts(Running(config, certificate), users, store, shared, exit_stack)
         # Closed last, so that the operator can watch the server drain.
-        await exit_stack.enter_async_context(control_socket.serving(parts.live))
+        await exit_stack.enter_async_context(control_socket.serving(parts.live, parts.monitor))
         parts.start()
         exit_stack.callback(parts.live.stop)
         yield parts.running
@@ -295,6 +296,7 @@ class _ServerParts:
             needs_restart=self._needs_restart,
             listeners=partial(listeners_as_json, shared.sockets),
         )
+        self.monitor = Monitor(self.live)
 
     def start(self) -> None:
         """Start all parts.  No connection is served before this method returns."""
@@ -303,10 +305,10 @@ class _ServerParts:
         self._start_service()
         self._start_intake()
         self._listen()
+        self.live.services = (self._service, self._intake)
         self._start_tasks()
         if alerts:
             self._start_task(alerts.run_for_ever())
-        self.live.services = (self._service, self._intake)
         self.running.adopt = self._adopt
 
     def _prepare_alerts(self) -> ServerAlerts:
@@ -332,7 +334,13 @@ class _ServerParts:
         """Create the objects that POP3 connections share."""
         throttle, context = self._shared.throttle, self._shared.context
         service = Service(
-            self._store, self._passdb, self._cache, throttle, tls=context, write_event=log.write
+            self._store,
+            self._passdb,
+            self._cache,
+            throttle,
+            tls=context,
+            write_event=log.write,
+            counts=self._shared.site.counters.values,
         )
         self._exit_stack.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, self._shared.tally)  # ``_apply`` sets the limits
@@ -352,6 +360,7 @@ class _ServerParts:
             config.server.hostname,
             config.limits.message,
             tls=self._shared.context,
+            counts=self._shared.site.counters.values,
             partial=PartialDeliveries(config.state / "intake.sqlite3"),
             postmaster=local.Recipients(config, self._users, self._passdb).postmaster,
         )
@@ -365,19 +374,22 @@ class _ServerParts:
             "pop3": service.connection,
             "lmtp": self._intake.lmtp(),
             "smtp": self._intake.smtp(config.intake.smtp.domains),
+            "metrics": self.monitor.builder(),
         }
+        admissions = {"metrics": Admission(MAX_CONNECTIONS, MAX_CONNECTIONS)}
         for bound in self._shared.sockets:
             is_pop3 = bound.scheme in _POP3_SCHEMES
             listener = Listener(
                 bound.socket,
                 builders[bound.scheme],
-                self._admission,
+                admissions.get(bound.scheme, self._admission),
                 name=bound.scheme,
                 tls=context if bound.scheme == "pop3s" else None,
                 handshake=service.timeouts.handshake,
-                busy=_BUSY if is_pop3 else _INTAKE_BUSY,
+                busy=_BUSY if is_pop3 else _INTAKE_BUSY if bound.scheme != "metrics" else b"",
                 proxy_from=config.server.proxy_from if is_pop3 else (),
                 tls_at_proxy=bound.tls_at_proxy,
+                counts=self._shared.site.counters.values,
             )
             self._exit_stack.callback(listener.close)
             self._listeners.append(listener)
@@ -385,6 +397,8 @@ class _ServerParts:
 
     def _start_tasks(self) -> None:
         """Start the tasks that repeat their work while the server runs."""
+        self._exit_stack.callback(self.monitor.publish)
+        self._start_task(self.monitor.run_for_ever())
         self._start_task(_update_terms(self._service, self._users))
         self._start_task(_end_disabled_sessions(self._service))
         if self._shared.does_upkeep:
@@ -494,7 +508,7 @@ _retention_rules = attrgetter("store.hold", "store.quota", "limits.expire")
 _FIXED_SETTINGS: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("server.listen", "server.workers", "server.hostname", "server.tls_at_proxy"),
     attrgetter("store.kind", "store.path", "store.maildrop"),
-    attrgetter("intake", "limits.message"),
+    attrgetter("intake", "limits.message", "metrics.listen"),
     attrgetter("auth.chain", "auth.deadline"),
     lambda config: [getattr(config.auth, name.replace("-", "_")) for name in BACKENDS],
     lambda config: bool(config.tls.client_ca),

@@ -26,7 +26,7 @@ class BoundSocket:
     """A listening socket and its protocol."""
 
     scheme: str
-    """The protocol: ``pop3s``, ``pop3``, ``lmtp`` or ``smtp``."""
+    """The protocol: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` or ``metrics``."""
     socket: socket.socket
     tls_at_proxy: bool = False
     """See ``server.tls_at_proxy``."""
@@ -76,8 +76,11 @@ def configured_listeners(
         (address, address.scheme, "server.listen (--listen)")
         for address in map(Address.parse, pop3_addresses)
     ]
-    for scheme, texts in (("lmtp", intake.lmtp.listen), ("smtp", intake.smtp.listen)):
-        setting = f"intake.{scheme}.listen"
+    for setting, scheme, texts in (
+        ("intake.lmtp.listen", "lmtp", intake.lmtp.listen),
+        ("intake.smtp.listen", "smtp", intake.smtp.listen),
+        ("metrics.listen", "metrics", config.metrics.listen),
+    ):
         listeners += [(Address.parse(text), scheme, setting) for text in texts]
     return listeners
 

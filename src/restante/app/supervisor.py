@@ -76,7 +76,7 @@ class Supervisor:
         *,
         on_ready: Callable[[], None],
         reload: Callable[[], bool],
-        on_exit: Callable[[int], None],
+        on_exit: Callable[[int, bool], None],
         terminal: Terminal,
     ) -> None:
         """Prepare a supervisor; ``run`` starts the workers.
@@ -85,7 +85,8 @@ class Supervisor:
             work: called in each worker process, which exits when ``work`` returns.
             on_ready: called once, when all workers are serving.
             reload: called at SIGHUP; returns whether the workers should reload too.
-            on_exit: called with the number of each worker that has exited.
+            on_exit: called for each worker that has exited, with its number and whether the server
+                is stopping.
             terminal: the terminal from which this process was started.
         """
         self._work, self._on_ready, self._reload, self._on_exit = work, on_ready, reload, on_exit
@@ -195,7 +196,7 @@ class Supervisor:
             uptime = time.monotonic() - worker.forked_at
             fields = {"worker": number, "pid": worker.pid, "seconds": round(uptime)}
             worker.pid = 0
-            self._on_exit(number)
+            self._on_exit(number, self._stop_by is not None)
             if self._stop_by is not None:
                 continue
             _log.error("worker ended", extra={"fields": fields})

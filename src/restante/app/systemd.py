@@ -12,7 +12,7 @@ from contextlib import suppress
 from ..errors import ConfigurationError
 
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
-_SOCKET_NAMES = ("pop3s", "pop3", "lmtp", "smtp")
+_SOCKET_NAMES = ("pop3s", "pop3", "lmtp", "smtp", "metrics")
 
 
 def notify(*states: str) -> None:

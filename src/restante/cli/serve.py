@@ -142,6 +142,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
         log.forget_followers()
         tally.serve_as(pipes.number)
         incidents.serve_as(pipes.number)
+        site.counters.serve_as(pipes.number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the supervisor notifies systemd
         shared = SharedResources(
             sockets,
@@ -164,6 +165,10 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
         tls_context(loaded)
         latest = loaded
 
+    def forget(worker: int, is_stopping: bool) -> None:
+        tally.forget(worker)
+        site.counters.forget(worker, is_expected=is_stopping)
+
     def reload_configuration() -> bool:
         reloads.begin()
         refusal = reload(accept)
@@ -181,7 +186,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             work,
             on_ready=lambda: stack.enter_context(_announcement(server, options)),
             reload=reload_configuration,
-            on_exit=tally.forget,
+            on_exit=forget,
             terminal=_Terminal(reloads),
         )
         shared_backends = backends.read_ahead(config)
@@ -311,6 +316,9 @@ def _print_introduction(config: Configuration, server: Running) -> None:
         say(f"restante {__version__}: {config.source}")
     notes = {"pop3s": "implicit TLS", "pop3": "STLS required"}
     for name, address in server.addresses.items():
+        if name == "metrics":
+            say(f"  http   http://{address}/metrics")
+            continue
         url = f"unix:{address}" if name.endswith("_unix") else f"{name}://{address}"
         say(f"  {name.removesuffix('_unix'):6} {url}  {notes.get(name, '')}".rstrip())
     for each in config.server.tls_at_proxy:

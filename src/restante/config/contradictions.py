@@ -14,6 +14,12 @@ def contradictions(config: Configuration) -> Iterator[str]:
     yield from _proxy_contradictions(config.server)
     yield from _tls_contradictions(config.tls)
     yield from _auth_contradictions(config.auth)
+    for address in config.metrics.listen:
+        if not (Address.parse(address).is_local or config.metrics.allow_from):
+            yield (
+                f"metrics.listen: other machines can reach {address}, which requires "
+                "metrics.allow_from, the networks of these machines"
+            )
     for name, account in config.account.items():
         for key in ("url", "user", "to"):
             if not getattr(account, key):
@@ -24,6 +30,7 @@ def contradictions(config: Configuration) -> Iterator[str]:
             ("server.listen", config.server.listen),
             ("intake.lmtp.listen", intake.lmtp.listen),
             ("intake.smtp.listen", intake.smtp.listen),
+            ("metrics.listen", config.metrics.listen),
         ):
             for address in addresses:
                 if not Address.parse(address).is_local:

@@ -47,6 +47,7 @@ from .values import (
     secret_reference,
     secret_web_address,
     separator,
+    tcp_address,
     text,
     web_address,
     workers,
@@ -744,6 +745,25 @@ class Log(Section):
     )
 
 
+class Metrics(Section):
+    """Metrics for Prometheus and health checks, over HTTP."""
+
+    listen: tuple[str, ...] = option(
+        [],
+        "Addresses to listen on for requests for /metrics, /healthz and /readyz. If the list is "
+        "empty, only the control socket answers them.",
+        list_of(tcp_address),
+        example=["127.0.0.1:9110"],
+    )
+    allow_from: tuple[IPv4Network | IPv6Network, ...] = option(
+        [],
+        "Networks whose clients get an answer, in addition to this machine. Required if `listen` "
+        "contains an address that other machines can reach. There is no login and no TLS.",
+        list_of(network),
+        example=["192.0.2.20/32"],
+    )
+
+
 class Configuration(Section):
     """The whole configuration."""
 
@@ -755,6 +775,7 @@ class Configuration(Section):
     limits: Limits = field(default_factory=Limits)
     log: Log = field(default_factory=Log)
     alert: ServerAlert = field(default_factory=ServerAlert)
+    metrics: Metrics = field(default_factory=Metrics)
     collect: Collect = field(default_factory=Collect)
     account: Mapping[str, Account] = field(default_factory=dict, metadata={"named": Account})
     source: Path | None = None

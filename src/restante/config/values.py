@@ -232,6 +232,14 @@ def address(*schemes: str) -> Convert:
     return convert
 
 
+def tcp_address(value: Any) -> str:
+    """Return a TCP address to listen on, without a scheme."""
+    result = address("")(value)
+    if Address.parse(result).path:
+        raise BadValue('must be a TCP address, such as "127.0.0.1:9110"')
+    return str(result)
+
+
 @dataclass(frozen=True, slots=True)
 class Secret:
     """A secret, or a reference to a secret that is fetched only when it is needed."""

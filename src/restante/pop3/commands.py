@@ -13,6 +13,7 @@ from ..errors import BadCommand, HostileInput, NoExchange, TLSRequired
 from ..passdb import Credentials, Digest
 from ..sasl.mechanisms import MECHANISMS
 from ..sasl.prepare import saslprep
+from ..series import cell
 from ..words import counted
 from . import texts
 from .grammar import Repeated, Response, parse_count, parse_number
@@ -257,4 +258,8 @@ VERBS = {
     "RSET": Verb(rset, _TRANS, range(1)),
     "NOOP": Verb(noop, _TRANS, range(1)),
     "QUIT": Verb(quit_, _AUTH + _TRANS, range(1)),
+}
+VERBS = {
+    keyword: verb._replace(cell=cell("commands_total", keyword.lower(), "ok"))
+    for keyword, verb in VERBS.items()
 }

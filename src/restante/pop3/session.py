@@ -30,6 +30,7 @@ from ..maildrop import Entry
 from ..passdb import ScramSecrets, Terms, UserAccount
 from ..sasl.exchange import Channel, Exchange, Lookup
 from ..sasl.mechanisms import MECHANISMS, Mechanism
+from ..series import cell
 from ..wire import CRLF, FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
 from ..words import counted
 from .grammar import Challenge, Command, Repeated, Response, failure
@@ -51,6 +52,7 @@ _RUN = re.compile(
 _NUMBER = re.compile(rb"[A-Z] ([0-9]+)")  # matches the message-number of each command in a run
 _EMPTY_CHANNEL = Channel()
 _RESPONSES = (Response, Repeated, Challenge)
+_OTHER_CELL = cell("commands_total", "other", "ok")
 _FOREIGN = FOREIGN_PROTOCOLS | {"EHLO", "HELO", "LHLO"}
 
 
@@ -114,6 +116,8 @@ class Verb(NamedTuple):
     """Runs several commands that differ only in the message-number, up to the first one that fails.
     Called with the session, the message-numbers and the other arguments.  Raises an exception only
     if the first command fails."""
+    cell: int = _OTHER_CELL
+    """See ``Session.cell``."""
 
 
 class Session:
@@ -141,6 +145,7 @@ class Session:
         "_verbs",
         "accepts_xclient",
         "cancelled_mechanism",
+        "cell",
         "is_secure",
         "is_utf8",
         "language",
@@ -183,6 +188,9 @@ class Session:
         """Mechanism of the last AUTH command."""
         self.cancelled_mechanism = ""
         """The mechanism of the last exchange that the client cancelled."""
+        self.cell = _OTHER_CELL
+        """The metric of successful commands of this kind (``series``); failed ones have the next
+        cell.  Belongs to the last command that was processed."""
         self.is_utf8 = False
         """Whether the client has sent UTF8 and so accepts UTF-8 in headers (RFC 6856 §2)."""
         self._verbs = verbs
@@ -422,6 +430,7 @@ class Session:
             return None
         if self.state is State.TRANSACTION and (run := self._lines.match(_RUN)) is not None:
             return self._run_all(run)
+        self.cell = _OTHER_CELL
         line = self._lines.next_line()
         if line is None:
             return None
@@ -433,10 +442,13 @@ class Session:
             raise self._failure  # the client's response to the challenge is ignored
         if self._exchange is not None:
             return self._continue_exchange(self._exchange, line)
-        return self._run(Command.parse(line))
+        return self._run(line)
 
-    def _run(self, command: Command) -> Event:
+    def _run(self, line: bytes) -> Event:
+        command = Command.parse(line)
         verb = self._verbs.get(command.keyword)
+        if verb is not None:
+            self.cell = verb.cell
         if verb is None or (verb.is_supported is not None and not verb.is_supported(self)):
             if self.state is State.AUTHORIZATION and (
                 command.keyword in _FOREIGN or command.keyword.startswith("SSH-")
@@ -458,7 +470,8 @@ class Session:
     def _run_all(self, commands: re.Match[bytes]) -> Event:
         """Run several commands that differ only in the message-number, up to the first failure."""
         keyword, lines = commands[1] or commands[2], commands[3]
-        run = self._verbs[keyword.decode()].run_all
+        verb = self._verbs[keyword.decode()]
+        run, self.cell = verb.run_all, verb.cell
         assert run is not None
         numbers = [int(number) for number in _NUMBER.findall(commands[0])]
         try:
@@ -470,6 +483,7 @@ class Session:
         return event
 
     def _continue_exchange(self, exchange: Exchange, line: bytes) -> Event:
+        self.cell = self._verbs["AUTH"].cell
         self._end_exchange()
         if line == b"*":
             self.cancelled_mechanism = self.mechanism

@@ -125,6 +125,13 @@ class Admission:
         )
         return Slot(self, source) if is_admitted else None
 
+    def is_source_full(self, address: str) -> bool:
+        """Return whether the client's source is at its limit."""
+        return self._is_full(_source(address))
+
+    def _is_full(self, source: str) -> bool:
+        return bool(source) and self._tally.count(source) >= self.per_address
+
     def _occupy(self, source: str, limit: int, replaces: str | None) -> bool:
         # Workers share the counts, so the lock keeps others from changing them after the check.
         with self._tally.lock():
@@ -142,9 +149,8 @@ class Admission:
 
         If the source is at its limit, only connections from the source are considered.
         """
-        is_source_full = bool(source) and self._tally.count(source) >= self.per_address
         own = self._evictable_by_source.get(source, ())
-        slot = next(iter(own if is_source_full else self._evictable), None)
+        slot = next(iter(own if self._is_full(source) else self._evictable), None)
         if slot is None:
             return False
         evict = self._evictable[slot]

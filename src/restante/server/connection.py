@@ -41,6 +41,7 @@ from dataclasses import dataclass, field
 from types import coroutine
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from ..series import cell, zeros
 from ..tls import ForeignProtocol, refuse_foreign
 from .admission import Slot
 from .listener import log_refused_tls
@@ -51,6 +52,7 @@ DIRECT = Origin()
 _EVENTS_PER_TURN = 100  # commands; they take a few milliseconds, during which other clients wait
 # Seconds for which a drain waits for close_notify from clients that have received all output.
 _CLOSE_NOTIFY_TIMEOUT = 1.0
+_HANDSHAKES = {f"TLSv{each}": cell("tls_handshakes_total", each) for each in ("1.2", "1.3")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class BaseService:
     tls: ssl.SSLContext | None = None
     """The context for STLS or STARTTLS; None if they are not offered."""
     timeouts: Timeouts = field(default_factory=Timeouts)
+    counts: list[float] = field(default_factory=zeros)
+    """The values of the metrics (``series``)."""
     connections: set[BaseConnection[Any]] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _all_ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -293,9 +297,11 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         try:
             refuse_foreign(ssl_object)
         except ForeignProtocol as error:
-            log_refused_tls(self._address, self._proto, error)
+            log_refused_tls(self._address, self._proto, error, self._service.counts)
             self.abort("tls-refused")
             return
+        if ssl_object is not None:
+            self._count_handshake(ssl_object)
         self._set_timer(self._service.timeouts.login)
         self._output.write(greeting)
         self._output.flush()
@@ -521,12 +527,18 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
                 raise ConnectionResetError
             refuse_foreign(transport.get_extra_info("ssl_object"))
         except OSError as error:
-            log_refused_tls(self._address, self._proto, error)
+            log_refused_tls(self._address, self._proto, error, self._service.counts)
             self.abort("tls-refused")
             self.connection_lost(error)  # the loop does not call it during a handshake
             return
         self._adopt(transport)
-        self._on_tls_started(transport.get_extra_info("ssl_object"))
+        ssl_object = transport.get_extra_info("ssl_object")
+        self._count_handshake(ssl_object)
+        self._on_tls_started(ssl_object)
+
+    def _count_handshake(self, ssl_object: ssl.SSLObject) -> None:
+        if (version := ssl_object.version()) in _HANDSHAKES:
+            self._service.counts[_HANDSHAKES[version]] += 1
 
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # TCP, or TLS over TCP

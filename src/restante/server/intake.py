@@ -28,6 +28,7 @@ from ..errors import NoSuchUser, RestanteError, TemporaryFailure
 from ..maildrop import Store
 from ..message import Envelope, header_insertion
 from ..passdb import Directory, ImmediateDirectory
+from ..series import cell, observe
 from ..smtp.commands import VERBS
 from ..smtp.grammar import Reply
 from ..smtp.session import Policy, Session
@@ -52,6 +53,15 @@ _MESSAGE_TIMEOUT = 1800.0  # seconds from MAIL to the end of the data: 50 MiB at
 _SESSION_TIMEOUT = 3600.0  # seconds after which a session ends, but not during a message
 _PIECE = 65_536  # octets of a spooled message that are read at a time
 _MAX_IN_MEMORY = 65_536  # octets of a message in memory, for each of thousands of connections
+# Metrics.
+_RESULTS = ("stored", "refused", "deferred")
+_DELIVERIES = {
+    via: {result: cell("deliveries_total", via, result) for result in _RESULTS}
+    for via in ("lmtp", "smtp")
+}
+_RECEIVED_BYTES = {via: cell("received_bytes_total", via) for via in _DELIVERIES}
+_DELIVERY_SECONDS = {via: cell("delivery_seconds", via) for via in _DELIVERIES}
+_WRITE_ERRORS = cell("store_errors_total", "write")
 
 
 class PartialDeliveries(Protocol):
@@ -184,7 +194,7 @@ class IntakeConnection(BaseConnection[Event]):
         try:
             self._message.write(octets)
         except OSError as error:
-            self._log_event("message not kept", logging.ERROR, reason=error.strerror)
+            self._log_spool_failure(error)
             self._session.storing_failed()
 
     async def _perform(self, event: Event) -> None:
@@ -263,10 +273,14 @@ class IntakeConnection(BaseConnection[Event]):
         try:
             self._message.flush()
         except OSError as error:
-            self._log_event("message not kept", logging.ERROR, reason=error.strerror)
+            self._log_spool_failure(error)
             failure = TemporaryFailure("no room for the message")
             return dict.fromkeys((each.maildrop for each in event.recipients), failure)
         return {}
+
+    def _log_spool_failure(self, error: OSError) -> None:
+        self._service.counts[_WRITE_ERRORS] += 1
+        self._log_event("message not kept", logging.ERROR, reason=error.strerror)
 
     async def _record_partial(self, writing: Awaitable[None]) -> None:
         try:
@@ -284,7 +298,16 @@ class IntakeConnection(BaseConnection[Event]):
         """
         if recipient.maildrop not in errors:
             envelope = self._envelope(event, recipient.address)
-            errors[recipient.maildrop] = await self._store(recipient.maildrop, envelope)
+            began = self._loop.time()
+            error = errors[recipient.maildrop] = await self._store(recipient.maildrop, envelope)
+            self._count_delivery(error, self._loop.time() - began)
+
+    def _count_delivery(self, error: RestanteError | None, seconds: float) -> None:
+        counts, via = self._service.counts, self._proto
+        result = "stored" if error is None else "deferred" if error.retry else "refused"
+        counts[_DELIVERIES[via][result]] += 1
+        counts[_WRITE_ERRORS] += type(error) is TemporaryFailure
+        observe(counts, _DELIVERY_SECONDS[via], seconds)
 
     async def _store(self, maildrop: str, envelope: Envelope) -> RestanteError | None:
         assert self._message is not None
@@ -296,6 +319,7 @@ class IntakeConnection(BaseConnection[Event]):
             self._log_bug()
             failure = TemporaryFailure("local error, try again later")
         else:
+            self._service.counts[_RECEIVED_BYTES[self._proto]] += octets
             via = envelope.protocol.lower()
             self._log_event("delivered", via=via, user=maildrop, octets=octets)
             return None

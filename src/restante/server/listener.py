@@ -12,12 +12,13 @@ import errno
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, MutableSequence
 from dataclasses import replace
 from typing import Any
 
 from ..errors import HostileInput
 from ..passdb import Network, is_within
+from ..series import cell, zeros
 from . import proxy
 from .address import peer_address
 from .admission import Admission, Slot
@@ -36,6 +37,11 @@ _PAUSE = 0.5
 _DIRECT = Origin()
 TLS_AT_PROXY = "proxy"
 """Value of ``Origin.tls`` if the configuration, not the PROXY header, states that TLS is used."""
+_REFUSED = {
+    reason: cell("connections_refused_total", reason)
+    for reason in ("total", "per_address", "handshake", "proxy")
+}
+_HANDSHAKE_FAILED = cell("tls_handshakes_total", "failed")
 _NOTSENT_LOWAT: int = getattr(socket, "TCP_NOTSENT_LOWAT", 0)  # missing on Windows
 
 
@@ -54,6 +60,7 @@ class Listener:
         busy: bytes = b"",
         proxy_from: tuple[Network, ...] = (),
         tls_at_proxy: bool = False,
+        counts: list[float] | None = None,
     ) -> None:
         """
         Args:
@@ -64,6 +71,7 @@ class Listener:
             busy: the response to a client that gets no slot, unless the connection begins with TLS.
             proxy_from: networks whose connections begin with a PROXY header.
             tls_at_proxy: whether the proxies accept only clients that use TLS.
+            counts: the values of the metrics (``series``).
         """
         self._socket = listening
         self._build = build
@@ -76,6 +84,7 @@ class Listener:
         self._tls_at_proxy = tls_at_proxy
         self._handshake = handshake
         self._busy = busy
+        self._counts = zeros() if counts is None else counts
         self._loop = asyncio.get_running_loop()
         self._handshakes: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
@@ -124,6 +133,7 @@ class Listener:
 
             def refuse(error: BaseException) -> None:
                 client_socket.close()
+                self._counts[_REFUSED["proxy"]] += 1
                 reason = "timeout" if isinstance(error, TimeoutError) else str(error)
                 fields = {"ip": address, "proto": self.name, "reason": reason}
                 _log.warning("proxy refused", extra={"fields": fields})
@@ -168,6 +178,8 @@ class Listener:
     def _admit(self, client_socket: socket.socket, address: str, origin: Origin) -> None:
         slot = self._admission.admit(address)
         if slot is None:
+            limit = "per_address" if self._admission.is_source_full(address) else "total"
+            self._counts[_REFUSED[limit]] += 1
             _log.warning(
                 "connection refused",
                 extra={"fields": {"ip": address, "proto": self.name, "reason": "too-many"}},
@@ -185,7 +197,8 @@ class Listener:
             """Release the slot after a handshake that failed, took too long or was cancelled."""
             slot.release()
             client_socket.close()
-            log_refused_tls(address, self.name, error)
+            self._counts[_REFUSED["handshake"]] += 1
+            log_refused_tls(address, self.name, error, self._counts)
 
         task = self._start(self._start_protocol(client_socket, address, slot, origin), refuse)
         slot.make_evictable(task.cancel)
@@ -242,8 +255,14 @@ async def _wait_until_readable(client_socket: socket.socket) -> None:
         loop.remove_reader(client_socket.fileno())
 
 
-def log_refused_tls(address: str, name: str, error: BaseException) -> None:
-    """Log a failed TLS handshake, with a reason that does not depend on the TLS library's texts."""
+def log_refused_tls(
+    address: str, name: str, error: BaseException, counts: MutableSequence[float]
+) -> None:
+    """Count and log a failed TLS handshake.
+
+    The reason in the log does not depend on the TLS library's texts.
+    """
+    counts[_HANDSHAKE_FAILED] += 1
     if isinstance(error, ssl.SSLError):
         reason = (error.reason or "handshake").lower().replace("_", "-")
     elif isinstance(error, TimeoutError):

@@ -27,6 +27,8 @@ from ..errors import (
     BackendUnavailable,
     DeletionLimitExceeded,
     LoginDelayed,
+    MessageGone,
+    NeedsUTF8,
     NotRemoved,
     RestanteError,
     TemporaryFailure,
@@ -57,6 +59,7 @@ from ..pop3.grammar import Challenge, Repeated, Response
 from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Retrieve, StartTLS, State, Update, Xclient
 from ..sasl.exchange import Lookup
+from ..series import MECHANISMS, cell, observe
 from ..wire import TERMINATION
 from . import login, retrieval, views
 from .admission import Slot
@@ -70,6 +73,26 @@ _WITH_REASON = (AuthenticationFailed, BackendUnavailable)  # their ``reason`` is
 _REVIEW_TIMEOUT = 1.0  # seconds; maximum duration of a review, and the interval between reviews
 # Seconds for which a credential is new: a day, so that the user has time to notice misuse.
 _NEW_FOR = 86_400
+# Metrics.  Times below a millisecond are not observed; see ``series.Kind``.
+_SENT, _SENT_BYTES = cell("messages_sent_total"), cell("sent_bytes_total")
+_DELETED, _BRAKED = cell("messages_deleted_total"), cell("deletions_braked_total")
+_READ_ERRORS, _WRITE_ERRORS = (cell("store_errors_total", kind) for kind in ("read", "write"))
+_OBSERVED_FROM = 0.001  # seconds
+_LOGINS = {
+    result: {name.upper(): cell("logins_total", result, name) for name in MECHANISMS}
+    for result in ("ok", "refused", "failed")
+}
+_LOGIN_SECONDS = {result: cell("login_seconds", result) for result in _LOGINS}
+_COMMAND_SECONDS: dict[type, int] = {
+    kind: cell("command_seconds", name)
+    for kind, name in (
+        (Retrieve, "retr"),
+        (Response, "list"),
+        (Update, "quit"),
+        (StartTLS, "other"),
+        (Xclient, "other"),
+    )
+}
 
 
 @dataclass(slots=True)
@@ -273,6 +296,12 @@ class Connection(BaseConnection[Event]):
             self.close("bug")
 
     async def _perform(self, event: Event) -> None:
+        await self._act(event)
+        seconds = self._loop.time() - self._last_command
+        if seconds >= _OBSERVED_FROM and type(event) in _COMMAND_SECONDS:
+            observe(self._service.counts, _COMMAND_SECONDS[type(event)], seconds)
+
+    async def _act(self, event: Event) -> None:
         if not isinstance(event, Login | Lookup | Update):  # these events rarely have to wait
             await self._enter_task()
         match event:
@@ -291,8 +320,13 @@ class Connection(BaseConnection[Event]):
                 await self._update(entries)
             case StartTLS(response):
                 await self._start_tls(response.head())
+                self._count(is_ok=not self._is_closing)
             case Xclient():
                 self._change_client(event)
+
+    def _count(self, *, is_ok: bool, number: int = 1) -> None:
+        """Count commands that were answered."""
+        self._service.counts[self._session.cell + (not is_ok)] += number
 
     # Events that require waiting.
 
@@ -300,6 +334,7 @@ class Connection(BaseConnection[Event]):
         for piece in response.encode():
             self._output.write(piece)
             await self._output.flush_and_wait()
+        self._count(is_ok=True)
 
     async def _look_up(self, lookup: Lookup) -> None:
         passdb, separator = self._service.passdb, self._service.folder_separator
@@ -313,6 +348,7 @@ class Connection(BaseConnection[Event]):
                     secrets = await login.look_up(passdb, lookup, separator=separator)
         except RestanteError as error:
             fields = {"ip": self._address, "user": lookup.identity, "proto": self._proto}
+            self._mechanism = self._session.mechanism
             self._log_failed_login(error, fields)
             self._send(self._session.failed(error))
         else:
@@ -357,6 +393,7 @@ class Connection(BaseConnection[Event]):
         self._opening, self._account, timeouts = opening, account, self._service.timeouts
         self._reader = retrieval.Reader(self._maildrop)
         self._log_event("login ok", **fields, app=account.credential)
+        self._count_login("ok")
         self._send(
             self._session.opened(
                 self._maildrop.listing, is_read_only=account.is_read_only, terms=terms
@@ -390,8 +427,17 @@ class Connection(BaseConnection[Event]):
         reason = error.reason if isinstance(error, _WITH_REASON) else str(error)
         if isinstance(error, AuthenticationFailed):
             self._log_event("login refused", logging.WARNING, **fields, reason=reason)
+            self._count_login("refused")
         else:
             self._log_event("login impossible", logging.WARNING, **fields, reason=reason)
+            self._count_login("failed")
+
+    def _count_login(self, result: str) -> None:
+        counts, cells = self._service.counts, _LOGINS[result]
+        counts[cells.get(self._mechanism, cells["OTHER"])] += 1
+        seconds = self._loop.time() - self._last_command
+        if seconds >= _OBSERVED_FROM:
+            observe(counts, _LOGIN_SECONDS[result], seconds)
 
     async def _refuse(self, error: RestanteError) -> None:
         """Answer a failed login at the end of the penalty.
@@ -500,6 +546,7 @@ class Connection(BaseConnection[Event]):
             await self._reader.send(action, self._output, downgrades=downgrades)
         except RestanteError as error:
             self._log_event("read failed", logging.WARNING, **fields, reason=str(error))
+            self._service.counts[_READ_ERRORS] += not isinstance(error, MessageGone | NeedsUTF8)
             self._send(self._session.failed(error))
         except retrieval.Incomplete as error:
             match error:
@@ -507,13 +554,18 @@ class Connection(BaseConnection[Event]):
                     self._log_event("read failed", logging.WARNING, **fields, reason=str(error))
                 case retrieval.SizeDiffers(octets=octets):
                     self._log_event("size differs", logging.WARNING, **fields, octets=octets)
+            self._service.counts[_READ_ERRORS] += error.reason != retrieval.Incomplete.reason
+            self._count(is_ok=False)
             self.abort(error.reason)
         else:
             self._retrieved(action, 1)
 
     def _retrieved(self, action: Retrieve, count: int) -> None:
+        counts = self._service.counts
+        counts[self._session.cell] += count
         if action.lines is None:
-            self._session_log.add(action.entries[:count])
+            counts[_SENT] += count
+            counts[_SENT_BYTES] += self._session_log.add(action.entries[:count])
         self._session.retrieved(count)
 
     async def _update(self, entries: Sequence[Entry]) -> None:
@@ -534,10 +586,12 @@ class Connection(BaseConnection[Event]):
         if not_removed:
             remaining = {entry.unique_id for entry in not_removed}
             session_log.removed = [each for each in entries if each.unique_id not in remaining]
+        self._service.counts[_DELETED] += len(session_log.removed)
         failed = DELETION_LIMITED if end == DELETION_LIMITED else "failed"
         session_log.update = "clean" if error is None else failed
         await self._close_maildrop(end)
         if error is not None:
+            self._service.counts[_WRITE_ERRORS] += end != DELETION_LIMITED
             self._log_event(
                 "update failed",
                 logging.ERROR,
@@ -563,17 +617,22 @@ class Connection(BaseConnection[Event]):
         if is_new and removed + marked > self._service.deletions_by_new_credential:
             fields = {"user": self.user, "ip": self._address, "app": self._account.credential}
             self._log_event("deletion braked", logging.WARNING, **fields, marked=marked)
+            self._service.counts[_BRAKED] += 1
             raise DeletionLimitExceeded(marked)
 
     def _on_tls_started(self, ssl_object: ssl.SSLObject) -> None:
         self._session.secured(tls.channel(ssl_object))
 
     def _send(self, event: Response | Repeated | Challenge) -> None:
-        if type(event) is Response and event.lines is None:
-            self._output.write(event.head())
-        else:
-            for piece in event.encode():
-                self._output.write(piece)
+        if type(event) is Response:
+            self._service.counts[self._session.cell + (not event.is_ok)] += 1
+            if event.lines is None:
+                self._output.write(event.head())
+                return
+        elif type(event) is Repeated:
+            self._count(is_ok=event.response.is_ok, number=event.commands)
+        for piece in event.encode():
+            self._output.write(piece)
 
     # Closing the session.
 

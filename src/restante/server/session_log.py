@@ -30,13 +30,15 @@ class SessionLog:
         self.update = ""
         """Result of the deletions at QUIT; empty if the client sent no QUIT."""
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Record that messages were retrieved."""
+    def add(self, entries: Sequence[Entry]) -> int:
+        """Record that messages were retrieved, and return their total size in octets."""
+        before = self.octets
         for entry in entries:
             if len(self._listed) < _MAX_LISTED:
                 self._listed.append(entry)
             self.octets += entry.size
         self.messages += len(entries)
+        return self.octets - before
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,105 @@
+"""Metrics and health checks of a worker, for the control socket and for ``metrics.listen``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..series import cell, cells_by_label
+from ..server.admission import Slot
+from ..server.proxy import Origin
+from . import exposition
+from .live import Live
+
+if TYPE_CHECKING:
+    from ..server.http_connection import Answer
+    from ..server.monitoring import MonitoringService
+
+_PUBLISH_EVERY = 1.0  # seconds after which other workers see new values
+_LAG_ROUNDS = 10  # rounds, of a second each, over which the longest delay of the loop is shown
+# Maximum number of connections of a worker.  Prometheus needs one, and each health check one.  A
+# new connection replaces the oldest one.
+MAX_CONNECTIONS = 32
+_CONNECTIONS, _SESSIONS = cells_by_label("connections"), cells_by_label("sessions")
+_WORKERS, _LAG = cell("workers"), cell("loop_lag_seconds")
+
+
+class Monitor:
+    """Publishes the metrics of one worker, and answers requests about the server."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._counters = live.site.counters
+        self._lags: deque[float] = deque(maxlen=_LAG_ROUNDS)
+
+    async def run_for_ever(self) -> None:
+        """Publish the metrics every second, and measure the delay of the event loop."""
+        loop = asyncio.get_running_loop()
+        self.publish()
+        while True:
+            due = loop.time() + _PUBLISH_EVERY
+            await asyncio.sleep(_PUBLISH_EVERY)
+            self._lags.append(max(0.0, loop.time() - due))
+            self.publish()
+
+    def publish(self) -> None:
+        """Write the current metrics to the memory that the workers share."""
+        values = self._counters.values
+        values[_WORKERS] = 1
+        values[_LAG] = max(self._lags, default=0.0)
+        connections = Counter(each.protocol for each in self._live.connections())
+        sessions = Counter(each.protocol for each in self._live.connections() if each.user)
+        for protocol, place in _CONNECTIONS.items():
+            values[place] = connections[protocol]
+        for protocol, place in _SESSIONS.items():
+            values[place] = sessions[protocol]
+        self._counters.publish()
+
+    def metrics(self) -> bytes:
+        """Return the metrics of the whole server."""
+        self.publish()
+        live, reloads = self._live, self._live.site.reloads
+        refused = reloads.refusal()
+        is_ok = refused is None or refused.number < reloads.accepted
+        computed: dict[str, list[tuple[dict[str, str], float]]] = {
+            "build_info": [({"version": __version__}, 1.0)],
+            "start_time_seconds": [({}, live.site.started_at)],
+            "tls_certificate_expiry_timestamp_seconds": [({}, live.certificate_end())],
+            "reloads_total": [
+                ({"result": "ok"}, float(reloads.accepted_count)),
+                ({"result": "refused"}, float(reloads.refused_count)),
+            ],
+            "config_last_reload_successful": [({}, float(is_ok))],
+        }
+        lines = exposition.lines(self._counters.totals(), computed)
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    async def answer(self, path: str) -> Answer:
+        """Return the response to a GET request."""
+        from ..server.http_connection import TEXT, Answer, refusal
+
+        match path:
+            case "/metrics":
+                return Answer(200, exposition.MEDIA_TYPE, self.metrics())
+            case "/healthz":
+                return Answer(200, TEXT, b"ok\n")
+            case _:
+                return refusal(404)
+
+    def builder(self) -> Callable[[str, Slot, Origin], asyncio.BaseProtocol]:
+        """Return a factory for the connections to ``metrics.listen``."""
+        services: list[MonitoringService] = []
+
+        def build(address: str, slot: Slot, origin: Origin) -> asyncio.BaseProtocol:
+            # imports h11, which is not needed before a client connects
+            from ..server.monitoring import MonitoringService
+
+            if not services:
+                allow_from = lambda: self._live.config().metrics.allow_from  # noqa: E731
+                services.append(MonitoringService(answer=self.answer, allow_from=allow_from))
+            return services[0].connection(address, slot, origin)
+
+        return build
