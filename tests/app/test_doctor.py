@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import pwd
+import shutil
 import signal
 import socket
 import ssl
@@ -18,18 +20,24 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import md5, sha256
+from importlib.metadata import PathDistribution
 from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from restante import config, tls
 from restante.app.asking import ask
-from restante.app.doctor import checks, clock, intake, round_trip, server
+from restante.app.doctor import checks, clock, host, intake, round_trip, server
 from restante.app.doctor.findings import Check, Finding, Level, Subject, ok
+from restante.app.job import Job, open_ledger
 from restante.auth.users import Users
+from restante.collect.health import Health
+from restante.collect.oauth.flow import Tokens
 from restante.config import Configuration
 from restante.errors import TemporaryFailure
 from restante.passdb import UserAccount
@@ -44,6 +52,9 @@ from ..support import once
 OTHER = 12345  # a user ID without an account
 WAIT = 20.0  # seconds
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change owners")
+
+
+FILTER = (Path(__file__).parents[2] / "contrib/fail2ban/restante.conf").read_text()
 
 
 class Installation:
@@ -63,8 +74,18 @@ class Installation:
 
     def _write_system(self) -> None:
         """Write what the checks read of the operating system."""
-        (self.system / "proc/self").mkdir(parents=True)
+        self.write_system("etc/fail2ban/jail.conf", "")
+        self.write_system("etc/fail2ban/jail.d/restante.conf", "[restante]\nenabled = true\n")
+        self.write_system("etc/fail2ban/filter.d/restante.conf", FILTER)
+        self.write_system("lib/systemd/system/restante.service", "")
+        self.write_system("etc/systemd/system/multi-user.target.wants/restante.service", "")
+        for folder in ("proc/self", "run/systemd/system"):
+            (self.system / folder).mkdir(parents=True)
         self.mount("ext4")
+
+    def write_system(self, path: str, text: str) -> None:
+        (self.system / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.system / path).write_text(text)
 
     def mount(self, kind: str) -> None:
         point = str(self.place).replace(" ", "\\040")
@@ -137,7 +158,7 @@ sessions = 100
     def subject(self, **changes: Any) -> Subject:
         loaded = self.load()
         given = {"timeout": 2.0, "system": self.system, "owner": os.geteuid(), **changes}
-        given.setdefault("mta", "no-such-user")
+        given = {"mta": "no-such-user", "service_state": self.place, **given}
         return Subject(**{"config": loaded, **given})
 
     def reload(self) -> None:
@@ -552,6 +573,123 @@ def mail_server_cannot_enter_the_directory(here: Installation) -> Iterator[Subje
     yield here.subject(mta="daemon")
 
 
+# -- Accounts and the machine
+
+
+def with_account(here: Installation, **options: Any) -> Subject:
+    account = config.Account(
+        url="pop3s://pop.example.net",
+        user="ann@example.net",
+        to=f"maildir:{here.place}/M",
+        **options,
+    )
+    return here.subject(config=replace(here.load(), account={"isp": account}))
+
+
+@fault("accounts", "2 sessions failed", Level.WARNING)
+def sessions_of_an_account_fail(here: Installation) -> Iterator[Subject]:
+    subject = with_account(here, password=config.Secret("text", "secret"))
+    with closing(open_ledger(subject.config)) as ledger:
+        for _ in range(2):
+            Health(ledger.of("isp")).record_failure(time.time())
+    yield subject
+    (here.place / "ledger.sqlite3").unlink()
+
+
+OAUTH = config.OAuth(provider="microsoft", client_id="x")
+
+
+@fault("accounts", "not signed in yet")
+def account_without_a_sign_in(here: Installation) -> Iterator[Subject]:
+    yield with_account(here, oauth=OAUTH)
+    assert not (here.place / "tokens").exists()
+
+
+@contextmanager
+def signed_in(here: Installation, seconds: float) -> Iterator[Subject]:
+    subject = with_account(here, oauth=OAUTH)
+    Job.of(subject.config, "isp").grant.file().put(
+        Tokens("access", time.time() + 60, "refresh", refresh_expires_at=time.time() + seconds)
+    )
+    yield subject
+    shutil.rmtree(here.place / "tokens")
+
+
+@fault("accounts", "expires in 3 days", Level.WARNING)
+def sign_in_expires_soon(here: Installation) -> Iterator[Subject]:
+    with signed_in(here, 2.5 * 86_400) as subject:
+        yield subject
+
+
+@fault("accounts", "expired on")
+def sign_in_has_expired(here: Installation) -> Iterator[Subject]:
+    with signed_in(here, -86_400) as subject:
+        yield subject
+
+
+@contextmanager
+def without(path: Path) -> Iterator[None]:
+    aside = path.with_name("aside")
+    path.rename(aside)
+    yield
+    aside.rename(path)
+
+
+@fault("units", "restante.service is not enabled", Level.WARNING)
+def server_does_not_start_at_boot(here: Installation) -> Iterator[Subject]:
+    with without(here.system / "etc/systemd/system/multi-user.target.wants/restante.service"):
+        yield here.subject()
+
+
+@fault("units", "is masked")
+def unit_is_masked(here: Installation) -> Iterator[Subject]:
+    link = here.system / "etc/systemd/system/restante.service"
+    link.symlink_to("/dev/null")
+    yield here.subject()
+    link.unlink()
+
+
+@fault("fail2ban", "No such file", Level.WARNING)
+def filter_of_fail2ban_is_missing(here: Installation) -> Iterator[Subject]:
+    with without(here.system / "etc/fail2ban/filter.d/restante.conf"):
+        yield here.subject()
+
+
+@fault("fail2ban", "does not match the server's line", Level.WARNING)
+def filter_of_fail2ban_does_not_match(here: Installation) -> Iterator[Subject]:
+    path = "etc/fail2ban/filter.d/restante.conf"
+    here.write_system(path, FILTER.replace("login refused", "login failed"))
+    yield here.subject()
+    here.write_system(path, FILTER)
+
+
+@fault("fail2ban", "log.format is json", Level.WARNING)
+def log_is_not_what_fail2ban_expects(here: Installation) -> Iterator[Subject]:
+    loaded = here.load()
+    yield here.subject(config=replace(loaded, log=config.Log(format="json")))
+
+
+@fault("package", "changed or missing: /usr/lib/restante/a.py", Level.WARNING)
+def files_of_the_package_were_changed(here: Installation) -> Iterator[Subject]:
+    sums = "".join(
+        f"{md5(name.encode()).hexdigest()}  usr/lib/restante/{name}.py\n" for name in "abc"
+    )
+    here.write_system("var/lib/dpkg/info/restante.md5sums", sums)
+    here.write_system("usr/lib/restante/a.py", "changed")
+    here.write_system("usr/lib/restante/b.py", "b")
+    with patch.object(host, "_program", lambda: Path("/usr/lib/restante/restante")):
+        yield here.subject()
+    (here.system / "var/lib/dpkg/info/restante.md5sums").unlink()
+
+
+@fault("processes", "process 4242", Level.WARNING)
+def another_server_runs(here: Installation) -> Iterator[Subject]:
+    words = ["/usr/bin/python3", "/usr/bin/restante", "--config", str(here.source), "serve", ""]
+    here.write_system("proc/4242/cmdline", "\0".join(words))
+    yield here.subject()
+    shutil.rmtree(here.system / "proc/4242")
+
+
 @fault("round-trip", "fetch: the message is not in the maildrop")
 def accepted_mail_is_lost(here: Installation) -> Iterator[Subject]:
     def serve(connected: socket.socket) -> None:
@@ -611,6 +749,9 @@ def test_healthy_installation_has_no_findings(installation: Installation) -> Non
     assert {each.check for each in found if each.level is Level.OK} >= {
         *("configuration", "files", "server", "listen", "tls", "limits", "clock", "store", "users"),
         "lmtp",
+        "units",
+        "fail2ban",
+        "processes",
     }
 
 
@@ -778,6 +919,30 @@ def test_round_trip_that_cannot_be_made(
         users.permit("ann", UserAccount("ann", "ann"))
     assert finding.level is level
     assert text in finding.text
+
+
+# -- Packages
+
+
+def test_changed_files_of_a_wheel_are_named(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.py").write_text(name)
+    rows = []
+    for name in "abcd":
+        digest = base64.urlsafe_b64encode(sha256(name.encode()).digest()).rstrip(b"=").decode()
+        rows.append(f"{name}.py,sha256={digest},1\n")
+    info = tmp_path / "restante-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: restante\nVersion: 1\n")
+    (info / "RECORD").write_text("".join(rows[:3]) + "restante-1.dist-info/RECORD,,\n")
+    [finding] = host.changed_in_wheel(PathDistribution(info))
+    assert finding.level is Level.OK
+    (info / "RECORD").write_text("".join(rows))
+    (tmp_path / "b.py").write_text("changed")
+    [finding] = host.changed_in_wheel(PathDistribution(info))
+    assert finding.level is Level.WARNING
+    assert finding.text.startswith("2 files")
+    assert "b.py" in finding.text
 
 
 # -- Other programs behind an address of ours

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...config import Configuration
+from ...config import SYSTEM, Configuration
 from ...errors import RestanteError
 from ..asking import ask
 from ..control_paths import folder_of
@@ -91,6 +91,8 @@ class Subject:
     """The NTP server to compare the clock with; empty for none."""
     mta: str = "postfix"
     """The operating system's user that the mail server runs as."""
+    service_state: Path = SYSTEM[1]
+    """The state directory of the system's service."""
     system: Path = field(default=Path("/"))
     """The root directory of the operating system's own files."""
 
