@@ -251,6 +251,14 @@ def test_kept_capabilities_are_noticed(place: Path) -> None:
     assert "could become root again" in run(place, "user", "list", code=78, prefix=prefix)
 
 
+def test_capabilities_that_are_only_permitted_are_noticed(place: Path) -> None:
+    """PR_SET_KEEPCAPS: not in effect, so the process cannot become root before it raises them."""
+    own(place / "mail", MAIL)
+    keep = "import ctypes; assert ctypes.CDLL(None).prctl(8, 1, 0, 0, 0) == 0"
+    code, said = python("-c", f"{keep}\n{_PROBE}", place / "restante.toml")
+    assert (code, "could become root again" in said) == (1, True), said
+
+
 def test_root_without_the_right_to_change_its_user_is_refused(place: Path) -> None:
     own(place / "mail", MAIL)
     prefix = ("setpriv", "--bounding-set=-setuid,-setgid", "--inh-caps=-setuid,-setgid")

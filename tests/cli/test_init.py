@@ -7,7 +7,9 @@ import json
 import os
 import pwd
 import shlex
+import smtplib
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shutil import rmtree
@@ -20,7 +22,7 @@ from restante.app import setup
 from restante.config import load
 from tests.as_root import python
 
-from .conftest import Input, Outcome, Restante
+from .conftest import Input, Outcome, Restante, program, started
 
 ADDRESS = "ann@example.org"
 IS_ROOT = getattr(os, "geteuid", lambda: 1)() == 0
@@ -373,6 +375,28 @@ def test_container_uses_its_volume(
     assert "_pop3s._tcp.example.org." in found.out
     assert "995" in found.out
     assert "Postfix" not in found.out
+
+
+@pytest.mark.slow
+def test_server_that_was_set_up_serves_mail(restante: Restante, home: Path, state: Path) -> None:
+    row = restante("init", ADDRESS, "--yes", "--json").json
+    (home / "password").write_text(row["password"] + "\n")
+    ready, message = home / "ready", b"Subject: hello\n\nIt works.\n"
+    with started("serve", "--ready-file", ready) as server:
+        for _ in range(200):
+            if ready.exists():
+                break
+            time.sleep(0.05)
+        lmtp = load(file_of(home)).intake.lmtp.listen[0]
+        with smtplib.LMTP(*lmtp.split(":")) as client:  # type: ignore[arg-type]
+            client.sendmail("bob@example.net", [ADDRESS], message)
+        url = f"pop3s://{ADDRESS.replace('@', '%40')}@127.0.0.1:{row['client']['port']}"
+        files_ = ("--ca-file", state / "tls/certificate.pem", "--password-file", home / "password")
+        found = program("fetch", url, "--to", home / "fetched", *files_)
+        assert found.code == 0, found.err
+        server.terminate()
+        server.communicate(timeout=30)
+    assert any(b"It works." in path.read_bytes() for path in (home / "fetched").rglob("*.eml"))
 
 
 # The server of this machine, which root sets up.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -277,8 +278,9 @@ def _units(choices: Choices) -> tuple[str, ...]:
     for unit in units:
         if _systemctl("cat", unit).returncode:
             raise ConfigurationError(
-                f"the unit {unit} is not installed. Copy it from contrib/systemd to "
-                "/etc/systemd/system, or add --no-start"
+                f"the unit {unit} is not installed. Copy it from "
+                f"{Path(sys.prefix) / 'share/restante/systemd'} to /etc/systemd/system, or add "
+                "--no-start"
             )
     return units
 
