@@ -129,7 +129,7 @@ class Fault:
 
     ``times`` is the number of occurrences; None means until ``clear``.  A newer fault for the same
     command has precedence.  A fault that never occurs causes an ``UnusedFault`` warning when the
-    server ends.
+    server stops.
     """
 
     def __init__(self) -> None:
@@ -423,7 +423,7 @@ class _FaultyConnection(Connection):
     # The end of the connection.
 
     def close_real(self) -> None:
-        """Close the real transport, after all octets that are still being sent slowly."""
+        """Close the real transport when all octets have been sent, even if this is done slowly."""
         if self._dripping is None and not self._is_ended:
             self._is_ended = True
             self._real.close()

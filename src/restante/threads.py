@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Maximum number of simultaneous calls for each event loop.  As with ThreadPoolExecutor's limit, it
-# is enough for disks to reorder requests.
+# Maximum number of simultaneous calls for each event loop, the upper limit of ThreadPoolExecutor.
+# Disks can reorder this many requests.
 _MAX_CALLS = 32
 _IDLE_TIMEOUT = 10.0  # seconds that an idle thread waits; starting a thread takes about 100 µs
 

@@ -46,7 +46,7 @@ def make(clock: Clock) -> Iterator[Callable[..., Throttle]]:
     with ExitStack() as stack:
 
         def make(**more: Any) -> Throttle:
-            given = {"clock": clock, "chance": lambda: 0.0, "entries": 1024, **more}
+            given = {"clock": clock, "jitter": lambda: 0.0, "entries": 1024, **more}
             return stack.enter_context(closing(Throttle(**given)))
 
         yield make
@@ -78,9 +78,9 @@ def test_the_first_wrong_password_waits_two_seconds_and_later_ones_longer(
 
 
 def test_no_answer_waits_longer_than_eight_seconds(make: Callable[..., Throttle]) -> None:
-    late = make(chance=lambda: 1.0)
+    late = make(jitter=lambda: 1.0)
     assert max(guess(late, number) for number in range(50)) == 8.0
-    assert make(delay=0.0, chance=lambda: 1.0).record_failure(shown("wrong")) == 0.0
+    assert make(delay=0.0, jitter=lambda: 1.0).record_failure(shown("wrong")) == 0.0
 
 
 def test_the_same_wrong_password_again_counts_once(throttle: Throttle, clock: Clock) -> None:

@@ -409,13 +409,19 @@ def test_a_quota_that_cannot_be(
     assert restante("user", "quota", "--", name, size).code == code
 
 
-def test_folders_that_a_user_sees_as_one(restante: Restante, ann: str) -> None:
+@pytest.mark.parametrize("word", ["default", "any"])
+def test_folders_that_a_user_sees_as_one(word: str, restante: Restante, ann: str) -> None:
+    """``any`` is the former word, and still works."""
     assert restante("user", "permit", "ann", "--folder", "INBOX", "Lists.Python").code == 0
     assert restante("user", "show", "ann", "--json").json["folders"] == ["INBOX", "Lists.Python"]
     assert "  folders       INBOX, Lists.Python\n" in restante("user", "show", "ann").out
     assert restante("user", "permit", "ann", "--folder", "../bob").code != 0
-    assert restante("user", "permit", "ann", "--folder", "any").code == 0
+    assert restante("user", "permit", "ann", "--folder", word).code == 0
     assert restante("user", "show", "ann", "--json").json["folders"] == []
+    assert restante("user", "permit", "ann", "--expire", "90d").code == 0
+    assert restante("user", "show", "ann", "--json").json["expire"] == 90
+    assert restante("user", "permit", "ann", "--expire", word).code == 0
+    assert restante("user", "show", "ann", "--json").json["expire"] is None
 
 
 @pytest.mark.parametrize(

@@ -647,7 +647,7 @@ def test_stop_ends_a_connection_whose_handshake_was_still_running(
         def drain(self) -> None:
             """Its client is busy."""
 
-        abort_if_only_tls_is_open = drain
+        abort_if_awaiting_close_notify = drain
 
         def abort(self, _: str, *, is_forced: bool) -> None:
             assert is_forced

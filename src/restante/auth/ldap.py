@@ -158,7 +158,7 @@ class Ldap:
 
     @contextmanager
     def _connected(self, end: float) -> Iterator[Any]:
-        """Connect to the directory.  The next operation in the block must end at ``end``.
+        """Connect to the directory.  The next operation in the block must finish by ``end``.
 
         Call ``_set_timeouts`` before each further operation.
 
@@ -198,7 +198,7 @@ class Ldap:
 
 
 def _set_timeouts(directory: Any, end: float) -> float:
-    """Set the timeouts of the next operation so that it ends at ``end``.
+    """Set the timeouts of the next operation so that it finishes by ``end``.
 
     Returns the number of seconds until ``end``.
 

@@ -120,7 +120,7 @@ class LoginQueue:
             waiter.admitted.set_result(None)
 
     def _requeue_if_dirty(self, waiter: _Waiter) -> bool:
-        """Requeue a login if its network has become ``DIRTY`` while it waited.
+        """Requeue a login if its network became ``DIRTY`` while it waited.
 
         Returns whether the login was requeued or refused, so that it must not be admitted now.
         """

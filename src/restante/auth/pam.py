@@ -29,7 +29,7 @@ _LAST_UID = 65_533  # 65534 is Linux's overflow uid
 # Maximum number of simultaneous checks, and also of simultaneous name look-ups.  The value was
 # chosen without measurement; each check runs in its own process.
 _MAX_CHECKS = 16
-_EXIT_TIMEOUT = 1.0  # seconds for the helper to end its children and to exit
+_EXIT_TIMEOUT = 1.0  # seconds for the helper to terminate its child processes and exit
 # Checked in place of an unknown user, so that the refusal takes as long as for a known user.
 _DECOY = "restante-nobody"
 _SUCCESS = 0

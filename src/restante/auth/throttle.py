@@ -109,7 +109,7 @@ class Throttle:
         trusted: Sequence[Network] = (),
         secret: bytes | None = None,
         clock: Callable[[], float] = time.time,
-        chance: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
         entries: int = 32_768,
     ) -> None:
         """
@@ -118,14 +118,14 @@ class Throttle:
             trusted: networks whose guesses are not counted.
             secret: key of the hashes that are preserved across restarts; random by default.
             clock: returns the time in seconds since the epoch.
-            chance: returns a random number from 0 to 1 for the jitter.
+            jitter: returns a random number from 0 to 1, by which delays differ.
             entries: number of entries in each table.
         """
         self.delay = delay
         self.trusted = tuple(trusted)
         self._secret = secret or os.urandom(32)
         self._saved_digest = b""
-        self._chance = chance
+        self._jitter = jitter
         self._lock = SharedLock()
         self._guesses = Weights(entries, _HALF_LIFE, clock=clock, secret=self._secret)
         self._known_networks = Weights(entries, 30 * _DAY, clock=clock, secret=self._secret)
@@ -176,7 +176,7 @@ class Throttle:
             )
             if not self._is_trusted(credentials.address):
                 self._count_guess(credentials)
-        return self._delay(credentials.address, is_sprayed) + self._chance() * self.delay / 2
+        return self._delay(credentials.address, is_sprayed) + self._jitter() * self.delay / 2
 
     def record_success(
         self, credentials: AnyCredentials, account: UserAccount, *, is_cached: bool = False

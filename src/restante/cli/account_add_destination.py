@@ -72,9 +72,9 @@ class Destination:
 def destination(
     options: argparse.Namespace, config: Configuration, name: str, user: str
 ) -> Destination:
-    """Return the destination, without asking for secrets before mistakes are found.
+    """Return the destination without its secrets.
 
-    ``ask_for_secrets`` adds the secrets.
+    ``ask_for_secrets`` asks for them later, when all options are known to be valid.
 
     ``user`` is the user name on the account's POP3 server.
 

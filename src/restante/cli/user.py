@@ -29,6 +29,8 @@ from ..store.folders import directory_of
 from ..words import counted, limit_size
 from . import common
 
+_DEFAULT = ("default", "any")  # "any" is the former word
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Manage the users who may log in to this server."
@@ -100,14 +102,14 @@ def _add_settings(actions: argparse._SubParsersAction[argparse.ArgumentParser]) 
     action.add_argument(
         "--expire",
         metavar="TIME",
-        help='remove mail automatically after this time, such as 90d; "any" restores the '
-        "configured time",
+        help='remove mail automatically after this time, such as 90d; "default" '
+        "restores the configured time",
     )
     action.add_argument(
         "--folder",
         nargs="+",
         metavar="FOLDER",
-        help='show these folders as one maildrop; "any" restores the configured list',
+        help='show these folders as one maildrop; "default" restores the configured list',
     )
     action.set_defaults(run=permit)
     action = actions.add_parser(
@@ -330,12 +332,12 @@ def permit(options: argparse.Namespace) -> int:
     if options.folder:
         for folder in options.folder:
             directory_of(folder)
-        folders = (folder for folder in options.folder if folder != "any")
-        changes["view"] = View(tuple(folders))
-    if options.expire and options.expire != "any":
+        is_default = options.folder in (["default"], ["any"])
+        changes["view"] = View(() if is_default else tuple(options.folder))
+    if options.expire and options.expire not in _DEFAULT:
         changes["expire"] = common.days(options.expire)
     new_values = {name: value for name, value in changes.items() if value is not None}
-    if options.expire == "any":
+    if options.expire in _DEFAULT:
         new_values["expire"] = None
     users.permit(options.name, users.get(options.name).account._replace(**new_values), new_values)
     text = f"Changed permissions. Show them: restante user show {quote(options.name)}"
@@ -503,7 +505,10 @@ def _report(
 
 
 def _read_password_file(options: argparse.Namespace) -> None:
-    """Read the password as the user who runs the command: only root may be able to read it."""
+    """Read the password as the user who runs the command.
+
+    The file may be readable only by root.
+    """
     if options.password_file:
         options.password = common.first_line(options.password_file)
 

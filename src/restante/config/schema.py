@@ -244,7 +244,7 @@ class LDAP(Section):
     )
     bind_dn: str = option(
         "",
-        "The DN that restante binds as before it searches; empty for an anonymous search.",
+        "The DN for the bind before a search; empty for an anonymous search.",
         example="cn=restante,dc=example,dc=org",
     )
     bind_password: Secret = option(
@@ -723,8 +723,8 @@ class ServerAlert(Section):
     )
     quiet: float = option(
         "1h",
-        "Time without another error after which a series of errors is over. Each series causes one "
-        "alert, and another one when it is over.",
+        "A series of errors is over when no error has occurred for this time. Each series causes "
+        "one alert, and another one when it is over.",
         at_least(1, duration, "otherwise each error would cause an alert"),
     )
 

@@ -145,7 +145,7 @@ class BaseService:
                         async with asyncio.timeout(_CLOSE_NOTIFY_TIMEOUT):
                             await self._all_ended.wait()
                     for connection in list(self.connections):
-                        connection.abort_if_only_tls_is_open()
+                        connection.abort_if_awaiting_close_notify()
         except TimeoutError:
             while self.connections:  # connections accepted before the drain may still be added
                 for connection in list(self.connections):
@@ -379,13 +379,13 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
     def abort(self, reason: str, *, is_forced: bool = False) -> None:
         """End the connection without waiting.
 
-        ``is_forced``: also cancel work that may be cancelled, although it should be completed.
+        ``is_forced``: also cancel a password check.
         """
         self._end = reason
         self._is_closing = True
         self._transport.abort()
 
-    def abort_if_only_tls_is_open(self) -> None:
+    def abort_if_awaiting_close_notify(self) -> None:
         """Abort the connection if it is closing and waits only for the client's close_notify."""
         if self._is_closing and self._worker is None and self._output.is_acknowledged:
             self.abort(self._end)
