@@ -660,6 +660,16 @@ def test_interrupted_restore_is_recognised_and_repeated(
     assert after == before
 
 
+def test_restore_that_wrote_only_its_marker_counts_as_none(
+    restante: Restante, mail: None, home: Path, state: Path, place: Path
+) -> None:
+    assert restante("backup", place / "a.tar").code == 0
+    destroy(home)
+    state.mkdir(parents=True)
+    (state / "restore.incomplete").touch()
+    assert restante("restore", place / "a.tar", "--yes").code == 0
+
+
 def test_two_restores_exclude_each_other(
     restante: Restante, mail: None, home: Path, state: Path, place: Path
 ) -> None:

@@ -213,14 +213,16 @@ def _refuse_unwritable(path: Path) -> None:
 
 
 def _begun(marker: Path) -> str:
-    """Return the digest of the backup of an interrupted restore, or an empty string."""
+    """Return the digest of the backup of an interrupted restore, or an empty string.
+
+    The marker is durable before any other file is written.  If it has no digest, nothing else was
+    written.
+    """
     try:
         with open(os.open(marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            return str(json.loads(file.read(_MAX_SMALL) or b'{"backup": "?"}')["backup"])
-    except FileNotFoundError:
+            return str(json.loads(file.read(_MAX_SMALL))["backup"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return ""
-    except (ValueError, TypeError, KeyError):
-        return "?"
 
 
 def _refuse_content(root: Path, part: str, backup: Backup) -> None:
@@ -235,11 +237,12 @@ def _refuse_content(root: Path, part: str, backup: Backup) -> None:
 
 
 def _is_empty(root: Path) -> bool:
-    """Return whether a directory contains no file but stale sockets in its subdirectories."""
+    """Return whether a directory contains no file but stale sockets and an unused marker."""
     for folder, folders, names in os.walk(root):
         if folder == str(root):
             folders[:] = [each for each in folders if each not in _IGNORED]
-        if any(not stat.S_ISSOCK(os.lstat(os.path.join(folder, each)).st_mode) for each in names):
+        paths = [os.path.join(folder, each) for each in names if each != MARKER]
+        if any(not stat.S_ISSOCK(os.lstat(each).st_mode) for each in paths):
             return False
     return True
 
