@@ -30,7 +30,10 @@ def build() -> list[Path]:
 
 
 def stage() -> None:
-    """Collect the files for ``share`` in build/share: pages, completions, units, the filter."""
+    """Collect the files for ``share`` in build/share.
+
+    These are manual pages, completions, units, the filter of fail2ban, and files for monitoring.
+    """
     shutil.rmtree(SHARE, ignore_errors=True)
     manual.build()
     for page in manual.PAGES.glob("*.[1-9]"):
@@ -38,7 +41,9 @@ def stage() -> None:
     completions.write(SHARE)
     for unit in ROOT.glob("contrib/systemd/*"):
         _copy(unit, SHARE / "restante/systemd")
-    _copy(ROOT / "contrib/fail2ban/restante.conf", SHARE / "restante/fail2ban")
+    for folder in ("fail2ban", "prometheus", "grafana"):
+        for path in ROOT.glob(f"contrib/{folder}/*"):
+            _copy(path, SHARE / "restante" / folder)
 
 
 def _copy(source: Path, directory: Path) -> None:

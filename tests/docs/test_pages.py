@@ -34,7 +34,8 @@ RUNNING = [
     page for page in PAGES if re.search(r"^```(console|python|toml)", page.read_text(), re.M)
 ]
 NEEDS = "# Needs "  # and a package that is not a dependency of ours: such a block is only compiled
-LANGUAGES = {"console", "python", "toml", "sh", "ini", "text", "{toctree}", "{demo}", "{picture}"}
+LANGUAGES = {"console", "python", "toml", "yaml", "sh", "ini", "text"}
+LANGUAGES |= {"{toctree}", "{demo}", "{picture}"}
 PASSWORD = "k7fq-2m9x-tw4r-h8zd"
 
 # Commands to run before a page.
@@ -123,6 +124,7 @@ ELSEWHERE = {
     "restante account add contoso": "asks Microsoft",
     "restante account add old pop3s://ann@pop.example.net --to '": "asks Google, or for a password",
     "certbot": "asks Let's Encrypt",
+    "promtool": "requires Prometheus; tests/interop/test_alert_rules.py runs it",
     "systemctl": "requires systemd",
     "journalctl": "requires systemd",
 }

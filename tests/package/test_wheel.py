@@ -49,6 +49,8 @@ def test_wheel_has_every_module_and_every_shared_file(wheel: Path) -> None:
         *(f"man/man1/{page}.1" for page in ["restante", *(f"restante-{verb}" for verb in VERBS)]),
         "man/man5/restante.toml.5",
         "restante/fail2ban/restante.conf",
+        "restante/grafana/restante.json",
+        "restante/prometheus/restante.rules.yml",
         *(f"restante/systemd/{path.name}" for path in ROOT.glob("contrib/systemd/*")),
     }
 
