@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import poplib
@@ -22,6 +23,7 @@ import pytest
 from restante import config, tls
 from restante.app import stores
 from restante.app.server import make_first_user, tls_context
+from restante.cli import serve
 from restante.clock import RELEASED
 
 from .conftest import Restante, program, started
@@ -429,3 +431,31 @@ def test_the_certificate_can_be_bound_to_where_a_mechanism_does(
     context = tls_context(replace(usual, auth=replace(usual.auth, mechanisms=mechanisms)))
     certificate = ssl.PEM_cert_to_DER_cert((tmp_path / "tls/certificate.pem").read_text())
     assert context.end_point == (sha256(certificate).digest() if can_bind else b"")
+
+
+def test_hangups_that_arrive_during_a_reload_cause_one_more() -> None:
+    """Many signals do not keep clients waiting: other work gets a turn after each reload."""
+    reloads = turns = 0
+
+    async def main() -> None:
+        nonlocal turns
+
+        def reload() -> None:
+            nonlocal reloads
+            reloads += 1
+            if reloads < 5:
+                for _ in range(20):
+                    os.kill(os.getpid(), signal.SIGHUP)
+
+        serve._listen_to_hangups(reload)
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(10):
+            while reloads < 5:
+                turns += 1
+                await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+    assert reloads == 5
+    assert turns >= 5

@@ -166,6 +166,8 @@ def _sockets(folder: Path) -> list[Path]:
 
 
 def _ask(path: Path, method: str, target: str, timeout: float) -> Reply:
+    if timeout > TIMEOUT:  # the answer takes long, so find out now whether the worker hangs
+        _ask(path, "GET", "/status?here=1", TIMEOUT).text()
     connected, patience = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), Patience(timeout)
     try:
         with patience.waiting() as seconds, socket_path(path) as short:

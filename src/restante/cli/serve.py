@@ -113,7 +113,7 @@ async def _serve(config: Configuration, options: argparse.Namespace) -> None:
             reloads.end(reload(lambda: server.adopt(load())))
             reloads.adopt(0, reloads.accepted)
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, handle_hangup)
+        _listen_to_hangups(handle_hangup)
         heartbeat = asyncio.create_task(_report_heartbeat(lambda: systemd.notify("WATCHDOG=1")))
         with _announcement(server, options):
             if options.ephemeral:
@@ -236,7 +236,7 @@ async def _work(
                 reloads.adopt(pipes.number, number)
 
         # The supervisor, not a worker, stops at SIGHUP when the terminal is closed.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, adopt)
+        _listen_to_hangups(adopt)
         if reloads.accepted != number:  # a reload during the start
             adopt()
         heartbeat = asyncio.create_task(_report_heartbeat(pipes.beat))
@@ -280,6 +280,28 @@ def _listen_to_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+def _listen_to_hangups(work: Callable[[], None]) -> None:
+    """Call ``work`` after SIGHUP, at most once in each turn of the event loop.
+
+    Signals that arrive while ``work`` reads files are handled together.  Otherwise many signals
+    would keep clients waiting.
+    """
+    loop, is_due = asyncio.get_running_loop(), False
+
+    def begin() -> None:
+        nonlocal is_due
+        is_due = False
+        work()
+
+    def handle() -> None:
+        nonlocal is_due
+        if not is_due:
+            is_due = True
+            loop.call_soon(begin)
+
+    loop.add_signal_handler(signal.SIGHUP, handle)
 
 
 def _stop_at_end_of_input(stop: asyncio.Event) -> None:
