@@ -32,7 +32,7 @@ import pytest
 
 from restante import config, tls
 from restante.app.asking import ask
-from restante.app.doctor import checks, clock, host, intake, round_trip, server
+from restante.app.doctor import checks, clock, dns, host, intake, round_trip, server
 from restante.app.doctor.findings import Check, Finding, Level, Subject, ok
 from restante.app.job import Job, open_ledger
 from restante.auth.users import Users
@@ -47,6 +47,7 @@ from ..cli.conftest import Restante
 from ..cli.conftest import ann as ann
 from ..cli.conftest import home as home
 from ..cli.conftest import restante as restante
+from ..client.test_discovery import answering as answering_dns
 from ..support import once
 
 OTHER = 12345  # a user ID without an account
@@ -627,6 +628,70 @@ def sign_in_has_expired(here: Installation) -> Iterator[Subject]:
         yield subject
 
 
+RECORDS = {
+    "mail.example.org. A": ["192.0.2.1"],
+    "mail.example.org. AAAA": ["2001:db8::1"],
+    "_pop3s._tcp.example.org.": ["0 1 995 mail.example.org."],
+    "example.org. MX": ["10 mail.example.org."],
+}
+
+
+@contextmanager
+def in_dns(here: Installation, records: dict[str, list[str]], code: str = "") -> Iterator[Subject]:
+    """Let the server be mail.example.org, which receives mail for example.org over SMTP."""
+    certificate = issued(["mail.example.org"], timedelta(-1), timedelta(90))
+    with serving(here, *certificate), answering_dns(records, code or "NOERROR") as resolver:
+        loaded = here.load()
+        smtp = config.SMTP(listen=("127.0.0.1:25",), domains=("example.org",))
+        named = replace(
+            loaded,
+            server=replace(loaded.server, hostname="mail.example.org"),
+            intake=replace(loaded.intake, smtp=smtp),
+        )
+        subject = here.subject(config=named, resolver=resolver)
+        assert subject.status is not None
+        subject.status["listen"].append({"proto": "smtp", "listen": "127.0.0.1:25"})
+        yield subject
+
+
+def add_dns_fault(
+    name: str, text: str, level: Level, records: dict[str, list[str]], code: str = ""
+) -> None:
+    def break_(here: Installation) -> Iterator[Subject]:
+        with in_dns(here, {k: v for k, v in {**RECORDS, **records}.items() if v}, code) as subject:
+            yield subject
+
+    FAULTS[name] = "dns", level, text, contextmanager(break_)
+
+
+_WRONG_RECORDS: tuple[tuple[str, str, dict[str, list[str]]], ...] = (
+    ("no_srv_record", "_pop3s._tcp.example.org does not exist", {"_pop3s._tcp.example.org.": []}),
+    ("service_not_offered", "has no POP3 server", {"_pop3s._tcp.example.org.": ["0 0 0 ."]}),
+    (
+        "srv_record_of_another_host",
+        "names old.example.org:995, not mail.example.org:995",
+        {"_pop3s._tcp.example.org.": ["0 1 995 old.example.org."]},
+    ),
+    (
+        "srv_record_with_another_port",
+        "names mail.example.org:110",
+        {"_pop3s._tcp.example.org.": ["0 1 110 mail.example.org."]},
+    ),
+    ("no_mx_record", "has no MX record", {"example.org. MX": []}),
+    ("mx_of_another_host", "goes to mx.example.net", {"example.org. MX": ["10 mx.example.net."]}),
+)
+for name, text, records in _WRONG_RECORDS:
+    add_dns_fault(name, text, Level.WARNING, records)
+add_dns_fault(
+    "no_address",
+    "mail.example.org has no address",
+    Level.ERROR,
+    {"mail.example.org. A": [], "mail.example.org. AAAA": []},
+)
+for code in ("REFUSED", "SERVFAIL"):
+    add_dns_fault(f"dns_{code}", "refuse the query or fail", Level.WARNING, {}, code)
+
+
 @contextmanager
 def without(path: Path) -> Iterator[None]:
     aside = path.with_name("aside")
@@ -919,6 +984,24 @@ def test_round_trip_that_cannot_be_made(
         users.permit("ann", UserAccount("ann", "ann"))
     assert finding.level is level
     assert text in finding.text
+
+
+# -- DNS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "level", "text"),
+    [("", Level.OK, ""), ("SILENT", Level.NOT_CHECKED, "the DNS server does not answer")],
+)
+def test_answers_of_dns(code: str, level: Level, text: str, installation: Installation) -> None:
+    """Missing records and refusals are among the faults above, with other words."""
+    with in_dns(installation, RECORDS, code) as subject:
+        subject.timeout = 0.3 if code else subject.timeout
+        found = list(dns.dns(subject))
+    assert len(found) == 3, "the server's name, SRV and MX"
+    assert {each.level for each in found} == {level}
+    assert all(text in each.text for each in found)
 
 
 # -- Packages

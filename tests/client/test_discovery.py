@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dns.message
+import dns.rdatatype
 import dns.resolver
 import dns.rrset
 import pytest
@@ -38,7 +39,10 @@ from .certificates import make, srv_name
 
 @contextmanager
 def answering(records: dict[str, list[str]], code: str = "NOERROR") -> Iterator[Any]:
-    """Yield a resolver that uses a small server on loopback with these records."""
+    """Yield a resolver that uses a small server on loopback with these records.
+
+    Names are those of SRV records, or names with a space and another type.
+    """
     listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     listening.bind(("127.0.0.1", 0))
 
@@ -50,8 +54,9 @@ def answering(records: dict[str, list[str]], code: str = "NOERROR") -> Iterator[
             query = dns.message.from_wire(octets)
             response = dns.message.make_response(query)
             name = query.question[0].name.to_text()
-            if found := records.get(name):
-                response.answer.append(dns.rrset.from_text(name, 60, "IN", "SRV", *found))
+            kind = dns.rdatatype.to_text(query.question[0].rdtype)
+            if found := records.get(name if kind == "SRV" else f"{name} {kind}"):
+                response.answer.append(dns.rrset.from_text(name, 60, "IN", kind, *found))
             response.set_rcode(
                 dns.rcode.from_text(code if found or code != "NOERROR" else "NXDOMAIN")
             )

@@ -70,7 +70,7 @@ def discover_blocking(
     return [
         Service(target.host, target.port, tls, domain, user)
         for label, tls in _LABELS
-        for target in order_by_priority(_targets(f"{label}.{domain}.", timeout, resolver))
+        for target in order_by_priority(targets(f"{label}.{domain}.", timeout, resolver))
     ]
 
 
@@ -110,7 +110,25 @@ def mail_exchangers(
     return [host.to_text(True).lower() for _, host in exchangers]
 
 
-def _targets(name: str, timeout: float, resolver: Resolver | None) -> list[Target]:
+def addresses_of(
+    host: str, *, timeout: float = 10.0, resolver: Resolver | None = None
+) -> list[str]:
+    """Return the IP addresses of a host (A and AAAA records); blocking.
+
+    Raises:
+        DeadlineExceeded, ConnectionLost, ConfigurationError: see ``discover_blocking``.
+    """
+    return [
+        each.to_text() for kind in ("A", "AAAA") for each in _query(host, kind, timeout, resolver)
+    ]
+
+
+def targets(name: str, timeout: float = 10.0, resolver: Resolver | None = None) -> list[Target]:
+    """Return the SRV records with this name; blocking.
+
+    Raises:
+        DeadlineExceeded, ConnectionLost, ConfigurationError: see ``discover_blocking``.
+    """
     return [
         Target(each.priority, each.weight, each.port, each.target.to_text(True).lower())
         for each in _query(name, "SRV", timeout, resolver)

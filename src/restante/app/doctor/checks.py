@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ... import sysexits
 from ..failures import describe, exit_code, most_serious
-from . import accounts, backends, clock, files, host, intake, round_trip, server
+from . import accounts, backends, clock, dns, files, host, intake, round_trip, server
 from .findings import Check, Finding, Level, Subject, error, not_checked
 
 # In the order of the output: first what everything else depends on.
@@ -24,6 +24,7 @@ CHECKS = (
     Check("users", files.users),
     Check("back-ends", backends.back_ends),
     Check("lmtp", intake.lmtp),
+    Check("dns", dns.dns),
     Check("accounts", accounts.accounts),
     Check("units", host.units),
     Check("fail2ban", host.fail2ban),

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...client.discovery import Resolver
 from ...config import SYSTEM, Configuration
 from ...errors import RestanteError
 from ..asking import ask
@@ -89,6 +90,8 @@ class Subject:
     """The user who gets a message in a round trip; empty for no round trip."""
     ntp: str = ""
     """The NTP server to compare the clock with; empty for none."""
+    resolver: Resolver | None = None
+    """Answers DNS queries instead of the system's resolver."""
     mta: str = "postfix"
     """The operating system's user that the mail server runs as."""
     service_state: Path = SYSTEM[1]

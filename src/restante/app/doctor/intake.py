@@ -182,7 +182,12 @@ def _recipient(subject: Subject) -> str:
     except RestanteError:
         return ""
     name = subject.round_trip or next(iter(names), "")
-    return name if "@" in name or not name else f"{name}@{subject.config.server.hostname}"
+    return address_of(name) if name else ""
+
+
+def address_of(name: str) -> str:
+    """Return a user's address; localhost is always a local domain (``backends.domains``)."""
+    return name if "@" in name else f"{name}@localhost"
 
 
 def _ask(recipient: str) -> Procedure[tuple[int, str]]:

@@ -36,7 +36,7 @@ from ...tls import first_certificate
 from .. import stores
 from ..failures import describe, exit_code
 from .findings import Finding, Subject, error, not_checked, ok, warning
-from .intake import reply
+from .intake import address_of, reply
 from .probing import Probe, connected
 from .server import addresses, certificate_path, listed
 
@@ -142,9 +142,8 @@ class RoundTrip:
         if not listeners:
             asyncio.run(self._store.deliver(self._maildrop, _once(self._message())))
             return
-        recipient = self._name if "@" in self._name else f"{self._name}@{self._hostname}"
         with Probe(listeners[0], self._subject.timeout) as probe:
-            probe.perform(_send(recipient, self._message()))
+            probe.perform(_send(address_of(self._name), self._message()))
 
     def add_password(self) -> str:
         """Revoke app passwords that a killed round trip has left, and add a new one."""
