@@ -216,7 +216,7 @@ def test_a_long_traceback_is_left_out() -> None:
 def control(folder: Path) -> Control:
     unused: Any = None
     live = Live(0, Site(1, Reloads(1)), folder, *[unused] * 4)
-    return Control(live, Monitor(live))
+    return Control(live, Monitor(live, dict))
 
 
 def test_stopped_reader_is_cheap_and_gets_the_number_of_skipped_events(

@@ -23,8 +23,14 @@ def dns_name(text: str) -> x509.GeneralName:
     return x509.DNSName._init_without_validation(text)
 
 
-def make(folder: Path, names: Sequence[x509.GeneralName], common: str = "x") -> tuple[Path, Path]:
-    """Make a self-signed certificate for an hour."""
+def make(
+    folder: Path,
+    names: Sequence[x509.GeneralName],
+    common: str = "x",
+    *,
+    ends_in: timedelta = timedelta(hours=1),
+) -> tuple[Path, Path]:
+    """Make a self-signed certificate, which may have expired."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common)])
     now = datetime.now(UTC)
@@ -34,8 +40,8 @@ def make(folder: Path, names: Sequence[x509.GeneralName], common: str = "x") -> 
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
+        .not_valid_before(now - timedelta(days=30))
+        .not_valid_after(now + ends_in)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     )
     if names:

@@ -82,13 +82,14 @@ class Control:
 
     async def _status(self, request: Request, peer: Peer) -> Answer:
         if "here" in request.query:
-            return _json(self._own_status())
-        answers = await self._ask_siblings("GET", "/status?here=1", {*self._own_status()})
+            return _json(await self._own_status())
+        own = await self._own_status()
+        answers = await self._ask_siblings("GET", "/status?here=1", {*own})
         others = [{**(answer or {"missing": True}), "worker": number} for number, answer in answers]
-        workers = sorted([self._own_status(), *others], key=itemgetter("worker"))
+        workers = sorted([own, *others], key=itemgetter("worker"))
         return _json({"schema": "restante/status/1", **self._summary(workers)})
 
-    def _own_status(self) -> dict[str, Any]:
+    async def _own_status(self) -> dict[str, Any]:
         live = self._live
         connections = Counter(each.protocol for each in live.connections())
         return {
@@ -99,6 +100,7 @@ class Control:
             "logged_in": sum(bool(each.user) for each in live.connections()),
             "reload": live.site.reloads.adopted(live.number),
             "stopping": live.is_stopping,
+            "faults": await self._monitor.readiness.reasons(),
             "followers": log.follower_count(),
         }
 
@@ -133,11 +135,8 @@ class Control:
         """Return the reasons why the server is not ready."""
         missing = [each["worker"] for each in workers if "missing" in each]
         faults = [f"worker {number} does not answer" for number in missing]
-        if any(each.get("stopping") for each in workers):
-            faults.append("the server is stopping")
-        if (end := self._live.certificate_end()) <= time.time():
-            faults.append(f"the certificate expired on {format_time(end)}")
-        return faults
+        reasons = [reason for each in workers for reason in each.get("faults", ())]
+        return [*faults, *dict.fromkeys(reasons)]
 
     def _warnings(self) -> list[str]:
         """Return conditions that need the operator's attention, although the server is ready."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..passdb import Accounts
 from ..series import cell, cells_by_label
-from ..server.admission import Slot
+from ..server.admission import Admission, Slot
+from ..server.listener import Listener
 from ..server.proxy import Origin
 from . import exposition
 from .live import Live
+from .readiness import Readiness
+from .sockets import BoundSocket
 
 if TYPE_CHECKING:
     from ..server.http_connection import Answer
@@ -22,7 +28,8 @@ _PUBLISH_EVERY = 1.0  # seconds after which other workers see new values
 _LAG_ROUNDS = 10  # rounds, of a second each, over which the longest delay of the loop is shown
 # Maximum number of connections of a worker.  Prometheus needs one, and each health check one.  A
 # new connection replaces the oldest one.
-MAX_CONNECTIONS = 32
+_MAX_CONNECTIONS = 32
+_GRACE = 1.0  # seconds for which responses may continue when the worker stops
 _CONNECTIONS, _SESSIONS = cells_by_label("connections"), cells_by_label("sessions")
 _WORKERS, _LAG = cell("workers"), cell("loop_lag_seconds")
 
@@ -30,8 +37,10 @@ _WORKERS, _LAG = cell("workers"), cell("loop_lag_seconds")
 class Monitor:
     """Publishes the metrics of one worker, and answers requests about the server."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, back_ends: Callable[[], Mapping[str, Accounts]]) -> None:
+        """``back_ends``: see ``Readiness``."""
         self._live = live
+        self.readiness = Readiness(live, back_ends)
         self._counters = live.site.counters
         self._lags: deque[float] = deque(maxlen=_LAG_ROUNDS)
 
@@ -79,18 +88,24 @@ class Monitor:
 
     async def answer(self, path: str) -> Answer:
         """Return the response to a GET request."""
-        from ..server.http_connection import TEXT, Answer, refusal
+        from ..server.http_connection import JSON, TEXT, Answer, refusal
 
         match path:
             case "/metrics":
                 return Answer(200, exposition.MEDIA_TYPE, self.metrics())
             case "/healthz":
                 return Answer(200, TEXT, b"ok\n")
+            case "/readyz":
+                reasons = await self.readiness.reasons()
+                document = {"ready": not reasons, "reasons": reasons}
+                content = json.dumps(document).encode() + b"\n"
+                return Answer(503 if reasons else 200, JSON, content)
             case _:
                 return refusal(404)
 
-    def builder(self) -> Callable[[str, Slot, Origin], asyncio.BaseProtocol]:
-        """Return a factory for the connections to ``metrics.listen``."""
+    @asynccontextmanager
+    async def serving(self, sockets: Sequence[BoundSocket]) -> AsyncIterator[None]:
+        """Answer requests on these sockets until the context ends."""
         services: list[MonitoringService] = []
 
         def build(address: str, slot: Slot, origin: Origin) -> asyncio.BaseProtocol:
@@ -102,4 +117,12 @@ class Monitor:
                 services.append(MonitoringService(answer=self.answer, allow_from=allow_from))
             return services[0].connection(address, slot, origin)
 
-        return build
+        admission = Admission(_MAX_CONNECTIONS, _MAX_CONNECTIONS)
+        listeners = [Listener(each.socket, build, admission, name=each.scheme) for each in sockets]
+        try:
+            yield
+        finally:
+            for listener in listeners:
+                listener.close()
+            for service in services:
+                await service.drain(_GRACE)

@@ -49,10 +49,10 @@ from ..store.paths import Template
 from . import backends, control_socket, gateway, local, stores, systemd, throttling
 from .incidents import Incidents
 from .live import Live, Site
-from .monitoring import MAX_CONNECTIONS, Monitor
+from .monitoring import Monitor
 from .reloads import Reloads
 from .server_alerts import ServerAlerts
-from .sockets import BoundSocket, addresses_of, listeners_as_json, listening
+from .sockets import MONITORING, BoundSocket, addresses_of, listeners_as_json, listening
 from .upkeep import Upkeep, format_time
 
 _new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
@@ -235,6 +235,8 @@ async def running(
         parts = _ServerParts(Running(config, certificate), users, store, shared, exit_stack)
         # Closed last, so that the operator can watch the server drain.
         await exit_stack.enter_async_context(control_socket.serving(parts.live, parts.monitor))
+        monitored = [each for each in shared.sockets if each.scheme == MONITORING]
+        await exit_stack.enter_async_context(parts.monitor.serving(monitored))
         parts.start()
         exit_stack.callback(parts.live.stop)
         yield parts.running
@@ -296,7 +298,7 @@ class _ServerParts:
             needs_restart=self._needs_restart,
             listeners=partial(listeners_as_json, shared.sockets),
         )
-        self.monitor = Monitor(self.live)
+        self.monitor = Monitor(self.live, lambda: self._passdb.backends)
 
     def start(self) -> None:
         """Start all parts.  No connection is served before this method returns."""
@@ -374,19 +376,19 @@ class _ServerParts:
             "pop3": service.connection,
             "lmtp": self._intake.lmtp(),
             "smtp": self._intake.smtp(config.intake.smtp.domains),
-            "metrics": self.monitor.builder(),
         }
-        admissions = {"metrics": Admission(MAX_CONNECTIONS, MAX_CONNECTIONS)}
         for bound in self._shared.sockets:
+            if bound.scheme == MONITORING:
+                continue
             is_pop3 = bound.scheme in _POP3_SCHEMES
             listener = Listener(
                 bound.socket,
                 builders[bound.scheme],
-                admissions.get(bound.scheme, self._admission),
+                self._admission,
                 name=bound.scheme,
                 tls=context if bound.scheme == "pop3s" else None,
                 handshake=service.timeouts.handshake,
-                busy=_BUSY if is_pop3 else _INTAKE_BUSY if bound.scheme != "metrics" else b"",
+                busy=_BUSY if is_pop3 else _INTAKE_BUSY,
                 proxy_from=config.server.proxy_from if is_pop3 else (),
                 tls_at_proxy=bound.tls_at_proxy,
                 counts=self._shared.site.counters.values,

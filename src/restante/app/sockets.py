@@ -19,6 +19,8 @@ from ..server.binding import bind
 from . import systemd
 
 _log = logging.getLogger("restante.serve")
+MONITORING = "metrics"
+"""The scheme of sockets for metrics and health checks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def configured_listeners(
     for setting, scheme, texts in (
         ("intake.lmtp.listen", "lmtp", intake.lmtp.listen),
         ("intake.smtp.listen", "smtp", intake.smtp.listen),
-        ("metrics.listen", "metrics", config.metrics.listen),
+        ("metrics.listen", MONITORING, config.metrics.listen),
     ):
         listeners += [(Address.parse(text), scheme, setting) for text in texts]
     return listeners

@@ -171,6 +171,11 @@ class Chain:
                     return name, account
         return "", None
 
+    @property
+    def backends(self) -> Mapping[str, Backend]:
+        """The back ends by name, without queues."""
+        return self._backends
+
     def close(self) -> None:
         for backend in self._backends.values():
             backend.close()

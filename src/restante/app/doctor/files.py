@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import sqlite3
 import stat
 import time
@@ -21,6 +20,7 @@ from ...store.paths import Template
 from ...words import counted, size
 from .. import stores
 from ..control_paths import folder_of
+from ..disk import write_test
 from ..job import all_jobs
 from ..warnings import configuration_warnings, world_accessible_files
 from .findings import Finding, Subject, error, not_checked, ok, warning
@@ -217,26 +217,11 @@ def _directory(base: Path, subject: Subject) -> Iterator[Finding]:
 
 def _write(base: Path) -> Iterator[Finding]:
     """Write, sync, rename and remove a file, as a delivery does."""
-    path = base / f".doctor-{secrets.token_hex(8)}"
-    renamed = path.with_suffix(".renamed")
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(b"written by restante doctor\n" * 100)
-            file.flush()
-            os.fsync(file.fileno())
-        path.rename(renamed)
-        directory = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        write_test(base, ".restante-doctor")
     except OSError as failure:
         text = f"a file cannot be written and synced in {base}: {failure.strerror}"
         yield error(sysexits.EX_IOERR, text, f"df -h {base}")
-    finally:
-        for each in (path, renamed):
-            with suppress(OSError):
-                each.unlink()
 
 
 def _space(base: Path, largest: int) -> Iterator[Finding]:
