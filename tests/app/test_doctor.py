@@ -32,8 +32,9 @@ import pytest
 
 from restante import config, tls
 from restante.app.asking import ask
-from restante.app.doctor import checks, clock, dns, host, intake, round_trip, server
+from restante.app.doctor import checks, clock, dns, files, host, intake, round_trip, server
 from restante.app.doctor.findings import Check, Finding, Level, Subject, ok
+from restante.app.doctor.repairs import CannotRepair, Repair
 from restante.app.job import Job, open_ledger
 from restante.auth.users import Users
 from restante.collect.health import Health
@@ -818,6 +819,138 @@ def test_healthy_installation_has_no_findings(installation: Installation) -> Non
         "fail2ban",
         "processes",
     }
+
+
+# -- Repairs
+
+FIXABLE = {
+    *("others_can_write_the_configuration", "others_can_read_the_users"),
+    *("socket_of_a_worker_that_no_longer_exists", "others_can_write_the_mail_directory"),
+    *("mail_directory_is_missing", "server_does_not_start_at_boot"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_only_safe_repairs_are_offered_and_they_work(
+    name: str, installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = installation.system / "etc/systemd/system/multi-user.target.wants"
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\ntouch "{links}/$4"\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with FAULTS[name][3](installation) as subject:
+        repairs = [each.repair for each in checks.examine(subject) if each.repair]
+        assert bool(repairs) == (name in FIXABLE)
+        for repair in repairs:
+            repair.make()
+        if repairs:
+            assert problems(list(checks.examine(installation.subject()))) == []
+            undo_for_the_fault(name, installation)
+
+
+def undo_for_the_fault(name: str, here: Installation) -> None:
+    """Prepare the installation for the fault's own repair."""
+    match name:
+        case "socket_of_a_worker_that_no_longer_exists":
+            (here.place / "control/9.sock").touch()
+        case "mail_directory_is_missing":
+            (here.place / "mail").rmdir()
+
+
+@needs_root
+@pytest.mark.slow
+def test_files_of_another_user_get_the_right_owner(installation: Installation) -> None:
+    path = installation.place / "guesses"
+    path.touch(0o600)
+    os.chown(path, OTHER, OTHER)
+    [finding] = files.files(installation.subject())
+    assert finding.repair is not None
+    assert f"{path} does not belong to root" in finding.text
+    finding.repair.make()
+    assert path.stat().st_uid == 0
+    path.unlink()
+
+
+def trap(place: Path, kind: str) -> Path:
+    """Return the path of a file that must not be changed through it."""
+    victim = place / "victim"
+    victim.mkdir()
+    (victim / "file").touch(0o644)
+    path = place / "state" / "file"
+    path.parent.mkdir()
+    match kind:
+        case "link":
+            path.symlink_to(victim / "file")
+        case "link in the path":
+            path.parent.rmdir()
+            path.parent.symlink_to(victim)
+        case "second name":
+            path.hardlink_to(victim / "file")
+        case "fifo":
+            os.mkfifo(path)
+        case "missing":
+            pass
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(path))
+    return path
+
+
+@pytest.mark.parametrize("action", ["chmod", "chown"])
+@pytest.mark.parametrize(
+    "kind", ["link", "link in the path", "second name", "fifo", "missing", "socket"]
+)
+def test_rights_are_changed_only_of_the_very_file(kind: str, action: str, tmp_path: Path) -> None:
+    path = trap(tmp_path, kind)
+    with pytest.raises(CannotRepair, match="file"):
+        Repair(action, str(path), 0o600, OTHER).make()
+    found = (tmp_path / "victim/file").stat()
+    assert (found.st_mode & 0o777, found.st_uid) == (0o644, os.geteuid())
+
+
+@pytest.mark.parametrize("kind", ["link", "link in the path", "second name", "fifo", "missing"])
+def test_only_dead_sockets_are_removed(kind: str, tmp_path: Path) -> None:
+    path = trap(tmp_path, kind)
+    with pytest.raises(CannotRepair):
+        Repair("rm", str(path)).make()
+    assert (tmp_path / "victim/file").exists()
+    assert os.path.lexists(path) == (kind != "missing")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "used"))
+        listening.listen()
+        with pytest.raises(CannotRepair, match="in use"):
+            Repair("rm", str(tmp_path / "used")).make()
+    Repair("rm", str(tmp_path / "used")).make()
+    assert not (tmp_path / "used").exists()
+
+
+def test_file_without_any_permission_can_be_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch(0)
+    Repair("chmod", str(path), 0o600).make()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_fix_reports_each_change_and_examines_again(restante: Restante, home: Path) -> None:
+    source = home / "restante.toml"
+    source.touch()
+    source.chmod(0o664)
+    state = home / "state/restante"
+    before = restante("-c", source, "doctor")
+    assert source.stat().st_mode & 0o777 == 0o664, "nothing is changed without --fix"
+    assert not state.exists()
+    assert "restante doctor --fix can fix some of them." in before.out
+    done = restante("-c", source, "doctor", "--fix")
+    assert done.err.splitlines() == [
+        f"restante doctor: fixed: chmod 644 {source}",
+        f"restante doctor: fixed: mkdir -m 700 {state}",
+        f"restante doctor: fixed: mkdir -m 700 {state}/mail",
+    ]
+    assert done.out.count("can write to") == 1, "only in the first examination"
+    assert source.stat().st_mode & 0o777 == 0o644
+    again = restante("-c", source, "doctor", "--fix", "--json")
+    assert (again.json["fixed"], again.json["not_fixed"], again.err) == ([], [], "")
 
 
 # -- The round trip

@@ -17,6 +17,7 @@ from ..app import privileges
 from ..app.doctor import separation
 from ..app.doctor.checks import CHECKS, examine, outcome
 from ..app.doctor.findings import Finding, Level, Subject, error, not_checked
+from ..app.doctor.repairs import CannotRepair, Repair
 from ..errors import ConfigurationError
 from ..escaping import printable
 from ..words import counted
@@ -35,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a command that fixes it. Nothing is changed without --fix. Run this command as root or as "
         "the server's user. The exit code is 0 if there is no fault, and 1 if there are only "
         "warnings."
+    )
+    parser.add_argument(
+        "--fix",
+        action="store_true",
+        help="repair permissions and owners of the server's files, missing directories, stale "
+        "sockets and disabled units; print each change, and examine again",
     )
     parser.add_argument(
         "--ntp", metavar="HOST", default="", help="compare the clock with this NTP server"
@@ -57,17 +64,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings, and return 0, 1 for warnings, or the most serious error's exit code."""
-    findings = []
     with _signals_as_interrupts():
-        for finding in _findings(options):
-            findings.append(finding)
+        findings = _examined(options)
+        repaired, refused = _repair(findings) if options.fix else ([], [])
+        if repaired:
             if not options.json:
-                _print(finding)
+                print()
+            findings = _examined(options)
     if options.json:
-        common.print_json("doctor", findings=[each.as_json() for each in findings])
-    else:
-        print(f"\n{_summary(findings)}")
+        rows = [each.as_json() for each in findings]
+        commands = [each.command for each in repaired]
+        common.print_json("doctor", findings=rows, fixed=commands, not_fixed=refused)
+        return outcome(findings)
+    print(f"\n{_summary(findings)}")
+    if not options.fix and any(each.repair for each in findings):
+        print("restante doctor --fix can fix some of them.")
     return outcome(findings)
+
+
+def _examined(options: argparse.Namespace) -> list[Finding]:
+    """Run all checks, and print each finding unless JSON is printed at the end."""
+    findings = []
+    for finding in _findings(options):
+        findings.append(finding)
+        if not options.json:
+            _print(finding)
+    return findings
+
+
+def _repair(findings: Sequence[Finding]) -> tuple[list[Repair], list[str]]:
+    """Make the changes of ``--fix``, report each, and return them and why others were not made."""
+    repaired, refused = [], []
+    for repair in dict.fromkeys(each.repair for each in findings if each.repair):
+        try:
+            repair.make()
+        except CannotRepair as failure:
+            refused.append(f"{repair.command}: {failure}")
+            common.say(f"restante doctor: not fixed: {printable(refused[-1])}")
+        else:
+            repaired.append(repair)
+            common.say(f"restante doctor: fixed: {printable(repair.command)}")
+    return repaired, refused
 
 
 @contextmanager

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "doctor": (
         "restante doctor",
+        "restante doctor --fix",
         "restante doctor --round-trip ann",
         "restante doctor --json",
         "restante doctor --ntp ntp.example.org",

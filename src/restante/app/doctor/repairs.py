@@ -7,6 +7,7 @@ alone: it could be another user's file.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
@@ -18,6 +19,7 @@ from ...errors import RestanteError
 from ...posix import flags
 from ...server.binding import is_dead_socket
 
+_LINK = "a symbolic link or a file is in the place of a directory"
 _TIMEOUT = 30.0  # seconds for systemctl
 
 
@@ -65,7 +67,8 @@ class Repair:
             else:
                 self._change_file()
         except OSError as error:
-            raise CannotRepair(f"{self.target}: {error.strerror}") from error
+            reason = _LINK if error.errno in (errno.ELOOP, errno.ENOTDIR) else error.strerror
+            raise CannotRepair(f"{self.target}: {reason}") from error
 
     def _change_file(self) -> None:
         path = Path(self.target)
@@ -86,22 +89,25 @@ class Repair:
             os.close(parent)
 
     def _change_rights(self, path: Path, parent: int) -> None:
-        how = os.O_RDONLY | flags("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC")
+        # With O_PATH, files can be opened that must not be read, and the link in /proc leads to the
+        # opened file even if another process replaces its name.
+        how = getattr(os, "O_PATH", os.O_RDONLY) | flags("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC")
         descriptor = os.open(path.name, how, dir_fd=parent)
         try:
             found = os.fstat(descriptor)
+            file = f"/proc/self/fd/{descriptor}" if hasattr(os, "O_PATH") else descriptor
             is_directory = stat.S_ISDIR(found.st_mode)
             if not is_directory and (not stat.S_ISREG(found.st_mode) or found.st_nlink != 1):
                 raise CannotRepair(f"{path} is not a regular file with only one name")
             if self.action == "chmod":
-                os.fchmod(descriptor, self.mode)
+                os.chmod(file, self.mode)
             else:
-                os.fchown(descriptor, self.owner, -1)
+                os.chown(file, self.owner, -1)
         finally:
             os.close(descriptor)
 
     def _enable(self) -> None:
-        command = ["systemctl", "enable", "--", self.target]
+        command = ["systemctl", "--no-ask-password", "enable", "--", self.target]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)
         except subprocess.TimeoutExpired:

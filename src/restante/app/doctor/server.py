@@ -36,7 +36,9 @@ def server(subject: Subject) -> Iterator[Finding]:
     if isinstance(failure, NotPermitted):
         yield not_checked(str(failure))
     elif isinstance(failure, NotRunning):
-        yield error(sysexits.EX_UNAVAILABLE, "no server is running", "systemctl start restante")
+        is_service = subject.config.state == subject.service_state
+        command = "systemctl start restante" if is_service else "restante serve"
+        yield error(sysexits.EX_UNAVAILABLE, "no server is running", command)
     elif failure is not None:
         yield error(sysexits.EX_TEMPFAIL, describe(failure), "systemctl status restante")
     elif status is not None:
