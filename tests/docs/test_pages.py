@@ -104,6 +104,7 @@ PLACES = (
 ELSEWHERE = {
     "./dev": "prepares .venv, in which these tests run already",
     "restante serve": "has run since the page began",
+    "restante restore /var/backups/restante/": "refuses while the server runs",
     "restante sessions end 1f3a5c7e90": "ends a session of another server",
     "restante log -f": "ends only with the server; tests/app/test_control.py runs it",
     ". .venv": "is where these tests run already",

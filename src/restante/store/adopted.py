@@ -23,6 +23,7 @@ from .names import Adopted, Identity, pack, unpack
 ADOPTED = "restante.ids"
 
 _MAGIC = b"restante ids 1\n"
+_NEWER = re.compile(rb"restante ids ([2-9]|[1-9][0-9]+)\n")
 _DIGEST = 32  # octets
 UNIQUE_ID = re.compile("[!-~]{1,70}")  # RFC 1939 §7
 
@@ -57,6 +58,8 @@ def _content(maildrop: int) -> bytes:
         octets = files.read(ADOPTED, maildrop)
     except FileNotFoundError:
         return b""
+    if _NEWER.match(octets):
+        raise Damaged("the unique-ids of this maildrop were written by a newer restante")
     head, content = octets[: len(_MAGIC) + _DIGEST], octets[len(_MAGIC) + _DIGEST :]
     if head != _MAGIC + hashlib.sha256(content).digest():
         _log.error("adopted unique-ids damaged", extra={"fields": {"file": ADOPTED}})

@@ -65,11 +65,14 @@ class Tokenfile:
             octets = self._path.read_bytes()
         try:
             text = self._cipher.decrypt(octets[:_NONCE], octets[_NONCE:], self._account)
-            return Tokens(**json.loads(text))
-        except (InvalidTag, ValueError, TypeError) as error:
+        except (InvalidTag, ValueError) as error:
             raise ConfigurationError(
                 f"{self._path} cannot be decrypted with this key{self._hint}"
             ) from error
+        try:
+            return Tokens(**json.loads(text))
+        except (ValueError, TypeError) as error:  # with the right key, so no damage
+            raise ConfigurationError(f"{self._path} was written by a newer restante") from error
 
     def put(self, tokens: Tokens) -> None:
         """Store tokens; they are durable on return."""
