@@ -128,8 +128,9 @@ MEANINGS = {
     "requests a reload. `uid` is the number of the user who ran the command.",
     "control refused": "A process of another user connected to a control socket. `uid` is the "
     "number of this user. The connection was closed without an answer.",
-    "control unavailable": "A control socket could not be opened. The server runs without it, but "
-    "commands such as `restante status` do not work.",
+    "control available": "A control socket that was unavailable could be opened.",
+    "control unavailable": "A control socket could not be opened. The server runs without it and "
+    "tries again, but commands such as `restante status` do not work.",
     "connections limited": "The limit on open files (`ulimit -Hn`, `LimitNOFILE=`) is too low for "
     "the `wanted` connections of `limits.sessions`. It allows `most` connections in all workers.",
     "socket not configured": "systemd passed a socket that is not in the configuration.",

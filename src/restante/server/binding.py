@@ -13,19 +13,23 @@ from ..errors import CannotListen
 from .address import Address, socket_path
 
 AF_UNIX: int = getattr(socket, "AF_UNIX", -1)  # missing on Windows
+_MODE = 0o660  # of Unix sockets: the MTA's user is a member of the group
 _BACKLOG = 1024  # connections; the kernel caps it at net.core.somaxconn
 
 
-def bind(address: Address, setting: str = "the port") -> socket.socket:
+def bind(address: Address, setting: str = "the port", *, is_private: bool = False) -> socket.socket:
     """Return a socket that listens on an address.
 
-    ``setting`` is the setting to change if the address is in use; it is named in the error.
+    Args:
+        setting: the setting to change if the address is in use; it is named in the error.
+        is_private: whether no other user can write to the directory of a Unix socket.  Then this
+            function may be called while other threads create files.
 
     Raises:
         CannotListen: the address is in use, does not belong to this machine, or is not permitted.
     """
     try:
-        return _bind_path(address.path) if address.path else _bind_port(address)
+        return _bind_path(address.path, is_private) if address.path else _bind_port(address)
     except (OSError, UnicodeError) as error:
         advice = _advice(error, address, setting)
         raise CannotListen(f"cannot listen on {address}: {advice}") from error
@@ -76,23 +80,32 @@ def _bind_port(address: Address) -> socket.socket:
     )
 
 
-def _bind_path(path: str) -> socket.socket:
+def _bind_path(path: str, is_private: bool) -> socket.socket:
     """Bind a Unix socket.  A socket file on which no process listens any more is replaced."""
     listening = socket.socket(AF_UNIX, socket.SOCK_STREAM)
     try:
         if is_dead_socket(path):
             Path(path).unlink()
-        previous_umask = os.umask(0o117)  # rw-rw----: the MTA's user is a member of the group
-        try:
-            with socket_path(path) as short:
-                listening.bind(short)
-        finally:
-            os.umask(previous_umask)
+        if is_private:
+            _bind_file(listening, path)
+            os.chmod(path, _MODE)  # before ``listen``; until then, no process can connect
+        else:
+            # Without ``chmod``, because another user could replace the file before.
+            previous_umask = os.umask(0o777 & ~_MODE)
+            try:
+                _bind_file(listening, path)
+            finally:
+                os.umask(previous_umask)
         listening.listen(_BACKLOG)
     except BaseException:
         listening.close()
         raise
     return listening
+
+
+def _bind_file(listening: socket.socket, path: str) -> None:
+    with socket_path(path) as short:
+        listening.bind(short)
 
 
 def is_dead_socket(path: str) -> bool:
