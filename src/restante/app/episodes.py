@@ -6,6 +6,7 @@ saved even if the disk is full.  If a crash damages it, alerts may be sent a sec
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -204,8 +205,8 @@ def write(path: Path, octets: bytes) -> None:
         raise OSError(f"{path}: too many alerts")
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.posix_fallocate(file, 0, _SIZE)  # a full disk is reported here, before anything changes
-        os.pwrite(file, octets.ljust(_SIZE), 0)
+        if os.pwrite(file, octets.ljust(_SIZE), 0) < _SIZE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(file)
     finally:
         os.close(file)

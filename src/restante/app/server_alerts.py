@@ -122,7 +122,6 @@ class ServerAlerts:
         if not (channels := _channels(config)):
             for kind in KINDS:
                 self._incidents.take(kind)  # not reported later, when a channel is configured
-            self._episodes = None
             return
         if self._episodes is None:
             self._episodes = await self._threads.run(lambda: episodes.read(self._path))
