@@ -23,6 +23,7 @@ from ...config import Configuration, Secret
 from ...config.schema import options
 from ...config.section import Section
 from ...errors import Damaged, TemporaryFailure, UnsafeArgument
+from ...posix import pwd
 from ...regular import read_regular
 from ...store import files, snapshot
 from ...store.paths import Template
@@ -119,6 +120,7 @@ class _Backup:
             "made_at": round(time.time()),
             "configuration": None if config.source is None else str(config.source),
             "state": str(config.state),
+            "owner": _owner(config.state),
             "users": config.auth.users,
             "store": config.store.path,
             "with_mail": with_mail and config.store.kind == "maildir",
@@ -240,6 +242,14 @@ class _Backup:
             self._report.messages += 1
             self._report.octets += entry.size
         self._report.destroyed += len(listed) - number
+
+
+def _owner(path: Path) -> str | None:
+    """Return the name of the user to whom a directory belongs, if it has a name."""
+    try:
+        return pwd.getpwuid(path.stat().st_uid).pw_name
+    except (FileNotFoundError, KeyError):
+        return None
 
 
 def _entry(name: str, status: os.stat_result) -> Entry:

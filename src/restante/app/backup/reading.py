@@ -147,10 +147,22 @@ class _Member(tarfile.TarInfo):
 
 
 class TarSource:
-    """A backup in a tar file."""
+    """A backup in a tar file.
+
+    The file is opened once, because the server's user may be unable to open a file of root.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.name, self._path = str(path), path
+        self.name = str(path)
+        self._file = -1
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    __del__ = close  # most commands do not close it
 
     def verify(self, progress: Progress) -> Manifest:
         seen, manifest = Manifest(), None
@@ -201,11 +213,11 @@ class TarSource:
                 yield entry, file
 
     def _members(self, progress: Progress) -> Iterator[tuple[Entry, IO[bytes]]]:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         with ExitStack() as stack:
-            raw = stack.enter_context(open(os.open(self._path, flags), "rb", PIECE))
+            raw = stack.enter_context(open(self._file, "rb", PIECE, closefd=False))
             if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
                 raise Damaged(f"{self.name} is not a regular file")
+            raw.seek(0)
             is_compressed = os.pread(raw.fileno(), 2, 0) == b"\x1f\x8b"
             file = _Counting(raw, progress)
             content = stack.enter_context(gzip.GzipFile(fileobj=file)) if is_compressed else file

@@ -25,11 +25,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ... import config as config_module
 from ...client.sinks import fsync_directory
-from ...config import SYSTEM, Configuration
+from ...config import Configuration
 from ...errors import (
     CannotCreate,
     ConfigurationError,
@@ -50,6 +50,9 @@ from ..interrupted import MARKER
 from .manifest import HEADER, Entry, Manifest, Progress, parse_header
 from .reading import Source, checked
 from .writing import Durable
+
+if TYPE_CHECKING:
+    from pwd import struct_passwd
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_SMALL = 16_777_216  # octets of the files that are kept in memory: configuration and marker
@@ -267,7 +270,7 @@ def restore(backup: Backup, plan: Plan, progress: Progress) -> None:
     Raises:
         OSError: a file could not be written.  Run the same restore again.
     """
-    account = _account(plan)
+    account = _account(backup, plan)
     state = plan.marker.parent
     parts = {entry.part for entry in backup.manifest} - {HEADER, "configuration"}
     for path in (state, *(plan.root(part) for part in sorted(parts))):
@@ -281,20 +284,25 @@ def restore(backup: Backup, plan: Plan, progress: Progress) -> None:
         remove()
 
 
-def _account(plan: Plan) -> Any:
-    """Return the account of the server's user, which root becomes; None for no change."""
+def _account(backup: Backup, plan: Plan) -> struct_passwd | None:
+    """Return the account of the server's user, which root becomes; None for no change.
+
+    Raises:
+        ConfigurationError: the files of another user would belong to root.
+    """
     if plan.config is None or not privileges.is_root():
         return None
     account = privileges.server_account(plan.config)
-    if account is None and plan.state == SYSTEM[1] and not plan.state.exists():
+    owner = backup.header.get("owner")
+    if account is None and isinstance(owner, str) and owner != "root":
         raise ConfigurationError(
-            "the user of the server does not exist here; install the package or create the user "
-            f"first, and a directory that belongs to it: {plan.state}"
+            f"the server's files belonged to {owner}, and nothing here belongs to this user. "
+            f"Create the user if necessary, and run: install -d -o {owner} -m 0700 {plan.state}"
         )
     return account
 
 
-def _make_directory(path: Path, account: Any) -> None:
+def _make_directory(path: Path, account: struct_passwd | None) -> None:
     missing = [each for each in (path, *path.parents) if not each.exists()]
     for each in reversed(missing):
         each.mkdir(mode=0o700 if each == path or account is None else 0o755)
@@ -304,7 +312,7 @@ def _make_directory(path: Path, account: Any) -> None:
 
 
 @contextmanager
-def _marker(path: Path, backup: Backup, account: Any) -> Iterator[Any]:
+def _marker(path: Path, backup: Backup, account: struct_passwd | None) -> Iterator[Any]:
     """Create and lock the marker; the yielded function removes it."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -341,7 +349,9 @@ def _configuration_files(backup: Backup, plan: Plan) -> Iterator[tuple[Path, tup
             yield plan.source, content
 
 
-def _write_configuration(path: Path, entry: Entry, octets: bytes, account: Any) -> None:
+def _write_configuration(
+    path: Path, entry: Entry, octets: bytes, account: struct_passwd | None
+) -> None:
     """Write one file; of root, it belongs to root and the group of the server's user."""
     if path.exists():
         return  # ``check`` has compared it

@@ -1,0 +1,59 @@
+"""Root backs up and restores; the files belong to the server's user again."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from pathlib import Path
+from shutil import rmtree
+
+import pytest
+
+from .test_privileges import MAIL, configure, own, run
+from .test_privileges import place as place
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can change its user"
+    ),
+]
+
+
+@pytest.fixture
+def backup(place: Path) -> Path:
+    """A backup of a server whose configuration only root can read."""
+    configure(place, own(place / "data", MAIL))
+    own(place / "state", MAIL)
+    (place / "restante.toml").chmod(0o600)
+    (place / "password").write_text("tan staaf\n")
+    run(place, "user", "add", "ann", "--password-file", str(place / "password"))
+    path = own(place / "backups", MAIL) / "a.tar"
+    run(place, "backup", str(path))
+    assert path.stat().st_uid == MAIL.pw_uid
+    rmtree(place / "data")
+    rmtree(place / "state")
+    (place / "restante.toml").unlink()
+    return path
+
+
+def test_restored_files_belong_to_the_servers_user(place: Path, backup: Path) -> None:
+    """Also if only root can read the backup."""
+    own(place / "state", MAIL)
+    os.chown(backup, 0, 0)
+    own(place / "backups", pwd.getpwuid(0))
+    run(place, "restore", str(backup), "--yes")
+    source = (place / "restante.toml").stat()
+    assert (source.st_uid, source.st_gid, stat.S_IMODE(source.st_mode)) == (0, MAIL.pw_gid, 0o600)
+    paths = [place / "data", *(place / "data").rglob("*"), *(place / "state").rglob("*")]
+    assert place / "data" / "users.sqlite3" in paths
+    assert {path.stat().st_uid for path in paths} == {MAIL.pw_uid}
+    assert "ann" in run(place, "user", "list")
+
+
+def test_files_of_another_user_do_not_become_roots(place: Path, backup: Path) -> None:
+    said = run(place, "restore", str(backup), "--yes", code=os.EX_CONFIG)
+    assert f"install -d -o mail -m 0700 {place}/state" in said
+    assert not (place / "restante.toml").exists()
+    assert not (place / "state").exists()
