@@ -22,10 +22,12 @@ class Machine:
     boot: int = 1
     running: float = 5000.0
 
-    def clock(self) -> Clock:
-        """Return the clock as a new process has it."""
+    def clock(self, *, in_sandbox: bool = False) -> Clock:
+        """Return the clock as a new process has it; a sandbox hides the identity of the boot."""
         return Clock(
-            self.path, wall=lambda: self.now, running=lambda: (f"boot {self.boot}", self.running)
+            self.path,
+            wall=lambda: self.now,
+            running=lambda: ("" if in_sandbox else f"boot {self.boot}", self.running),
         )
 
     def run(self, seconds: float, *, looks: float = 6 * 3600.0) -> Reading:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restante import clock as module
 from restante.clock import PLAUSIBLE, RELEASED, SETTLING_TIME, SLACK, UNKNOWN, Clock, is_credible
 
 from .machine import DAY, TODAY, Machine
@@ -136,6 +137,57 @@ def test_the_machine_runs_on_after_a_reboot_though_nothing_of_ours_does(machine:
     machine.now += 3 * DAY + 600
     reading = machine.clock().advance()
     assert reading.proven == reading.now
+
+
+@pytest.mark.parametrize("second_in_sandbox", [True, False])
+def test_processes_in_and_outside_a_sandbox_share_the_mark(
+    machine: Machine, second_in_sandbox: bool
+) -> None:
+    """A service with ``ProcSubset=pid``, and another one or the commands of an operator."""
+    machine.boot += 1
+    machine.running = 50 * DAY
+    clocks = machine.clock(in_sandbox=True), machine.clock(in_sandbox=second_in_sandbox)
+    machine.clock().advance()
+    for _ in range(100):
+        for clock in clocks:
+            reading = clock.advance()
+            assert reading.mark == reading.now
+            machine.now += 60
+            machine.running += 60
+    machine.now += 300 * DAY  # jumps
+    for _ in range(100):
+        for clock in clocks:
+            assert clock.advance().proven < TODAY + SLACK + DAY
+
+
+def test_state_file_restored_on_a_machine_with_a_longer_uptime(machine: Machine) -> None:
+    machine.boot += 1
+    machine.running = 300 * DAY
+    machine.now += 600
+    reading = machine.clock().advance()
+    assert reading.mark == reading.now
+
+
+def test_state_file_that_counted_from_the_start_of_a_process(machine: Machine) -> None:
+    """Earlier versions wrote it in a sandbox."""
+    assert machine.path is not None
+    state = {"mark": TODAY, "boot": "process 7", "running": 90.0, "claim": None, "waited": 0.0}
+    machine.path.write_text(json.dumps(state))
+    machine.running = 300 * DAY
+    for in_sandbox in (True, False):
+        machine.now += 60
+        machine.running += 60
+        reading = machine.clock(in_sandbox=in_sandbox).advance()
+        assert reading.mark == reading.now
+
+
+def test_uptime_does_not_depend_on_the_process(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BOOT_ID", "/does/not/exist")
+    boot, running = module._running()
+    assert boot == ""
+    assert running == pytest.approx(module.elapsed(), abs=60)
 
 
 def test_a_clock_that_is_put_half_right_is_believed_after_a_day(machine: Machine) -> None:
@@ -311,17 +363,23 @@ _steps = st.one_of(
 )
 
 
-@given(st.lists(_steps, max_size=12))
+@given(st.lists(_steps, max_size=12), st.booleans())
 def test_wrong_clock_is_not_trusted_until_it_has_run_for_a_day(
-    steps: list[tuple[str, float]],
+    steps: list[tuple[str, float]], swaps: bool
 ) -> None:
     """A proven time is past unless the clock was wrong for a day; each small step of the clock is
     tolerated."""
     machine = Machine(None)
-    clock = machine.clock()
+    in_sandbox = False
+    clock = Clock(
+        None,
+        wall=lambda: machine.now,
+        running=lambda: ("" if in_sandbox else f"boot {machine.boot}", machine.running),
+    )
     clock.advance()
     wrong_for = 0.0
     for what, amount in steps:
+        in_sandbox ^= swaps
         if what == "run":
             machine.now += amount
             machine.true += amount

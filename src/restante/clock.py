@@ -10,15 +10,14 @@ clock jumped or the machine was off, the mark is set to the clock only after a d
 
 Limits: a jump of less than an hour is accepted immediately.  A long time without power cannot be
 distinguished from a jump and is treated in the same way.  A lost mark is replaced with the time
-stamp of the newest file in the same directory.  On systems without Linux's ``boot_id``, the uptime
-of the process is used instead of the uptime of the machine.
+stamp of the newest file in the same directory.  Linux's ``boot_id`` identifies a boot; without it,
+as in a sandbox that hides /proc/sys, only an uptime that has become shorter shows a reboot.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,8 +38,10 @@ UNKNOWN = 99_999_000_000
 """The time stamp of events that occur while the clock is wrong.  It is in the future, so it is
 never credible."""
 
-_NEW_PROCESS = f"process {secrets.token_hex(8)}"
-_STARTED = time.monotonic()
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_PROCESS = "process "
+"""The beginning of the identity in files of earlier versions that could not read the boot's; their
+uptime is that of a process."""
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
 
 
@@ -82,7 +83,7 @@ class _State(NamedTuple):
     mark: float
     """The high-water mark, since the epoch."""
     boot: str
-    """Identifies the boot of the machine."""
+    """Identifies the boot of the machine; empty if the process could not read it."""
     running: float
     """Uptime since this boot."""
     claim: float | None = None
@@ -220,12 +221,16 @@ class Clock:
 def _advance(before: _State, now: float, boot: str, running: float) -> _State:
     """Return the state that follows the state ``before`` when the clock shows ``now``.
 
-    The mark is increased by the uptime since ``before``.  While the clock is not trusted, ``claim``
-    is the time of the clock.  The claim becomes the mark after ``SETTLING_TIME`` seconds of uptime.
-    If the clock is set to a time before the claim, or to the other side of the mark, a new claim
-    begins.
+    The mark is increased by the time that has certainly passed since ``before``.  While the clock
+    is not trusted, ``claim`` is the time of the clock.  The claim becomes the mark after
+    ``SETTLING_TIME`` seconds of uptime.  If the clock is set to a time before the claim, or to the
+    other side of the mark, a new claim begins.
     """
-    passed = max(0.0, running - before.running) if boot == before.boot else running
+    is_other_boot = bool(boot and before.boot and boot != before.boot)
+    is_other_boot |= running < before.running or before.boot.startswith(_PROCESS)
+    passed = running if is_other_boot else running - before.running
+    if is_other_boot:  # or another machine, as after a restore, so the uptime is only a limit
+        passed = min(passed, max(0.0, now - before.mark))
     mark = before.mark + passed
     if abs(now - mark) <= SLACK:
         return _State(max(now, RELEASED), boot, running)
@@ -244,8 +249,7 @@ def _wall() -> float:
 
 
 def _running() -> tuple[str, float]:
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip(), elapsed()
-    except OSError:
-        return _NEW_PROCESS, time.monotonic() - _STARTED
+    boot = ""
+    with suppress(OSError), open(_BOOT_ID) as file:
+        boot = file.read().strip()
+    return boot, elapsed()
