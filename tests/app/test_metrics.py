@@ -1,0 +1,300 @@
+"""The metrics of a server with two workers, as clients and a monitoring system see them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import smtplib
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPConnection
+
+import pytest
+
+from restante.series import METRICS, Kind
+from restante.store.maildir import MaildirStore
+
+from ..exposition import parsed
+from ..support import once
+from .test_control import Operator, http
+from .test_supervisor import WAIT, Site
+from .test_supervisor import site as site
+
+pytestmark = pytest.mark.slow  # each starts a server with its workers
+
+METRICS_ON = '\n[metrics]\nlisten = ["127.0.0.1:0"]\n'
+MESSAGE = b"Subject: hello\r\n\r\nhi\r\n"
+
+
+def scraped(site: Site) -> str:
+    """Return the metrics that one of the workers shows on the TCP port."""
+    host, _, port = site.told["metrics"].rpartition(":")
+    connection = HTTPConnection(host, int(port), timeout=WAIT)
+    try:
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        assert response.status == 200
+        return response.read().decode()
+    finally:
+        connection.close()
+
+
+def metrics(site: Site) -> dict[str, float]:
+    return parsed(scraped(site))
+
+
+class Watcher:
+    """Scrapes a server, and checks that no counter decreases."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._last: dict[str, float] = {}
+
+    def look(self) -> dict[str, float]:
+        samples = metrics(self._site)
+        for key, before in self._last.items():
+            if "_total" in key or "_bucket" in key or "_count" in key:
+                assert samples[key] >= before, key
+        self._last = samples
+        return samples
+
+    def until(self, condition: Callable[[dict[str, float]], object]) -> dict[str, float]:
+        """Scrape until the condition is true: other workers publish every second."""
+        for _ in range(100):
+            with suppress(ConnectionError):
+                samples = self.look()
+                if condition(samples):
+                    return samples
+            time.sleep(0.1)
+        raise AssertionError({key: value for key, value in samples.items() if value})
+
+    def until_equal(self, **expected: float) -> dict[str, float]:
+        """Wait until the samples have these values; ``__`` separates name and label values."""
+        keys = {
+            next(key for key in self.look() if _short(key) == name): value
+            for name, value in expected.items()
+        }
+        return self.until(lambda samples: all(samples[key] == keys[key] for key in keys))
+
+
+def _short(key: str) -> str:
+    """Return ``logins_total__ok__user`` for ``restante_logins_total{result="ok",…}``."""
+    name, _, labels = key.removeprefix("restante_").rstrip("}").partition("{")
+    values = [each.split('"')[1] for each in labels.split('",')] if labels else []
+    return "__".join([name, *values])
+
+
+@pytest.fixture
+def watcher(site: Site) -> Watcher:
+    site.write(workers=2, limits=METRICS_ON, auth="failure_delay = 0")
+    site.start()
+    return Watcher(site)
+
+
+def deliver(site: Site, user: str, count: int) -> None:
+    store = MaildirStore(f"{site.place}/mail/%u")
+
+    async def main() -> None:
+        for _ in range(count):
+            await store.deliver(user, once(MESSAGE))
+
+    asyncio.run(main())
+
+
+def dialogue(site: Site, *lines: str) -> list[str]:
+    """Send commands one after another; return the first lines of the answers."""
+    host, _, port = site.told["pop3"].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=WAIT) as connected:
+        file = connected.makefile("rb")
+        file.readline()
+        answers = []
+        for line in lines:
+            connected.sendall(line.encode() + b"\r\n")
+            answers.append(file.readline().decode())
+            if answers[-1].startswith("+OK") and line.split()[0] in ("RETR", "TOP", "UIDL", "CAPA"):
+                while file.readline() not in (b".\r\n", b""):
+                    pass
+    return answers
+
+
+def test_every_metric_is_shown_from_the_beginning(site: Site, watcher: Watcher) -> None:
+    samples = watcher.until(lambda samples: samples["restante_workers"] == 2)
+    shown = {key.partition("{")[0] for key in samples}
+    for metric in METRICS:
+        suffix = "_count" if metric.kind is Kind.HISTOGRAM else ""
+        if metric.kind is not Kind.MEASURED:
+            assert f"restante_{metric.name}{suffix}" in shown
+    assert abs(samples["restante_start_time_seconds"] - time.time()) < 120
+    assert samples["restante_config_last_reload_successful"] == 1
+    assert samples["restante_tls_certificate_expiry_timestamp_seconds"] > time.time()
+    counters = {key: value for key, value in samples.items() if "_total" in key and value}
+    assert counters == {}
+    for worker in (0, 1):  # and on both control sockets
+        status, content = http(site, worker, "GET", "/metrics")
+        assert status == 200
+        assert parsed(content.decode()).keys() == samples.keys()
+
+
+def test_logins_and_commands_are_counted(site: Site, watcher: Watcher) -> None:
+    deliver(site, "ann", 3)
+    size = len(MESSAGE)
+    dialogue(site, "USER ann", "PASS wrong")
+    watcher.until_equal(
+        logins_total__refused__user=1, logins_total__ok__user=0, commands_total__pass__err=1
+    )
+    login = ["USER ann", "PASS secret"]
+    dialogue(
+        site, *login, "STAT", "UIDL", "RETR 1", "RETR 9", "NONSENSE", "TOP 2 0", "NOOP", "QUIT"
+    )
+    samples = watcher.until_equal(
+        logins_total__ok__user=1,
+        commands_total__user__ok=2,
+        commands_total__pass__ok=1,
+        commands_total__stat__ok=1,
+        commands_total__uidl__ok=1,
+        commands_total__retr__ok=1,
+        commands_total__retr__err=1,
+        commands_total__other__err=1,
+        commands_total__top__ok=1,
+        commands_total__noop__ok=1,
+        commands_total__quit__ok=1,
+        messages_sent_total=1,
+        sent_bytes_total=size,
+        messages_deleted_total=0,
+        login_seconds_count__ok=1,
+        login_seconds_count__refused=1,
+        command_seconds_count__retr=3,
+        command_seconds_count__list=1,
+        command_seconds_count__quit=1,
+        # USER twice, STAT, NONSENSE and NOOP
+        command_seconds_count__other=5,
+    )
+    assert samples['restante_login_seconds_sum{result="ok"}'] > 0, "a hash takes milliseconds"
+    for _ in range(5):
+        dialogue(site, *login, "RETR 1\r\nRETR 2\r\nRETR 3", "NOOP")
+    watcher.until_equal(
+        logins_total__ok__user=6, messages_sent_total=16, sent_bytes_total=16 * size
+    )
+    dialogue(site, *login, "DELE 1\r\nDELE 2", "NOOP", "QUIT")
+    watcher.until_equal(commands_total__dele__ok=2, messages_deleted_total=2)
+
+
+def test_connections_and_sessions_are_gauges(site: Site, watcher: Watcher) -> None:
+    clients = [site.client() for _ in range(5)]
+    watcher.until_equal(connections__pop3=5, sessions__pop3=0, connections__pop3s=0)
+    for client, user in zip(clients, ("ann", "bob"), strict=False):
+        client.log_in(user)
+    watcher.until_equal(connections__pop3=5, sessions__pop3=2)
+    for client in clients:
+        client.close()
+    watcher.until_equal(connections__pop3=0, sessions__pop3=0)
+
+
+def test_killed_workers_lose_no_counts_that_were_shown(site: Site, watcher: Watcher) -> None:
+    """Each worker is killed while clients are connected; the sum stays and the gauges fall."""
+    deliver(site, "ann", 1)
+    for _ in range(10):
+        dialogue(site, "USER ann", "PASS secret", "RETR 1", "QUIT")
+    watcher.until_equal(messages_sent_total=10)
+    time.sleep(1.5)  # the values of both workers are published
+    for number, pid in enumerate(site.workers(), 1):
+        client = site.alone(pid, lambda: site.client().log_in("bob"))
+        watcher.until_equal(sessions__pop3=1)
+        os.kill(pid, signal.SIGKILL)
+        samples = watcher.until_equal(workers_ended_total=number, sessions__pop3=0, workers=2)
+        assert samples["restante_messages_sent_total"] == 10
+        client.close()
+    dialogue(site, "USER ann", "PASS secret", "RETR 1", "QUIT")
+    watcher.until_equal(messages_sent_total=11)
+
+
+def test_deliveries_are_counted(site: Site, watcher: Watcher) -> None:
+    def send(*recipients: str) -> None:
+        for recipient in recipients:
+            sender = smtplib.LMTP(f"{site.place}/lmtp.sock")
+            with suppress(smtplib.SMTPException), sender:
+                sender.sendmail("x@example.org", recipient, MESSAGE.decode())
+
+    send("ann")
+    samples = watcher.until_equal(
+        deliveries_total__lmtp__stored=1,
+        delivery_seconds_count__lmtp=1,
+        deliveries_total__smtp__stored=0,
+    )
+    assert samples['restante_received_bytes_total{via="lmtp"}'] > len(MESSAGE)
+    send("ann", "bob")
+    watcher.until_equal(deliveries_total__lmtp__stored=3, deliveries_total__lmtp__deferred=0)
+    shutil.rmtree(site.place / "mail" / "bob")
+    (site.place / "mail" / "bob").touch()
+    send("bob")
+    watcher.until_equal(deliveries_total__lmtp__deferred=1, store_errors_total__write=1)
+    assert watcher.look()["restante_messages_sent_total"] == 0
+
+
+def test_tls_handshakes_are_counted(site: Site, watcher: Watcher) -> None:
+    site.certificate_seen()
+    watcher.until_equal(**{"tls_handshakes_total__1.3": 1, "tls_handshakes_total__failed": 0})
+    host, _, port = site.told["pop3s"].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=WAIT) as connected:
+        connected.sendall(b"not a TLS handshake\r\n")
+        connected.recv(100)
+    watcher.until_equal(tls_handshakes_total__failed=1, connections_refused_total__handshake=1)
+
+
+def test_refused_connections_are_counted(site: Site) -> None:
+    site.write(workers=2, limits="sessions = 4\nper_address = 2" + METRICS_ON)
+    site.start()
+    watcher = Watcher(site)
+    clients = [site.client().log_in(user) for user in ("ann", "bob")]
+    assert site.is_full()
+    watcher.until_equal(
+        connections_refused_total__per_address=1, connections_refused_total__total=0
+    )
+    for client in clients:
+        client.close()
+
+
+def test_reloads_are_counted(site: Site, watcher: Watcher) -> None:
+    operator = Operator(site)
+    assert operator.run("reload").code == 0
+    watcher.until_equal(reloads_total__ok=1, reloads_total__refused=0)
+    path = site.place / "restante.toml"
+    valid = path.read_text()
+    path.write_text("nonsense")
+    for _ in range(2):
+        assert operator.run("reload").code == os.EX_CONFIG
+    watcher.until_equal(
+        reloads_total__ok=1, reloads_total__refused=2, config_last_reload_successful=0
+    )
+    path.write_text(valid)
+    assert operator.run("reload").code == 0
+    watcher.until_equal(reloads_total__ok=2, config_last_reload_successful=1)
+
+
+def test_server_without_workers_has_the_same_metrics(site: Site) -> None:
+    site.write(workers=1, limits=METRICS_ON)
+    site.start()
+    watcher = Watcher(site)
+    dialogue(site, "USER ann", "PASS secret", "QUIT")
+    samples = watcher.until_equal(workers=1, logins_total__ok__user=1, commands_total__quit__ok=1)
+    assert len(samples) > 200
+
+
+@pytest.mark.interop
+def test_promtool_finds_no_fault(site: Site, watcher: Watcher) -> None:
+    program = shutil.which("promtool")
+    assert program is not None, "install Debian's package prometheus"
+    dialogue(site, "USER ann", "PASS secret", "QUIT")
+    done = subprocess.run(
+        [program, "check", "metrics"],
+        input=scraped(site),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
