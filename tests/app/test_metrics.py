@@ -123,12 +123,13 @@ def dialogue(site: Site, *lines: str) -> list[str]:
 
 
 def test_every_metric_is_shown_from_the_beginning(site: Site, watcher: Watcher) -> None:
-    samples = watcher.until(lambda samples: samples["restante_workers"] == 2)
+    samples = watcher.until(
+        lambda samples: samples["restante_workers"] == 2 and "restante_maildrops" in samples
+    )
     shown = {key.partition("{")[0] for key in samples}
     for metric in METRICS:
         suffix = "_count" if metric.kind is Kind.HISTOGRAM else ""
-        if metric.kind is not Kind.MEASURED:
-            assert f"restante_{metric.name}{suffix}" in shown
+        assert f"restante_{metric.name}{suffix}" in shown
     assert abs(samples["restante_start_time_seconds"] - time.time()) < 120
     assert samples["restante_config_last_reload_successful"] == 1
     assert samples["restante_tls_certificate_expiry_timestamp_seconds"] > time.time()
@@ -176,7 +177,7 @@ def test_logins_and_commands_are_counted(site: Site, watcher: Watcher) -> None:
     )
     assert samples['restante_login_seconds_sum{result="ok"}'] > 0, "a hash takes milliseconds"
     for _ in range(5):
-        dialogue(site, *login, "RETR 1\r\nRETR 2\r\nRETR 3", "NOOP")
+        dialogue(site, *login, "RETR 1\r\nRETR 2\r\nRETR 3", "NOOP", "QUIT")
     watcher.until_equal(
         logins_total__ok__user=6, messages_sent_total=16, sent_bytes_total=16 * size
     )
@@ -298,3 +299,24 @@ def test_promtool_finds_no_fault(site: Site, watcher: Watcher) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_held_mail_and_the_disk_are_measured_after_the_start(site: Site) -> None:
+    (site.place / "mail").mkdir()
+    deliver(site, "ann", 3)
+    deliver(site, "bob", 1)
+    site.write(workers=2, limits=METRICS_ON)
+    site.start()
+    watcher = Watcher(site)
+    samples = watcher.until(lambda samples: "restante_maildrops" in samples)
+    assert (samples["restante_maildrops"], samples["restante_held_messages"]) == (2, 0)
+    dialogue(site, "USER ann", "PASS secret", "DELE 1\r\nDELE 2", "NOOP", "QUIT")
+    watcher.until_equal(messages_deleted_total=2)
+    for pid in site.workers():  # the worker that measures is one of them
+        os.kill(pid, signal.SIGKILL)
+        samples = watcher.until(lambda samples: samples["restante_workers"] == 2)
+        assert samples["restante_maildrops"] == 2, "the last measurement is kept"
+    samples = watcher.until_equal(held_messages=2, held_bytes=2 * len(MESSAGE))
+    usage = os.statvfs(site.place)
+    assert samples["restante_store_size_bytes"] == usage.f_blocks * usage.f_frsize
+    assert 0 < samples["restante_store_free_bytes"] < samples["restante_store_size_bytes"]

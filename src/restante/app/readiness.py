@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 
 from ..errors import RestanteError
 from ..passdb import Accounts
-from ..store.paths import Template
 from ..threads import to_thread
+from . import stores
 from .disk import write_test
 from .live import Live
 from .upkeep import format_time
@@ -79,11 +78,11 @@ class Readiness:
         return [*reasons, *filter(None, results)]
 
     async def _check_store(self) -> str:
-        store = self._live.config().store
-        if store.kind == "memory":
+        base = stores.base(self._live.config())
+        if base is None:
             return ""
         try:
-            await to_thread(write_test, Path(Template(store.path).base), ".restante-ready")
+            await to_thread(write_test, base, ".restante-ready")
         except OSError as error:
             return f"mail storage: {error.strerror}"
         return ""

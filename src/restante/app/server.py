@@ -49,6 +49,7 @@ from ..store.paths import Template
 from . import backends, control_socket, gateway, local, stores, systemd, throttling
 from .incidents import Incidents
 from .live import Live, Site
+from .measuring import measure
 from .monitoring import Monitor
 from .reloads import Reloads
 from .server_alerts import ServerAlerts
@@ -408,7 +409,7 @@ class _ServerParts:
         self._start_task(_renew_tls(lambda: self._replace_tls(self.running.config)))
 
     def _start_upkeep(self) -> None:
-        service = self._service
+        service, base = self._service, stores.base(self.running.config)
         upkeep = self._upkeep = Upkeep(
             self._store,
             self._users,
@@ -416,6 +417,7 @@ class _ServerParts:
             self._clock,
             terms=lambda account: service.policy.terms_of(account),
             site_expires=lambda: service.policy.terms.expire is not None,
+            measure=partial(measure, self._store, base, self._shared.site.counters.values),
         )
         self._exit_stack.callback(upkeep.read_clock)  # also records when the server stops
         self._start_task(upkeep.run_for_ever())

@@ -87,6 +87,11 @@ def users(config: Configuration) -> Users:
     return Users(Path(config.auth.users), domains=backends.domains(config))
 
 
+def base(config: Configuration) -> Path | None:
+    """Return the directory below which all maildrops are; None if mail is kept in memory."""
+    return None if config.store.kind == "memory" else Path(Template(config.store.path).base)
+
+
 def clock(config: Configuration) -> Clock:
     """Return the clock, whose file is in the state directory."""
     from ..clock import Clock

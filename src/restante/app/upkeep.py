@@ -45,6 +45,7 @@ class Upkeep:
         *,
         terms: Callable[[UserAccount], Terms],
         site_expires: Callable[[], bool],
+        measure: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """
         Args:
@@ -53,6 +54,7 @@ class Upkeep:
             terms: returns the terms that apply to an account.
             site_expires: returns whether the configuration sets an expiry.  Otherwise
                 ``other_accounts`` is not queried.
+            measure: called after each round, to measure the store for the metrics.
         """
         self._store = store
         self._users = users
@@ -60,6 +62,7 @@ class Upkeep:
         self._clock = clock
         self._terms = terms
         self._site_expires = site_expires
+        self._measure = measure
         self._has_jumped = False
 
     async def run_for_ever(self) -> None:
@@ -67,6 +70,8 @@ class Upkeep:
         while True:
             try:
                 await self.run()
+                if self._measure is not None:
+                    await self._measure()
             except RestanteError as error:  # the disk may be mounted before the next round
                 _log.warning("purge failed", extra={"fields": {"reason": str(error)}})
             except Exception:
