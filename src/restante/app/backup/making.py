@@ -245,7 +245,7 @@ class _Backup:
 
 
 def _owner(path: Path) -> str | None:
-    """Return the name of the user to whom a directory belongs, if it has a name."""
+    """Return the name of a directory's owner, if it has one."""
     try:
         return pwd.getpwuid(path.stat().st_uid).pw_name
     except (FileNotFoundError, KeyError):
