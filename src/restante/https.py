@@ -7,15 +7,21 @@ Limits: see ``JsonClient``.  All calls block.
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import socket
 import ssl
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from .errors import TemporaryFailure
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+    from urllib.request import BaseHandler, Request
 
 JsonObject = Mapping[str, Any]
 _TEMPORARY = (408, 421, 423, 425, 429)  # client errors that may be temporary
@@ -43,18 +49,15 @@ class JsonClient:
         from urllib.request import (  # imported here because the import takes 50 ms
             HTTPDefaultErrorHandler,
             HTTPErrorProcessor,
-            HTTPHandler,
-            HTTPSHandler,
             OpenerDirector,
             ProxyHandler,
         )
 
-        self._timeout, self._deadline, self._max_octets = timeout, deadline, max_octets
+        self._timeout, self._max_octets = timeout, max_octets
         self._opener = OpenerDirector()
         for handler in (
             ProxyHandler(None if use_proxy else {}),
-            HTTPHandler(),
-            HTTPSHandler(context=context),
+            *_handlers(context, deadline),
             HTTPDefaultErrorHandler(),
             HTTPErrorProcessor(),
         ):
@@ -77,7 +80,6 @@ class JsonClient:
         from urllib.error import HTTPError, URLError
         from urllib.request import Request
 
-        end = time.monotonic() + self._deadline
         http_request = Request(url, data, {"Accept": "application/json", **(headers or {})})
         host = urlsplit(url).hostname
         try:
@@ -89,8 +91,6 @@ class JsonClient:
             with response:
                 while len(octets) <= self._max_octets and (piece := response.read1(65_536)):
                     octets += piece
-                    if time.monotonic() > end:
-                        raise TemporaryFailure(f"{host}: the response is too slow")
         except (OSError, HTTPException) as error:
             why = error.reason if isinstance(error, URLError) else error
             cause = why if isinstance(why, OSError) else None  # other exceptions contain the URL
@@ -100,6 +100,67 @@ class JsonClient:
         except (ValueError, RecursionError):
             value = None
         return response.status, value if isinstance(value, dict) else None
+
+
+class _Reader(io.RawIOBase):
+    """Reads from a socket until a deadline.
+
+    A timeout alone does not bound the time, because a server can send one octet before each
+    timeout, in the headers as well as in the content.
+    """
+
+    def __init__(self, connected: socket.socket, end: float) -> None:
+        """``end`` is a time of the monotonic clock."""
+        self._socket, self._end = connected, end
+        self._timeout = connected.gettimeout() or math.inf
+        self._file = connected.makefile("rb", buffering=0)
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        """Called by ``HTTPResponse`` instead of the method of the socket."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        remaining = self._end - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the response is too slow")
+        remaining = min(self._timeout, remaining)
+        self._socket.settimeout(None if remaining == math.inf else remaining)
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _handlers(context: ssl.SSLContext, deadline: float) -> tuple[BaseHandler, BaseHandler]:
+    """Return handlers for http and https that read each response until a deadline."""
+    from http.client import HTTPResponse
+    from urllib.request import AbstractHTTPHandler, HTTPHandler, HTTPSHandler
+
+    class Bounded(AbstractHTTPHandler):
+        def do_open(self, http_class: Any, req: Request, **options: Any) -> HTTPResponse:
+            end = time.monotonic() + deadline
+
+            def respond(connected: socket.socket, **details: Any) -> HTTPResponse:
+                return HTTPResponse(cast("socket.socket", _Reader(connected, end)), **details)
+
+            def connect(host: str, **settings: Any) -> Any:
+                connection = http_class(host, **settings)
+                connection.response_class = respond
+                return connection
+
+            return super().do_open(connect, req, **options)
+
+    class BoundedHTTP(Bounded, HTTPHandler):
+        pass
+
+    class BoundedHTTPS(Bounded, HTTPSHandler):
+        pass
+
+    return BoundedHTTP(), BoundedHTTPS(context=context)
 
 
 def is_permanent(status: int) -> bool:
