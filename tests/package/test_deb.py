@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from package.common import checksum
+from package.common import ROOT, checksum
 
 from . import booted
 from .conftest import build
@@ -29,6 +29,15 @@ def test_lintian_reports_nothing(deb: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_files_for_monitoring_are_where_the_guide_says(deb: Path) -> None:
+    listed = subprocess.run(["dpkg-deb", "-c", deb], capture_output=True, text=True, check=True)
+    paths = {line.split()[5] for line in listed.stdout.splitlines()}
+    guide = (ROOT / "docs" / "howto" / "monitoring.md").read_text()
+    assert "/usr/share/restante/prometheus/restante.rules.yml" in guide
+    assert "./usr/share/restante/prometheus/restante.rules.yml" in paths
+    assert "./usr/share/restante/grafana/restante.json" in paths
 
 
 def test_life_of_the_package(deb: Path, tmp_path: Path) -> None:
