@@ -189,12 +189,9 @@ def test_expressions_name_metrics_that_a_live_server_shows(
     site.start()
     url = f"http://{site.told['metrics']}/metrics"
     end = time.monotonic() + WAIT
-    measured: Samples = {
-        f"restante_{each.name}": [{}] for each in METRICS if each.kind is Kind.MEASURED
-    }
     while True:
         with urllib.request.urlopen(url, timeout=WAIT) as response:
-            samples = {**measured, **by_name(response.read().decode()), **collector_samples}
+            samples = {**by_name(response.read().decode()), **collector_samples}
         wrong = {each.text: problems(each, samples) for each in EXPRESSIONS}
         wrong = {text: found for text, found in wrong.items() if found}
         if not wrong or time.monotonic() > end:
