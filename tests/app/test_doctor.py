@@ -24,7 +24,7 @@ from hashlib import md5, sha256
 from importlib.metadata import PathDistribution
 from ipaddress import ip_network
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 from unittest.mock import patch
 
@@ -44,6 +44,7 @@ from restante.errors import TemporaryFailure
 from restante.passdb import UserAccount
 from restante.store.maildir import MaildirStore
 
+from .. import as_root
 from ..cli.conftest import Restante
 from ..cli.conftest import ann as ann
 from ..cli.conftest import home as home
@@ -280,6 +281,39 @@ def configuration_was_changed(here: Installation) -> Iterator[Subject]:
     os.utime(here.source, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def reporting(here: Installation, fault: str) -> Subject:
+    subject = here.subject()
+    assert subject.status is not None
+    for name in ("faults", "attention"):
+        subject.status[name].append(fault)
+    return subject
+
+
+@fault("server", "mail storage: Input/output error")
+def server_cannot_store_mail(here: Installation) -> Iterator[Subject]:
+    yield reporting(here, "mail storage: Input/output error")
+
+
+@fault("server", "no identity back end answers")
+def server_cannot_check_logins(here: Installation) -> Iterator[Subject]:
+    yield reporting(here, "no identity back end answers: users")
+
+
+@fault("store", "can write to")
+def mail_directory_with_a_cause_that_the_server_reports(here: Installation) -> Iterator[Subject]:
+    with mode(here.place / "mail", 0o777):
+        yield reporting(here, "mail storage: Input/output error")
+
+
+@fault("users", "users.sqlite3")
+def user_database_that_the_server_cannot_read(here: Installation) -> Iterator[Subject]:
+    path = here.place / "users.sqlite3"
+    before = path.read_bytes()
+    path.write_bytes(before[:100] + b"\xff" * (len(before) - 100))
+    yield reporting(here, "no identity back end answers: users")
+    path.write_bytes(before)
+
+
 @fault("server", "does not listen on pop3://127.0.0.1:9")
 def address_that_the_server_does_not_listen_on(here: Installation) -> Iterator[Subject]:
     loaded = here.load()
@@ -400,6 +434,25 @@ def peer(serve: Callable[[socket.socket], None]) -> Iterator[int]:
         yield listening.getsockname()[1]
         listening.shutdown(socket.SHUT_RDWR)
         thread.join(WAIT)
+
+
+@fault("listen", "offers no way to log in")
+def server_without_mechanisms(here: Installation) -> Iterator[Subject]:
+    context = tls.server_context(here.place / "cert.pem", here.place / "key.pem")
+
+    def serve(connected: socket.socket) -> None:
+        with context.wrap_socket(connected, server_side=True) as secured:
+            secured.sendall(b"+OK\r\n")
+            while octets := secured.recv(1000):
+                answer = b"+OK\r\nUIDL\r\n.\r\n" if octets.startswith(b"CAPA") else b"+OK\r\n"
+                secured.sendall(answer)
+
+    with peer(serve) as port:
+        loaded = here.load()
+        listen = replace(loaded.server, listen=(f"pop3s://127.0.0.1:{port}",))
+        subject = here.subject(config=replace(loaded, server=listen))
+        lmtp = {"proto": "lmtp", "listen": f"unix:{here.place}/lmtp.sock"}
+        yield pretend(subject, [{"proto": "pop3s", "listen": f"127.0.0.1:{port}"}, lmtp])
 
 
 @fault("tls", "accepts TLS 1.0")
@@ -826,7 +879,8 @@ def test_healthy_installation_has_no_findings(installation: Installation) -> Non
 FIXABLE = {
     *("others_can_write_the_configuration", "others_can_read_the_users"),
     *("socket_of_a_worker_that_no_longer_exists", "others_can_write_the_mail_directory"),
-    *("mail_directory_is_missing", "server_does_not_start_at_boot"),
+    *("mail_directory_with_a_cause_that_the_server_reports", "mail_directory_is_missing"),
+    "server_does_not_start_at_boot",
 }
 
 
@@ -1375,3 +1429,76 @@ def test_plain_ascii_if_the_terminal_has_no_other_characters(home: Path) -> None
     assert done.stdout.startswith(b"+ ")
     assert b"\n! " in done.stdout
     assert b"\\u" not in done.stdout
+
+
+# -- Root
+
+
+@needs_root
+@pytest.mark.slow
+def test_root_examines_as_the_servers_user(tmp_path: Path) -> None:
+    """As root, every file could be opened, and new files would belong to root."""
+    account = pwd.getpwnam("mail")
+    place = Path(mkdtemp(prefix="restante-", dir="/tmp"))
+    try:
+        place.chmod(0o755)
+        state = place / "state"
+        state.mkdir(0o700)
+        with closing(Users(state / "users.sqlite3")) as users:
+            users.add("ann", "secret")
+        (state / "mail").mkdir(0o500)  # root can write there all the same
+        (state / "root's").touch()
+        for path in (state, *state.iterdir()):
+            if path.name != "root's":
+                os.chown(path, account.pw_uid, account.pw_gid)
+        source = place / "restante.toml"
+        source.write_text(
+            f'[store]\npath = "{state}/mail/%u"\n[auth]\nusers = "{state}/users.sqlite3"\n'
+        )
+        options = ("-m", "restante", "-c", source, "doctor", "--json")
+        before = {path: path.stat().st_uid for path in state.rglob("*")}
+        with patch.dict(os.environ, {"STATE_DIRECTORY": str(state), "HOME": str(place)}):
+            code, said = as_root.python(*options)
+        found = json.loads(said)["findings"]
+        texts = [each["text"] for each in found if each["level"] == "error"]
+        assert code == os.EX_NOPERM, said
+        assert texts == [
+            f"{state}/root's does not belong to mail",
+            "no server is running",
+            f"mail cannot write to {state}/mail",
+        ]
+        assert {path: path.stat().st_uid for path in state.rglob("*")} == before
+        with patch.dict(os.environ, {"STATE_DIRECTORY": str(state), "HOME": str(place)}):
+            code, said = as_root.python(*options[:-1], "--fix")
+        assert code == os.EX_UNAVAILABLE, said
+        assert "fixed: chown" in said
+        assert {path.stat().st_uid for path in state.rglob("*")} == {account.pw_uid}
+        assert (state / "mail").stat().st_mode & 0o777 == 0o700
+    finally:
+        shutil.rmtree(place)
+
+
+@needs_root
+@pytest.mark.slow
+def test_other_users_cannot_examine(tmp_path: Path) -> None:
+    place = Path(mkdtemp(prefix="restante-", dir="/tmp"))
+    try:
+        place.chmod(0o755)
+        (place / "restante.toml").touch()
+        (place / "state").mkdir(0o700)
+        code, said = as_root.python(
+            *("-m", "restante", "-c", place / "restante.toml", "doctor"),
+            prefix=(
+                "setpriv",
+                "--reuid",
+                "daemon",
+                "--clear-groups",
+                "env",
+                f"HOME={place}",
+                f"STATE_DIRECTORY={place}/state",
+            ),
+        )
+    finally:
+        shutil.rmtree(place)
+    assert code == os.EX_NOPERM, said
+    assert "/state belongs to root; only this user" in said

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from textwrap import wrap
 
 from .. import config as config_module
@@ -16,6 +17,7 @@ from .. import sysexits
 from ..app import privileges
 from ..app.doctor import separation
 from ..app.doctor.checks import CHECKS, examine, outcome
+from ..app.doctor.files import user_name
 from ..app.doctor.findings import Finding, Level, Subject, error, not_checked
 from ..app.doctor.repairs import CannotRepair, Repair
 from ..errors import ConfigurationError
@@ -129,12 +131,28 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
         yield replace(not_checked("the configuration cannot be used"), check="others")
         return
     owner = account.pw_uid if account else os.geteuid()
+    if not privileges.is_root() and (reason := _wrong_user(config.state)):
+        yield replace(error(sysexits.EX_NOPERM, reason, "sudo restante doctor"), check="files")
+        return
     subject = Subject(
         config, owner, ntp=options.ntp, mta=options.mta_user, round_trip=options.round_trip
     )
     with_own_rights = examine(subject, [check for check in CHECKS if not check.as_root])
     yield from separation.as_user(account, with_own_rights) if account else with_own_rights
     yield from examine(subject, [check for check in CHECKS if check.as_root])
+
+
+def _wrong_user(state: Path) -> str:
+    """Return why the current user cannot examine the installation; empty if it is the server's."""
+    try:
+        uid = state.stat().st_uid
+    except FileNotFoundError:  # the server has never run
+        return ""
+    except PermissionError:
+        return f"{state} cannot be examined by this user"
+    if uid == os.geteuid():
+        return ""
+    return f"{state} belongs to {user_name(uid)}; only this user and root can examine it"
 
 
 def _configuration_error(text: str) -> Finding:

@@ -95,7 +95,7 @@ def files(subject: Subject) -> Iterator[Finding]:
 
 def _writable_by_others(subject: Subject) -> Iterator[Finding]:
     config = subject.config
-    for path in (config.source, config.state):
+    for path in (config.source, *sorted(config.folder.glob("*.toml")), config.state):
         if path is None:
             continue
         try:

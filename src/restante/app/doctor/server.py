@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from ..failures import describe, exit_code
 from ..server import needed_descriptors
 from ..server_alerts import CERTIFICATE_DAYS
 from ..sockets import configured_listeners
-from .findings import Finding, Subject, error, not_checked, ok, warning
+from .backends import back_ends
+from .files import store, users
+from .findings import Finding, Level, Subject, error, not_checked, ok, warning
 from .probing import Heard, Probe, context
 
 _RESTART = "systemctl restart restante"
@@ -28,6 +30,20 @@ _OLD = {ssl.TLSVersion.TLSv1: "TLS 1.0", ssl.TLSVersion.TLSv1_1: "TLS 1.1"}
 
 
 # Control socket
+
+
+def _has_error(check: Callable[[Subject], Iterable[Finding]]) -> Callable[[Subject], bool]:
+    return lambda subject: any(each.level is Level.ERROR for each in check(subject))
+
+
+# How the server begins a fault, and a function that returns whether another check reports it.
+_CAUSES: dict[str, Callable[[Subject], bool]] = {
+    "the certificate": lambda _: True,
+    "mail storage": _has_error(store),
+    "no identity back end": lambda subject: any(
+        _has_error(check)(subject) for check in (users, back_ends)
+    ),
+}
 
 
 def server(subject: Subject) -> Iterator[Finding]:
@@ -42,7 +58,7 @@ def server(subject: Subject) -> Iterator[Finding]:
     elif failure is not None:
         yield error(sysexits.EX_TEMPFAIL, describe(failure), "systemctl status restante")
     elif status is not None:
-        found = [*_identity(subject, status), *_state(status)]
+        found = [*_identity(subject, status), *_state(subject, status)]
         found += _listeners(subject, status)
         yield from found
         if not found:
@@ -60,10 +76,10 @@ def _identity(subject: Subject, status: dict[str, Any]) -> Iterator[Finding]:
         yield warning(text, _RESTART)
 
 
-def _state(status: dict[str, Any]) -> Iterator[Finding]:
-    """Report what ``restante status`` reports, except about the certificate: see ``listen``."""
+def _state(subject: Subject, status: dict[str, Any]) -> Iterator[Finding]:
+    """Report what ``restante status`` reports, unless another check reports the cause."""
     for text in status["attention"]:
-        if text.startswith("the certificate"):
+        if any(text.startswith(begin) and find(subject) for begin, find in _CAUSES.items()):
             continue
         if text in status["faults"]:
             yield error(sysexits.EX_TEMPFAIL, text, "restante status")
@@ -132,6 +148,9 @@ def listen(subject: Subject) -> Iterator[Finding]:
         else:
             if scheme == "pop3" and not heard.announced_stls:
                 yield error(sysexits.EX_UNAVAILABLE, f"{address} does not offer STLS")
+            elif "USER" not in heard.capabilities.tags and not heard.capabilities.sasl:
+                text = f"{address} offers no way to log in (CAPA)"
+                yield error(sysexits.EX_UNAVAILABLE, text, "restante check")
             else:
                 yield ok(f"{address}: POP3, {heard.tls.replace('v', ' ')}")
             certificates.setdefault(heard.certificate, address)
