@@ -116,8 +116,9 @@ def place(file: Path | None) -> Place:
     is_root = privileges.is_root()
     path = (file or config_module.new_file(is_service=is_root)).absolute()
     if not is_root:
-        # Set by container engines and in the image (docs/howto/containers.md).
-        is_contained = bool(os.environ.get("container"))  # noqa: SIM112
+        # The image sets both.  Some desktops also set the first one in their containers.
+        names = ("container", "RESTANTE_CONFIG")
+        is_contained = all(os.environ.get(name) for name in names)
         return Place("container" if is_contained else "private", path)
     if not path.is_relative_to(SYSTEM[0]):
         raise UnsafeArgument(
@@ -265,16 +266,26 @@ def _check_ports(plan: Plan) -> None:
 # systemd
 
 
+def has_systemd() -> bool:
+    """Return whether systemd runs this machine."""
+    return _SYSTEMD.is_dir()
+
+
+def units_for(choices: Choices) -> tuple[str, ...]:
+    """Return the names of the units that serve these choices."""
+    sockets = {"lmtp": ("restante-lmtp.socket",), "smtp": ("restante-smtp.socket",)}
+    return ("restante.socket", *sockets.get(choices.mail, ()), "restante.service")
+
+
 def _units(choices: Choices) -> tuple[str, ...]:
     """Return the units that serve these choices; empty without systemd.
 
     Raises:
         ConfigurationError: a unit is not installed.
     """
-    if not choices.starts or not _SYSTEMD.is_dir():
+    if not choices.starts or not has_systemd():
         return ()
-    sockets = {"lmtp": ("restante-lmtp.socket",), "smtp": ("restante-smtp.socket",)}
-    units = ("restante.socket", *sockets.get(choices.mail, ()), "restante.service")
+    units = units_for(choices)
     for unit in units:
         if _systemctl("cat", unit).returncode:
             raise ConfigurationError(

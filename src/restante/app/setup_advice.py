@@ -8,7 +8,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 
 from ..server.address import Address
-from .setup import Plan
+from .setup import Plan, has_systemd, units_for
 
 # UDP sockets connected to these addresses (RFC 5737, RFC 3849) reveal the address of this machine
 # that is used for the Internet.  Nothing is sent.
@@ -68,6 +68,25 @@ def client_settings(plan: Plan) -> dict[str, str]:
         "security": "SSL/TLS",
         "user": plan.choices.address,
     }
+
+
+def next_commands(plan: Plan) -> list[str]:
+    """Return the commands that start the server, if it does not run yet, and verify it."""
+    start: list[str] = []
+    if plan.place.kind == "private":
+        start = ["restante serve"]
+    elif plan.place.kind == "system" and not plan.units:
+        if has_systemd():
+            start = ["systemctl enable --now \\", f"    {' '.join(units_for(plan.choices))}"]
+        elif plan.account:
+            # As the unit, but with the right to open ports below 1024.
+            name = plan.account.pw_name
+            start = [
+                f"setpriv --reuid={name} --regid={plan.account.pw_gid} --init-groups \\",
+                "    --inh-caps=+net_bind_service --ambient-caps=+net_bind_service \\",
+                "    restante serve",
+            ]
+    return [*start, "restante doctor"]
 
 
 def _domain(plan: Plan) -> str:

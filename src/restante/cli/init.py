@@ -205,12 +205,7 @@ def _print_advice(plan: setup.Plan, work: setup.Setup, *, shows_password: bool) 
             print(f"  {line}")
     _print_lines("DNS records:", setup_advice.dns_records(plan))
     _print_lines("Postfix, in main.cf:", setup_advice.postfix_lines(plan))
-    commands = ["restante doctor"]
-    if plan.place.kind == "container":
-        commands.insert(0, "docker restart restante")
-    elif not plan.units:
-        commands.insert(0, "restante serve")
-    _print_lines("Next:", commands)
+    _print_lines("Next:", setup_advice.next_commands(plan))
 
 
 def _print_lines(heading: str, lines: Sequence[str]) -> None:
