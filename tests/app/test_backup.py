@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import gzip
@@ -23,6 +24,7 @@ from restante.app.backup import manifest, reading, restoring, writing
 from restante.config import load
 from restante.store import files as store_files
 from restante.store import snapshot
+from restante.store.paths import Template
 
 from ..cli.conftest import Restante
 
@@ -306,6 +308,47 @@ def test_a_file_of_another_user_is_not_written_to(
     (place / ".a.tar.part").symlink_to(place / "other")
     assert restante("backup", place / "a.tar").code == os.EX_IOERR
     assert (place / "other").read_text() == "precious"
+
+
+def test_unreadable_maildrop_is_not_left_out(
+    restante: Restante, mail: None, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing maildrops omits directories of other users, such as lost+found."""
+    monkeypatch.setattr(Template, "users", lambda self: iter(["ben@example.org"]))
+    assert restante("backup", place / "a.tar", "--json").json["maildrops"] == 2
+    status = os.stat
+
+    def refuse(path: object, **options: object) -> os.stat_result:
+        if str(path).endswith("/ann/new"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return status(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", refuse)
+    done = restante("backup", place / "b.tar")
+    assert (done.code, "ann/new: Permission denied" in done.err) == (os.EX_IOERR, True)
+
+
+def test_maildir_in_the_state_directory_is_treated_as_a_maildrop(
+    restante: Restante, ann: str, state: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An account may be collected into it, and an IMAP server may rename its messages."""
+    for name in ("new", "cur", "tmp"):
+        (state / "collected" / name).mkdir(parents=True)
+    (state / "collected" / "new" / "1.a").write_bytes(MESSAGE)
+    (state / "collected" / "tmp" / "2.b").write_bytes(b"half")
+    real = snapshot.snapshot
+
+    def reading(maildrop: int) -> snapshot.Snapshot:
+        result = real(maildrop)
+        with contextlib.suppress(FileNotFoundError):
+            (state / "collected/new/1.a").rename(state / "collected/cur/1.a:2,S")
+        return result
+
+    monkeypatch.setattr(snapshot, "snapshot", reading)
+    assert restante("backup", place / "a.tar").code == 0
+    assert restante("restore", place / "a.tar", "--to", place / "to").code == 0
+    found = [path for path in (place / "to/state/collected").rglob("*") if path.is_file()]
+    assert found == [place / "to/state/collected/new/1.a"]
 
 
 # -- Directories
@@ -609,6 +652,40 @@ def test_restore_refuses_another_configuration(
     assert not (home / "state").exists()
     source.unlink()
     assert restante("restore", place / "a.tar", "--yes").code == 0
+
+
+@pytest.mark.parametrize("has_file", [False, True])
+def test_restore_refuses_a_configuration_that_is_not_in_the_backup(
+    restante: Restante, ann: str, home: Path, place: Path, has_file: bool
+) -> None:
+    """It would move the mail to another place, for example."""
+    folder = home / "config" / "restante"
+    (folder / "conf.d").mkdir(parents=True)
+    if has_file:
+        (folder / "restante.toml").touch()
+    assert restante("backup", place / "a.tar").code == 0
+    shutil.rmtree(home / "state")
+    (folder / "conf.d" / "z.toml").write_text("[store]\npath = '/elsewhere/%u'\n")
+    assert restante("restore", place / "a.tar", "--yes").code == os.EX_CANTCREAT
+    (folder / "conf.d" / "z.toml").unlink()
+    if not has_file:
+        (folder / "restante.toml").touch()
+        assert restante("restore", place / "a.tar", "--yes").code == os.EX_CONFIG
+        (folder / "restante.toml").unlink()
+    assert not (home / "state").exists()
+    assert restante("restore", place / "a.tar", "--yes").code == 0
+
+
+def test_other_directory_must_be_empty(
+    restante: Restante, ann: str, home: Path, place: Path
+) -> None:
+    assert restante("backup", place / "a.tar").code == 0
+    (home / "to").mkdir()
+    (home / "to" / "x").touch()
+    assert restante("restore", place / "a.tar", "--to", home / "to").code == os.EX_CANTCREAT
+    assert os.listdir(home / "to") == ["x"]
+    (home / "to" / "x").unlink()
+    assert restante("restore", place / "a.tar", "--to", home / "to").code == 0
 
 
 def test_restore_asks_first(restante: Restante, mail: None, home: Path, place: Path) -> None:

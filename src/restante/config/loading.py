@@ -100,12 +100,18 @@ def place(
     hostile backup cannot choose a place.
 
     Raises:
-        ConfigurationError: the user must name the file.
+        ConfigurationError: the user must name the file, or move away another one.
     """
     if file is None and environment.get("RESTANTE_CONFIG"):
         file = Path(environment["RESTANTE_CONFIG"])
-    if file is not None or recorded is None:
-        return None if file is None else file.absolute()
+    if file is not None:
+        return file.absolute()
+    if recorded is None:
+        if existing := _find(None, environment):
+            raise ConfigurationError(
+                f"the backup contains no configuration file, but {existing} exists; move it away"
+            )
+        return None
     candidates = [SYSTEM[0] / "restante" / "restante.toml"]
     with suppress(ConfigurationError):
         base = _base_directory(environment, "XDG_CONFIG_HOME", ".config")

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,13 @@ from ... import __version__
 from ...config import Configuration, Secret
 from ...config.schema import options
 from ...config.section import Section
-from ...errors import Damaged, TemporaryFailure, UnsafeArgument
+from ...errors import Damaged, NoMaildrop, TemporaryFailure, UnsafeArgument
 from ...posix import pwd
 from ...regular import read_regular
+from ...scanning import MAIL
 from ...store import files, snapshot
 from ...store.paths import Template
+from .. import stores
 from ..interrupted import MARKER
 from .manifest import FORMAT, HEADER, MODE, Entry, Progress
 from .writing import TarWriter, TreeWriter, Writer
@@ -52,7 +54,8 @@ class Report:
     destroyed: int = 0
     """Messages that were destroyed while the backup was made."""
     not_included: list[str] = field(default_factory=list)
-    """Options that refer to files or secrets which are not in the backup."""
+    """Options that refer to files or secrets which are not in the backup, and variables of the
+    environment that are part of the configuration."""
 
 
 ConfigurationFiles = dict[str, tuple[os.stat_result, bytes]]
@@ -108,9 +111,11 @@ class _Backup:
     def __init__(self, config: Configuration, writer: Writer, report: Report) -> None:
         self._config, self._writer, self._report = config, writer, report
         template = Template(config.store.path)
-        self._base, self._names = template.base, template.names
+        self._base = template.base
         is_stored = config.store.kind == "maildir" and os.path.isdir(template.base)
-        self._users = list(template.users()) if is_stored else []
+        self._maildrops = _maildrops(config) if is_stored else []
+        self._other_maildirs: list[Path] = []
+        """Maildirs in the state directory, into which an account may be collected."""
 
     def make(self, configuration: ConfigurationFiles, *, with_mail: bool) -> Report:
         config = self._config
@@ -132,10 +137,14 @@ class _Backup:
         if not users.is_relative_to(config.state) and users.exists():
             self._file(f"users/{users.name}", users)
         self._state()
+        for path in self._other_maildirs:
+            self._maildir(f"state/{path.relative_to(config.state)}", str(path), ())
         if with_mail:
-            for user in self._users:
-                self._maildrop(user)
-        self._report.not_included = list(_references(config, config, ()))
+            for names in self._maildrops:
+                self._maildir(f"mail/{'/'.join(names)}", self._base, names)
+                self._report.maildrops += 1
+        variables = [name for name in os.environ if name.startswith("RESTANTE__")]
+        self._report.not_included = [*_references(config, config, ()), *sorted(variables)]
         return self._report
 
     # -- State
@@ -144,12 +153,12 @@ class _Backup:
         state = self._config.state
         if not state.is_dir():
             return
-        maildrops = {os.path.join(self._base, *self._names(user)) for user in self._users}
+        maildrops = {os.path.join(self._base, *names) for names in self._maildrops}
         if self._base != str(state):
             maildrops.add(self._base)
         paths = list(self._walk(state, maildrops))
-        databases = [path for path in paths if not path.is_dir() and _is_database(path)]
-        for path in (*databases, *(each for each in paths if each not in set(databases))):
+        databases = {path: None for path in paths if not path.is_dir() and _is_database(path)}
+        for path in (*databases, *(each for each in paths if each not in databases)):
             name = f"state/{path.relative_to(state)}"
             with suppress(FileNotFoundError):  # a temporary file
                 if path.is_dir():
@@ -174,6 +183,9 @@ class _Backup:
             if is_temporary or is_journal or is_own or entry.name == MARKER:
                 continue
             if entry.is_dir(follow_symlinks=False):
+                if all(os.path.isdir(f"{entry.path}/{each}") for each in MAIL):
+                    self._other_maildirs.append(Path(entry.path))
+                    continue
                 yield Path(entry.path)
                 yield from self._walk(Path(entry.path), left_out)
             elif entry.is_file(follow_symlinks=False):
@@ -201,11 +213,10 @@ class _Backup:
 
     # -- Mail
 
-    def _maildrop(self, user: str) -> None:
-        names = self._names(user)
-        prefix = f"mail/{'/'.join(names)}"
+    def _maildir(self, prefix: str, base: str, names: Sequence[str]) -> None:
+        """Write a Maildir; ``prefix`` is its path in the backup."""
         try:
-            maildrop = files.maildrop(self._base, names)
+            maildrop = files.maildrop(base, names)
         except FileNotFoundError:  # removed a moment ago
             return
         with maildrop as opened:
@@ -221,7 +232,6 @@ class _Backup:
                 with suppress(FileNotFoundError), snapshot.opened_other(opened, path) as file:
                     self._write(f"{prefix}/{path}", os.fstat(file), _reader(file))
             self._messages(opened, prefix, listed.messages)
-        self._report.maildrops += 1
 
     def _messages(self, maildrop: int, prefix: str, listed: list[snapshot.Listed]) -> None:
         links: dict[int, str] = {}
@@ -242,6 +252,25 @@ class _Backup:
             self._report.messages += 1
             self._report.octets += entry.size
         self._report.destroyed += len(listed) - number
+
+
+def _maildrops(config: Configuration) -> list[tuple[str, ...]]:
+    """Return the directory names of all maildrops below the base of their paths.
+
+    Maildrops without a user in the database are found in the file system.  Those of users are
+    checked, because a directory that cannot be read would be left out without an error.
+
+    Raises:
+        OSError: a maildrop cannot be read.
+    """
+    template = Template(config.store.path)
+    found = dict.fromkeys(map(template.names, template.users()))
+    for user in stores.users(config).list():
+        with suppress(NoMaildrop, FileNotFoundError):
+            names = template.names(user.account.maildrop)
+            os.stat(os.path.join(template.base, *names, MAIL[0]))
+            found[names] = None
+    return list(found)
 
 
 def _owner(path: Path) -> str | None:

@@ -37,7 +37,7 @@ from ...errors import (
     TemporaryFailure,
 )
 from ...mounts import refuse_unmounted
-from ...posix import fcntl
+from ...posix import fcntl, flags
 from ...scanning import HELD, MAIL, Identity
 from ...server.address import socket_path
 from ...store import adopted
@@ -54,7 +54,7 @@ from .writing import Durable
 if TYPE_CHECKING:
     from pwd import struct_passwd
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = flags("O_RDONLY", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
 _MAX_SMALL = 16_777_216  # octets of the files that are kept in memory: configuration and marker
 _MAX_SMALL_FILES = 1000
 _IGNORED = {"lost+found"}  # in the directory of the maildrops, which may be a file system
@@ -90,7 +90,7 @@ def verify(source: Source, progress: Progress) -> Backup:
     backup = Backup(source, manifest, {}, {})
     is_configured = 0
     for entry in manifest:
-        if entry.part == "mail" and not entry.is_directory and _is_message(entry.path):
+        if entry.part != "configuration" and entry.digest and _is_message(entry.path):
             backup.messages += 1
             backup.octets += entry.size
         if entry.part == "configuration" and not entry.is_directory:
@@ -118,7 +118,7 @@ def _check_small(source: Source, entry: Entry, count: int) -> None:
 
 
 def _is_message(path: str) -> bool:
-    return path.split("/")[-2] in (*MAIL, HELD)
+    return path.rpartition("/")[0].rpartition("/")[2] in (*MAIL, HELD)
 
 
 # -- Where the files belong
@@ -188,23 +188,34 @@ def check(backup: Backup, plan: Plan) -> None:
     """
     if plan.config is not None and is_running(plan.config):
         raise TemporaryFailure("the server is running; stop it first. Nothing was changed")
-    begun = _begun(plan.marker)
+    place, begun = plan.marker.parent, _begun(plan.marker)
     if begun and begun != backup.manifest.digest:
         raise CannotCreate(
-            f"{plan.marker.parent} contains an interrupted restore of another backup; run that "
+            f"{place} contains an interrupted restore of another backup; run that "
             "restore again, or empty the directory"
         )
-    for path, octets in _configuration_files(backup, plan):
-        with suppress(FileNotFoundError):
-            if path.read_bytes() != octets[1]:
-                raise CannotCreate(f"{path} exists and differs from the backup; move it away")
-        _refuse_unwritable(path.parent)
+    if plan.config is None and not begun and place.exists() and set(os.listdir(place)) - {MARKER}:
+        raise CannotCreate(f"{place} is not empty")
+    _check_configuration(backup, plan)
     parts = {entry.part for entry in backup.manifest} - {HEADER, "configuration"}
-    for root in {plan.marker.parent, *map(plan.root, parts)}:
+    for root in {place, *map(plan.root, parts)}:
         _refuse_unwritable(root)
     for part in sorted(parts):
         if plan.root(part).exists() and not begun:
             _refuse_content(plan.root(part), part, backup)
+
+
+def _check_configuration(backup: Backup, plan: Plan) -> None:
+    """Refuse existing files that would be overwritten, or would change the configuration."""
+    restored = dict(_configuration_files(backup, plan))
+    for path, (_, octets) in restored.items():
+        with suppress(FileNotFoundError):
+            if path.read_bytes() != octets:
+                raise CannotCreate(f"{path} exists and differs from the backup; move it away")
+        _refuse_unwritable(path.parent)
+    for path in sorted(plan.folder.glob("*.toml")):
+        if path not in restored:
+            raise CannotCreate(f"{path} is not in the backup; move it away")
 
 
 def _refuse_unwritable(path: Path) -> None:
@@ -316,8 +327,8 @@ def _marker(path: Path, backup: Backup, account: struct_passwd | None) -> Iterat
     """Create and lock the marker; the yielded function removes it."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        file = os.open(path.name, flags, 0o600, dir_fd=directory)
+        how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        file = os.open(path.name, how, 0o600, dir_fd=directory)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -418,8 +429,8 @@ class _Writing:
         directory, name = self._parent(entry.path)
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)  # from an interrupted restore
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(name, flags, 0o600, dir_fd=directory), "wb", 0) as written:
+        how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(name, how, 0o600, dir_fd=directory), "wb", 0) as written:
             for octets in checked(self._backup.source.name, entry, file, self._progress):
                 left = memoryview(octets)
                 while left:

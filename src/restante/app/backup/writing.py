@@ -325,7 +325,7 @@ def _known(previous: Path) -> dict[tuple[int, int, int], tuple[str, str]]:
     return {
         (each.inode, each.size, each.mtime): (each.path, each.digest)
         for each in entries
-        if each.part == "mail" and each.digest and each.inode
+        if each.digest and each.inode
     }
 
 
