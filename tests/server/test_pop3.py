@@ -478,6 +478,35 @@ def test_quit_is_answered_after_all_is_removed_and_the_lock_is_released(run: Run
     run(main())
 
 
+@pytest.mark.parametrize("step", ["", "remove", "leave"])
+def test_operator_ends_a_session_but_not_a_removal(step: str, run: Run[None]) -> None:
+    """A client that has sent QUIT gets the result, and before QUIT nothing is removed."""
+
+    async def main() -> None:
+        memory = await filled(MESSAGE, MESSAGE)
+        store, ended = Slow(memory), list[bool]()
+        async with serving(store) as server, server.client() as client:
+            await client.log_in()
+            assert (await client.ask(b"DELE 1")).startswith(b"+OK")
+            [connection] = server.service.connections
+            if not step:
+                assert connection.end()
+                store.steps["leave"][1].set()
+                assert await client.rest() == b""
+                assert await sizes(memory) == 2 * [len(MESSAGE)]
+                return
+            client.send(b"QUIT\r\n")
+            for name, (begun, may_end) in store.steps.items():
+                await begun.wait()
+                ended += [connection.end() for _ in range(3 * (name == step))]
+                may_end.set()
+            assert ended == 3 * [False]
+            assert (await client.line()).startswith(b"+OK")
+            assert await sizes(memory) == [len(MESSAGE)]
+
+    run(main())
+
+
 @pytest.mark.rfc("P-119")
 def test_tls_ends_with_close_notify(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
