@@ -292,8 +292,8 @@ def test_processes_and_threads_count_every_event_once() -> None:
             assert status == 0
             children.remove(child)
         if (batch := incidents.take("store")) is not None:
-            counted += batch.count
-    counted += batch.count if (batch := incidents.take("store")) else 0
+            counted += batch.events
+    counted += batch.events if (batch := incidents.take("store")) else 0
     assert counted == 12_000
     ended = incidents.take("worker")
     assert ended is not None
@@ -518,15 +518,20 @@ def test_state_never_follows_a_link(site: Site, home: Path) -> None:
     assert (home / "target").read_text() == "precious"
 
 
-def test_events_before_alerts_are_configured_cause_none(site: Site) -> None:
+@pytest.mark.parametrize(("age", "count"), [(3599, 1), (3600, 0)])
+def test_old_events_from_before_alerts_were_configured_cause_none(
+    age: float, count: int, site: Site
+) -> None:
     mail = site.config
     site.configure("")
-    site.happen("store")
+    log.write(LOGGER, logging.ERROR, "update failed", {})
+    happened = next(iter(site.incidents._times[1:2]))
     site.run()
     site.config = mail
+    site.now = happened + age
+    site.certificate_end = site.now + 90 * DAY
     site.run()
-    assert site.subjects() == []
-    assert site.alerts._episodes is not None
+    assert site.subjects() == [BEGINNINGS["store"]] * count
 
 
 # Webhook.

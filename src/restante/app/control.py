@@ -27,10 +27,9 @@ from ..server.http import Request
 from ..server.http_connection import JSON, LINES, Answer, refusal
 from . import siblings
 from .events import EventQueue
-from .live import Live
+from .live import CERTIFICATE_DAYS, Live
 from .monitoring import Monitor
 from .reloads import Refusal
-from .server_alerts import CERTIFICATE_DAYS
 from .upkeep import format_time
 
 T = TypeVar("T")

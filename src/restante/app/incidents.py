@@ -12,8 +12,7 @@ import logging
 import mmap
 import threading
 import time
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from .. import log
 
@@ -46,11 +45,11 @@ _MAX_LINE = 400  # octets of the log line that is kept for each kind
 _FORMAT = log.Plain(with_time=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """New events of one kind."""
 
-    count: int
+    events: int
+    """Number of events."""
     last: float
     """Time of the last event, in seconds since the epoch."""
     line: str

@@ -14,7 +14,12 @@ from ..server.connection import BaseConnection, BaseService
 from ..shared import Counters
 from .control_paths import socket_of
 from .events import SupervisorEvents
+from .incidents import Incidents
 from .reloads import Reloads
+
+CERTIFICATE_DAYS = 7
+"""Days before the end of the certificate from which on the operator is warned.  ACME clients renew
+it 30 days before it expires, so by then the renewal has been failing for weeks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,12 @@ class Site:
     """When the server started, in seconds since the epoch."""
     counters: Counters = field(init=False)
     """The metrics of all workers."""
+    incidents: Incidents = field(init=False)
+    """Counts the events that cause alerts."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "counters", Counters(self.workers))
+        object.__setattr__(self, "incidents", Incidents(self.workers))
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from functools import partial
 from math import ceil
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import log, tls
 from ..auth import passwords
@@ -47,14 +47,15 @@ from ..shared import Tally
 from ..store.partial import PartialDeliveries
 from ..store.paths import Template
 from . import backends, control_socket, gateway, local, stores, systemd, throttling
-from .incidents import Incidents
 from .live import Live, Site
 from .measuring import measure
 from .monitoring import Monitor
 from .reloads import Reloads
-from .server_alerts import ServerAlerts
 from .sockets import MONITORING, BoundSocket, addresses_of, listeners_as_json, listening
 from .upkeep import Upkeep, format_time
+
+if TYPE_CHECKING:
+    from .server_alerts import ServerAlerts
 
 _new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
 with suppress(ImportError):  # uvloop has no wheel for Windows or for some interpreters
@@ -182,8 +183,6 @@ class SharedResources:
     """This worker's number."""
     site: Site = field(kw_only=True)
     """Data about the whole server, for the control sockets."""
-    incidents: Incidents = field(kw_only=True)
-    """Counts the events that cause alerts."""
 
 
 @dataclass
@@ -246,18 +245,13 @@ async def running(
 @contextmanager
 def _own_resources(config: Configuration, site: Site) -> Iterator[SharedResources]:
     """Open the resources of a server that runs in a single process."""
-    with listening(config) as sockets, throttling.saved_throttle(config) as throttle:
-        context, incidents = tls_context(config), Incidents(1)
-        with log.watched(incidents.watch):
-            yield SharedResources(
-                sockets,
-                context,
-                Tally(),
-                throttle,
-                does_upkeep=True,
-                site=site,
-                incidents=incidents,
-            )
+    with (
+        listening(config) as sockets,
+        throttling.saved_throttle(config) as throttle,
+        log.watched(site.incidents.watch),
+    ):
+        context = tls_context(config)
+        yield SharedResources(sockets, context, Tally(), throttle, does_upkeep=True, site=site)
 
 
 class _ServerParts:
@@ -274,6 +268,7 @@ class _ServerParts:
     _admission: Admission
     _intake: Intake
     _upkeep: Upkeep | None = None  # only one worker does the upkeep
+    _alerts: ServerAlerts | None = None  # only one worker sends alerts
 
     def __init__(
         self,
@@ -303,23 +298,26 @@ class _ServerParts:
 
     def start(self) -> None:
         """Start all parts.  No connection is served before this method returns."""
-        alerts = self._shared.does_upkeep and self._prepare_alerts()
+        self._start_alerts()  # first, so that they end last
         self._open_back_ends()
         self._start_service()
         self._start_intake()
         self._listen()
         self.live.services = (self._service, self._intake)
         self._start_tasks()
-        if alerts:
-            self._start_task(alerts.run_for_ever())
         self.running.adopt = self._adopt
 
-    def _prepare_alerts(self) -> ServerAlerts:
-        alerts = ServerAlerts(
-            self._shared.incidents, lambda: self.running.config, lambda: self._context.ends_at
-        )
-        self._exit_stack.callback(alerts.close)  # called after the sessions have been drained
-        return alerts
+    def _start_alerts(self) -> None:
+        """Start to send alerts if they are configured, and if this worker sends them."""
+        alert = self.running.config.alert
+        if self._alerts or not self._shared.does_upkeep or not (alert.to or alert.webhook):
+            return
+        from .server_alerts import ServerAlerts  # not needed by most servers
+
+        incidents, config = self._shared.site.incidents, lambda: self.running.config
+        self._alerts = ServerAlerts(incidents, config, lambda: self._context.ends_at)
+        self._exit_stack.callback(self._alerts.close)
+        self._start_task(self._alerts.run_for_ever())
 
     def _open_back_ends(self) -> None:
         throttle, workers = self._shared.throttle, self._shared.workers
@@ -449,6 +447,7 @@ class _ServerParts:
             if listener.name in _POP3_SCHEMES:
                 listener.proxy_from = config.server.proxy_from
         log.set_up(config.log)
+        self._start_alerts()
         has_new_rules = _retention_rules(previous) != _retention_rules(config)
         upkeep = self._upkeep if has_new_rules else None
         self._service.spawn(_log_reload(self._needs_restart(), upkeep))

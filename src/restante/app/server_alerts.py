@@ -28,10 +28,8 @@ from ..words import size
 from . import episodes, failures
 from .episodes import Episodes, Notice
 from .incidents import KINDS, Incidents
+from .live import CERTIFICATE_DAYS
 
-CERTIFICATE_DAYS = 7
-"""Days before the end of the certificate from which on the operator is warned.  ACME clients renew
-it 30 days before it expires, so by then the renewal has been failing for weeks."""
 _EVERY = 5.0  # seconds between two rounds; the delay of an alert
 _CHECK_EVERY = 60.0  # seconds between two checks of disk and certificate
 _SAVE_EVERY = 60.0  # seconds between two saves if only a count has changed
@@ -93,7 +91,7 @@ class ServerAlerts:
         self._config = config
         self._certificate_end = certificate_end
         self._path = config().state / "alerts.json"
-        self._episodes: Episodes | None = None  # None until the first round with a channel
+        self._episodes: Episodes | None = None  # None before the first round
         # The summary and the content that are in the file, and those that are being saved.
         self._saved: tuple[object, bytes] = (None, b"")
         self._saving: tuple[object, bytes] = (None, b"")
@@ -120,8 +118,6 @@ class ServerAlerts:
             self._configuration = config
             self._waits.clear()
         if not (channels := _channels(config)):
-            for kind in KINDS:
-                self._incidents.take(kind)  # not reported later, when a channel is configured
             return
         if self._episodes is None:
             self._episodes = await self._threads.run(lambda: episodes.read(self._path))
@@ -146,8 +142,10 @@ class ServerAlerts:
     def _record(self, known: Episodes) -> None:
         now, quiet = time.time(), self._config().alert.quiet
         for kind in KINDS:
-            if (batch := self._incidents.take(kind)) is not None:
-                known.add(kind, batch.line, batch.last, count=batch.count)
+            batch = self._incidents.take(kind)
+            # Events of a time before alerts were configured may be old, and over already.
+            if batch is not None and now - batch.last < quiet:
+                known.add(kind, batch.line, batch.last, count=batch.events)
             known.end(kind, now, after=quiet)
 
     def _check(self) -> None:
@@ -304,8 +302,8 @@ def _existing(path: Path) -> Path:
 
 
 def _channels(config: Configuration) -> list[str]:
-    alert = config.alert
-    return ["mail"] * bool(alert.to) + ["webhook"] * bool(alert.webhook)
+    channels = {"mail": config.alert.to, "webhook": config.alert.webhook}
+    return [channel for channel, value in channels.items() if value]
 
 
 def _send_mail(config: Configuration, notice: Notice) -> None:

@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 
 from .. import __version__, log, tls
 from ..app import backends, gateway, stores, systemd, throttling
-from ..app.incidents import Incidents
 from ..app.live import Site
 from ..app.reloads import Reloads
 from ..app.server import (
@@ -136,12 +135,12 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
     server = Running(config, certificate)
     server.users = dict([first_user] if first_user else [])
     reloads = Reloads(count)
-    site, latest, incidents = Site(count, reloads), config, Incidents(count)
+    site, latest = Site(count, reloads), config
 
     def work(pipes: WorkerPipes) -> None:
         log.forget_followers()
         tally.serve_as(pipes.number)
-        incidents.serve_as(pipes.number)
+        site.incidents.serve_as(pipes.number)
         site.counters.serve_as(pipes.number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the supervisor notifies systemd
         shared = SharedResources(
@@ -154,7 +153,6 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             backends=shared_backends,
             number=pipes.number,
             site=site,
-            incidents=incidents,
         )
         run_loop(_work(config, latest, options, shared, pipes))
 
@@ -179,7 +177,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
         sockets = stack.enter_context(listening(config))
         tally = stack.enter_context(closing(SharedTally(count)))
         throttle = stack.enter_context(throttling.saved_throttle(config))
-        stack.enter_context(log.watched(incidents.watch))  # in the workers, too
+        stack.enter_context(log.watched(site.incidents.watch))  # in the workers, too
         server.addresses = addresses_of(sockets)
         supervisor = Supervisor(
             count,

@@ -15,8 +15,8 @@ from ...server.address import Address
 from ...tls import CertificateFacts, certificate_facts, first_certificate
 from ...words import counted
 from ..failures import describe, exit_code
+from ..live import CERTIFICATE_DAYS
 from ..server import needed_descriptors
-from ..server_alerts import CERTIFICATE_DAYS
 from ..sockets import configured_listeners
 from .backends import back_ends
 from .files import store, users
