@@ -205,7 +205,13 @@ def test_files_that_only_root_can_read_are_otherwise_refused(place: Path) -> Non
     mailbox.write_text("From x\nSubject: hi\n\nhi\n")
     mailbox.chmod(0o600)
     own(place / "data/mail", MAIL)
-    said = run(place, "import", "mbox", str(mailbox), "ann", code=74)
+    # The password file is an exception.
+    secret = place / "secret"
+    secret.write_text("correct horse battery\n")
+    secret.chmod(0o600)
+    compare = ("--compare", "pop3s://pop.example.org", "--password-file", str(secret))
+    said = run(place, "import", "mbox", str(mailbox), "ann", *compare, code=74)
+    assert f"{mailbox}: Permission denied" in said
     assert "root's command ran as mail" in said
 
 

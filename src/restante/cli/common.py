@@ -21,7 +21,7 @@ from .tables import table
 def configuration(options: argparse.Namespace, **overrides: Any) -> Configuration:
     """Load the configuration for this command, and become the server's user if root runs it.
 
-    Files that only root can read must be read before.
+    Files that only root can read must be read before: see ``password_from_file``.
 
     ``overrides`` are configuration options given on the command line, with "__" in place of ".".
 
@@ -114,6 +114,20 @@ def octets(text: str) -> int:
         raise UnsafeArgument(
             f'{text!r} is not a valid size; write "500MiB", "2GiB", or a number of octets'
         ) from error
+
+
+def password_from_file(options: argparse.Namespace) -> str:
+    """Return the first line of the file of ``--password-file``; empty without this option.
+
+    The file is read only once.  The first call must be before ``configuration``, because only root
+    may be able to read the file.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    if not hasattr(options, "file_password"):
+        options.file_password = first_line(options.password_file) if options.password_file else ""
+    return str(options.file_password)
 
 
 def first_line(path: Path) -> str:

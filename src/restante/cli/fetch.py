@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 def password_of(options: argparse.Namespace, user: str) -> str:
     if options.password_file:
-        return common.first_line(options.password_file)
+        return common.password_from_file(options)
     if password := os.environ.get("RESTANTE_PASSWORD"):
         return password
     if not sys.stdin.isatty():

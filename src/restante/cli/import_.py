@@ -86,6 +86,7 @@ def _add_server(parser: argparse.ArgumentParser, kind: str) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    common.password_from_file(options)
     config = common.configuration(options)
     store = stores.store(config)
     if not isinstance(store, MaildirStore):

@@ -177,7 +177,7 @@ def _add_length(action: argparse.ArgumentParser, default: int, shortest: int) ->
 
 
 def add(options: argparse.Namespace) -> int:
-    _read_password_file(options)
+    common.password_from_file(options)
     config = common.configuration(options)
     users = stores.users(config)
     options.name = check_new_name(options.name)
@@ -200,7 +200,7 @@ def _why_no_maildrop(config: Configuration, name: str) -> str:
 
 
 def passwd(options: argparse.Namespace) -> int:
-    _read_password_file(options)
+    common.password_from_file(options)
     users = _users(options)
     if all(user.name != normalise(options.name) for user in users.list()):
         raise NoSuchUser(options.name)
@@ -504,15 +504,6 @@ def _report(
     return os.EX_OK
 
 
-def _read_password_file(options: argparse.Namespace) -> None:
-    """Read the password as the user who runs the command.
-
-    The file may be readable only by root.
-    """
-    if options.password_file:
-        options.password = common.first_line(options.password_file)
-
-
 def _password(options: argparse.Namespace) -> str:
     """Read a password, but not from the command line, which every user of the machine can read."""
     if options.generate:
@@ -520,7 +511,7 @@ def _password(options: argparse.Namespace) -> str:
     if options.length:
         raise UnsafeArgument("--length requires --generate")
     if options.password_file:
-        return str(options.password)
+        return common.password_from_file(options)
     if not sys.stdin.isatty():
         if line := sys.stdin.readline():
             return line.rstrip("\r\n")
