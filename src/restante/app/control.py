@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from .. import __version__, log
+from ..server.connection import BaseConnection
 from ..server.control import ControlService, Peer
 from ..server.http import Request
 from ..server.http_connection import JSON, LINES, Answer, refusal
@@ -34,7 +35,7 @@ from .upkeep import format_time
 
 T = TypeVar("T")
 _log = logging.getLogger("restante.control")
-_DESCRIBED_PER_TURN = 100  # sessions described in one turn of the event loop: about a millisecond
+_SESSIONS_PER_TURN = 100  # in one turn of the event loop; takes about a millisecond
 # Seconds for the supervisor to read the new configuration, and then for all workers to adopt it.
 # The sum is less than the time that ``restante reload`` waits.
 _DECISION, _ADOPTION = 20.0, 10.0
@@ -164,13 +165,18 @@ class Control:
 
     async def _own_sessions(self, request: Request) -> AsyncGenerator[bytes, None]:
         user = request.query.get("user")
-        for number, connection in enumerate(self._live.connections(), 1):
+        async for connection in self._connections():
             if user is None or connection.user == user:
                 described = connection.describe()
                 since = format_time(time.time() - described["seconds"])
                 described |= {"since": since, "worker": self._live.number}
                 yield json.dumps(described).encode() + b"\n"
-            if number % _DESCRIBED_PER_TURN == 0:
+
+    async def _connections(self) -> AsyncGenerator[BaseConnection[Any], None]:
+        """Yield the open client connections; other work gets a turn after every few."""
+        for number, connection in enumerate(self._live.connections(), 1):
+            yield connection
+            if number % _SESSIONS_PER_TURN == 0:
                 await asyncio.sleep(0)
 
     async def _all(self, request: Request) -> AsyncGenerator[bytes, None]:
@@ -208,7 +214,7 @@ class Control:
         is_from_worker = "here" in request.query and peer.uid == os.geteuid()
         uid = request.query.get("uid", "") if is_from_worker else str(peer.uid)
         ended, finishing, missing = [], [], []
-        for connection in self._live.connections():
+        async for connection in self._connections():
             if connection.id == session or (not session and connection.user == user):
                 fields = {"session": connection.id, "user": connection.user}
                 if connection.end():

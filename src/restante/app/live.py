@@ -74,6 +74,8 @@ class Live:
         return socket_of(self.runtime, worker)
 
     def connections(self) -> Iterator[BaseConnection[Any]]:
-        """Yield the open client connections."""
+        """Yield the open client connections, which may end between two of them."""
         for service in self.services:
-            yield from list(service.connections)
+            for connection in list(service.connections):
+                if connection in service.connections:
+                    yield connection
