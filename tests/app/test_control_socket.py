@@ -21,14 +21,15 @@ from restante.app.monitoring import Monitor
 from restante.app.reloads import Reloads
 from restante.config import Configuration, Log
 
-from ..server.test_control import run
+from ..server.test_control import OTHER, needs_root, run
 from ..server.test_every_listener import jump, settled
 from ..support import until
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[None]:
-    live = Live(0, Site(1, Reloads(1)), folder, Configuration, lambda: 4e9, bool, list)
+async def serving(folder: Path, config: Configuration | None = None) -> AsyncIterator[None]:
+    used = config or Configuration()
+    live = Live(0, Site(1, Reloads(1)), folder, lambda: used, lambda: 4e9, bool, list)
     async with control_socket.serving(live, Monitor(live, dict)):
         await settled()
         yield
@@ -121,3 +122,69 @@ def test_mode_of_a_socket_does_not_depend_on_the_umask_of_the_process(tmp_path: 
         finally:
             os.umask(before)
     assert calls == []
+
+
+def test_a_worker_has_a_limited_number_of_control_connections(tmp_path: Path) -> None:
+    """The oldest are closed, so the operator can always connect."""
+
+    async def main() -> None:
+        async with serving(tmp_path):
+            clients = []
+            for _ in range(40):
+                path = str(tmp_path / "control" / "0.sock")
+                clients.append(await asyncio.open_unix_connection(path))
+                await settled()
+            closed = [await ended(reader) for reader, _ in clients]
+            assert closed == 8 * [True] + 32 * [False]
+            assert await answers(tmp_path)
+            for _, writer in clients:
+                writer.close()
+
+    async def ended(reader: asyncio.StreamReader) -> bool:
+        for _ in range(3):
+            await settled()
+        return reader.at_eof() or reader.exception() is not None
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["link", "file", pytest.param("other", marks=needs_root)])
+def test_the_directory_of_another_user_is_not_used(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, elsewhere = tmp_path / "control", tmp_path / "elsewhere"
+    elsewhere.mkdir(0o711)
+    if kind == "link":
+        folder.symlink_to("elsewhere")
+    elif kind == "file":
+        folder.write_text("a file")
+    else:
+        folder.mkdir(0o711)
+        os.chown(folder, OTHER, OTHER)
+    before = folder.stat()
+
+    async def main() -> None:
+        async with serving(tmp_path):
+            pass
+
+    run(main())
+    assert [each.getMessage() for each in caplog.records] == ["control unavailable"]
+    assert list(elsewhere.iterdir()) == []
+    assert (folder.stat().st_mode, folder.stat().st_uid) == (before.st_mode, before.st_uid)
+
+
+@pytest.mark.parametrize(("is_shared", "mode"), [(True, 0o750), (False, 0o700)])
+def test_group_may_enter_the_runtime_directory_only(
+    is_shared: bool, mode: int, tmp_path: Path
+) -> None:
+    """A directory that an earlier version or a mistake left open is closed."""
+    folder = tmp_path / "control"
+    folder.mkdir()
+    folder.chmod(0o777)
+
+    async def main() -> None:
+        state = tmp_path / "elsewhere" if is_shared else tmp_path
+        async with serving(tmp_path, Configuration(state=state)):
+            assert stat.S_IMODE(folder.stat().st_mode) == mode
+
+    run(main())

@@ -59,7 +59,7 @@ def test_a_queue_has_the_events_of_its_user_and_level() -> None:
         assert names(await every.take()) == [
             *("login.ok", "login.refused", "accept.paused", "no.fields"),
         ]
-        assert rows(await ann.take())[0]["user"] == "ann"
+        assert names(await ann.take()) == ["login.ok"]
         assert names(await grave.take()) == ["login.refused", "accept.paused"]
         assert not every._lines
         assert not ann._lines

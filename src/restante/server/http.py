@@ -47,7 +47,7 @@ class ServerExchange:
     """
 
     def __init__(self) -> None:
-        self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
+        self._parser = h11.Connection(h11.SERVER)
         self._pending = b""
         self._left = MAX_REQUEST  # octets that the parser may still receive
         self._head: h11.Request | None = None
