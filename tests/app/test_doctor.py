@@ -830,6 +830,26 @@ def accepted_mail_is_lost(here: Installation) -> Iterator[Subject]:
         yield pretend(subject, [*pop3, {"proto": "lmtp", "listen": f"127.0.0.1:{port}"}])
 
 
+@pytest.mark.parametrize(
+    ("opened", "expected"),
+    [
+        ([("pop3s", "127.0.0.1:1995"), ("pop3", "127.0.0.1:1110")], []),
+        ([("pop3s", "127.0.0.1:1995")], ["pop3://127.0.0.1:1110"]),
+        ([("pop3s", "[::]:995")], ["[::]:995"]),  # a socket unit; server.listen is not set
+        ([], ["pop3s://127.0.0.1:1995", "pop3://127.0.0.1:1110"]),
+    ],
+)
+def test_default_addresses_count_unless_systemd_opens_others(
+    opened: list[tuple[str, str]], expected: list[str], home: Path
+) -> None:
+    loaded = config.load(environment={"STATE_DIRECTORY": str(home)})
+    subject = Subject(replace(loaded, intake=config.Intake()), 0)
+    status = {"listen": [{"proto": proto, "listen": address} for proto, address in opened]}
+    found = [each.text for each in server._listeners(subject, status)]
+    assert len(found) == len(expected)
+    assert all(address in text for address, text in zip(expected, found, strict=True))
+
+
 # -- The table
 
 
@@ -1345,6 +1365,33 @@ def test_tls_check_of_a_hostile_peer_ends_in_time(
         found = list(checks.examine(subject, [Check("tls", server.tls)], deadline=2))
     assert problems(found) == []
     assert {each.level for each in found} <= {Level.NOT_CHECKED, Level.OK}
+
+
+@pytest.mark.parametrize("network", ["127.0.0.0/8", "192.0.2.0/24"])
+def test_listener_behind_a_load_balancer_gets_a_proxy_header(network: str, home: Path) -> None:
+    made, key = tls.make_self_signed(home / "restante/tls", ["localhost"])
+    context = tls.server_context(made, key)
+    header = b"PROXY UNKNOWN\r\n" if network == "127.0.0.0/8" else b""
+
+    def serve(connected: socket.socket) -> None:
+        assert connected.recv(len(header)) == header
+        with context.wrap_socket(connected, server_side=True) as secured:
+            secured.sendall(b"+OK\r\n")
+            while octets := secured.recv(1000):
+                answer = b"+OK\r\nUSER\r\n.\r\n" if octets.startswith(b"CAPA") else b"+OK\r\n"
+                secured.sendall(answer)
+
+    with peer(serve) as port:
+        loaded = config.load(environment={"STATE_DIRECTORY": str(home / "restante")})
+        changed = replace(
+            loaded.server,
+            hostname="localhost",
+            listen=(f"pop3s://127.0.0.1:{port}",),
+            proxy_from=(ip_network(network),),
+        )
+        subject = Subject(replace(loaded, server=changed, runtime=home), 0, timeout=2)
+        found = list(checks.examine(subject, [Check("listen", server.listen)]))
+    assert {each.level for each in found} == {Level.OK}, found
 
 
 def test_hanging_check_is_abandoned(home: Path) -> None:

@@ -6,7 +6,6 @@ each connection has one deadline, and ``Dialogue`` limits the length of lines an
 
 from __future__ import annotations
 
-import selectors
 import socket
 import ssl
 import time
@@ -89,16 +88,8 @@ class Probe:
             self._socket, server_hostname=server_name or None, do_handshake_on_connect=False
         )
         self._socket = secured
-        secured.setblocking(False)
-        while True:  # a peer that sends one octet at a time must not renew the timeout
-            try:
-                secured.do_handshake()
-            except ssl.SSLWantReadError:
-                self._wait(for_writing=False)
-            except ssl.SSLWantWriteError:
-                self._wait(for_writing=True)
-            else:
-                return secured
+        secured.do_handshake()  # its timeout is not renewed by octets that arrive
+        return secured
 
     def send_stls(self) -> None:
         """Read the greeting and send STLS.
@@ -157,14 +148,6 @@ class Probe:
         if remaining <= 0:
             raise TimeoutError
         self._socket.settimeout(remaining)
-
-    def _wait(self, *, for_writing: bool) -> None:
-        remaining = self._deadline - time.monotonic()
-        with selectors.DefaultSelector() as selector:
-            event = selectors.EVENT_WRITE if for_writing else selectors.EVENT_READ
-            selector.register(self._socket, event)
-            if remaining <= 0 or not selector.select(remaining):
-                raise TimeoutError
 
 
 def connected(address: Address, seconds: float, proxies: Iterable[Network]) -> socket.socket:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__, sysexits
-from ...config import Configuration
+from ...config import Configuration, Server
 from ...errors import ConnectionLost, NotPermitted, NotRunning, RestanteError
 from ...server.address import Address
 from ...tls import CertificateFacts, certificate_facts, first_certificate
@@ -89,8 +89,8 @@ def _state(subject: Subject, status: dict[str, Any]) -> Iterator[Finding]:
 
 def _listeners(subject: Subject, status: dict[str, Any]) -> Iterator[Finding]:
     """Compare the addresses in the configuration with those of the server."""
-    opened = [(each["proto"], Address.parse(each["listen"])) for each in status["listen"]]
-    configured = configured_listeners(subject.config, {scheme for scheme, _ in opened})
+    opened = _opened(status)
+    configured = _configured(subject.config, opened)
     for address, scheme, setting in configured:
         if not any(_is_same(scheme, address, *each) for each in opened):
             text = f"the server does not listen on {address} ({setting.partition(' ')[0]})"
@@ -98,6 +98,23 @@ def _listeners(subject: Subject, status: dict[str, Any]) -> Iterator[Finding]:
     for scheme, address in opened:
         if not any(_is_same(each[1], each[0], scheme, address) for each in configured):
             yield warning(f"the server listens on {address} for {scheme}, which is not configured")
+
+
+def _opened(status: dict[str, Any]) -> list[tuple[str, Address]]:
+    """Return protocol and address of each socket of the server."""
+    return [(each["proto"], Address.parse(each["listen"])) for each in status.get("listen", ())]
+
+
+def _configured(
+    config: Configuration, opened: list[tuple[str, Address]]
+) -> list[tuple[Address, str, str]]:
+    """Return address, protocol and setting of each configured listener.
+
+    The default of ``server.listen`` does not count if systemd has opened other sockets for POP3.
+    """
+    defaults = [Address.parse(text) for text in Server().listen]
+    is_default_open = any(_is_same(each.scheme, each, *row) for each in defaults for row in opened)
+    return configured_listeners(config, () if is_default_open else {row[0] for row in opened})
 
 
 def _is_same(scheme: str, configured: Address, opened_scheme: str, opened: Address) -> bool:
@@ -115,11 +132,8 @@ def addresses(subject: Subject, *schemes: str) -> Iterator[tuple[str, Address]]:
 
     Addresses on which the running server does not listen are left out: see ``_listeners``.
     """
-    status = subject.status
-    opened = [
-        (each["proto"], Address.parse(each["listen"])) for each in (status or {}).get("listen", ())
-    ]
-    for address, scheme, _ in configured_listeners(subject.config, {each[0] for each in opened}):
+    opened = _opened(subject.status or {})
+    for address, scheme, _ in _configured(subject.config, opened):
         if scheme in schemes:
             same = [each for name, each in opened if _is_same(scheme, address, name, each)]
             if subject.status is None or same:
@@ -281,7 +295,7 @@ def tls(subject: Subject) -> Iterator[Finding]:
             is_checked = True
         else:
             if is_checked:
-                yield ok(f"{address} refuses versions before {subject.config.tls.min_version}")
+                yield ok(f"{address} refuses TLS before {subject.config.tls.min_version}")
 
 
 def _refused_versions(subject: Subject) -> dict[ssl.TLSVersion, str]:
