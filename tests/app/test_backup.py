@@ -25,6 +25,7 @@ from restante.config import load
 from restante.store import files as store_files
 from restante.store import snapshot
 from restante.store.paths import Template
+from restante.syncing import sync_files
 
 from ..cli.conftest import Restante
 
@@ -381,14 +382,93 @@ def test_damaged_message_is_not_shared(restante: Restante, mail: None, place: Pa
 
 
 def test_restore_uses_the_newest_complete_backup(
-    restante: Restante, mail: None, state: Path, place: Path
+    restante: Restante, mail: None, place: Path
 ) -> None:
-    for _ in range(11):
-        assert restante("backup", f"{place}/b/").code == 0
-    trees = sorted((place / "b").glob("2*"), key=lambda each: manifest._order(each.name))
-    assert manifest.latest(place / "b") == trees[-1]
-    (trees[-1] / "MANIFEST").unlink()  # cannot happen, but looks incomplete
-    assert manifest.latest(place / "b") == trees[-2]
+    assert restante("backup", f"{place}/b/").code == 0
+    (first,) = (place / "b").glob("2*")
+    first = first.rename(place / "b" / "2026-11-30T190001Z")
+    for name in ("2026-11-30T190000Z", *(f"2026-11-30T190001Z-{n}" for n in range(2, 11))):
+        shutil.copytree(first, place / "b" / name)
+    assert manifest.latest(place / "b") == place / "b" / "2026-11-30T190001Z-10"
+    (place / "b" / "2026-11-30T190001Z-10" / "MANIFEST").unlink()  # looks incomplete
+    assert manifest.latest(place / "b") == place / "b" / "2026-11-30T190001Z-9"
+
+
+# -- Power failures
+
+
+class Synced:
+    """Records which files and directories are durable."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.inodes: set[int] = set()
+        fsync = os.fsync
+
+        def fsync_and_record(file: int) -> None:
+            fsync(file)
+            self.inodes.add(os.fstat(file).st_ino)
+
+        def sync_and_record(opened: list[int]) -> None:
+            sync_files(opened)
+            self.inodes |= {os.fstat(file).st_ino for file in opened}
+
+        monkeypatch.setattr(os, "fsync", fsync_and_record)
+        monkeypatch.setattr(writing, "sync_files", sync_and_record)
+
+    def missing(self, *places: Path) -> list[Path]:
+        found = [path for place in places for path in (place, *place.rglob("*"))]
+        return [path for path in found if path.lstat().st_ino not in self.inodes]
+
+
+def test_restored_files_are_durable_before_the_marker_is_removed(
+    restante: Restante, mail: None, home: Path, state: Path, place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert restante("backup", place / "a.tar").code == 0
+    destroy(home)
+    synced = Synced(monkeypatch)
+    unlink, checks = os.unlink, 0
+
+    def check(path: str, **options: int) -> None:
+        nonlocal checks
+        if path == "restore.incomplete":
+            assert synced.missing(state, home / "config") == []
+            checks += 1
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", check)
+    assert restante("restore", place / "a.tar", "--yes").code == 0
+    assert checks == 1
+    assert home.stat().st_ino in synced.inodes  # it contains the new directory state/
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_backup_is_durable_before_it_gets_its_name(
+    restante: Restante, mail: None, place: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    synced = Synced(monkeypatch)
+    link, rename, checks = os.link, os.rename, 0
+
+    def check(source: object) -> None:
+        nonlocal checks
+        source = Path(str(source))
+        if source.name.endswith((".part", "incomplete")):
+            assert synced.missing(source) == []
+            checks += 1
+
+    def checked_link(source: object, target: object, **options: bool) -> None:
+        check(source)
+        link(source, target, **options)  # type: ignore[arg-type]
+
+    def checked_rename(source: object, target: object) -> None:
+        check(source)
+        rename(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "link", checked_link)
+    monkeypatch.setattr(os, "rename", checked_rename)
+    assert restante("backup", f"{place}/{kind}").code == 0
+    assert checks == 1
+    assert synced.missing(place) in ([], [place / "backups" / "lock"])
 
 
 # -- Damage

@@ -371,6 +371,7 @@ def _write_configuration(
         each.mkdir(mode=0o755 if account is None else 0o750)
         if account is not None:
             os.chown(each, 0, account.pw_gid)
+        fsync_directory(each.parent)
     temporary = path.with_name(f".{path.name}.restored")
     temporary.unlink(missing_ok=True)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -204,7 +204,10 @@ class TreeWriter:
         self.manifest = Manifest()
         self._path, self._progress = path, progress
         self._stack = ExitStack()
+        missing = [each for each in (path, *path.parents) if not each.exists()]
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in missing:
+            fsync_directory(each.parent)
         self._stack.enter_context(_directory_lock(path / _LOCK))
         try:
             previous = latest(path)
