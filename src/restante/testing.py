@@ -60,9 +60,9 @@ SASL_MECHANISMS = tuple(
 _ITERATIONS = 4096  # SCRAM iterations: the minimum of RFC 7677 §4, to keep tests fast
 _TIMEOUT = 30.0  # seconds that a test waits for the server's thread
 _POLL_INTERVAL = 0.005  # seconds between two checks of a client that holds a maildrop
-# If a maildrop is still open after this number of seconds, its client must still be connected: the
-# server takes less time to process the end of a connection.
-_STILL_CONNECTED = 0.1
+# Seconds within which the server processes the end of a connection.  If a maildrop is open for
+# longer, its client is assumed to be connected.
+_MAX_CLOSING_TIME = 0.1
 _SESSION_END_TIMEOUT = 10.0  # seconds
 _VERBS = tuple(VERBS)
 
@@ -116,7 +116,8 @@ class _Rule:
     """Whether the connection ends with RST."""
     rewrite: Callable[[bytes], bytes] | None = None
     drip: int = 0
-    """Number of octets in each part of the response, sent ``delay`` seconds apart; 0: no parts."""
+    """Number of octets in each part of the response, sent ``delay`` seconds apart; 0 if it
+    is not split."""
 
     def __post_init__(self) -> None:
         self.verb = self.verb.upper()
@@ -189,7 +190,7 @@ class Fault:
         self._add(f"garbage({verb!r})", verb, times=times, answer=octets)
 
     def dup_uidl(self, *, times: int | None = None) -> None:
-        """List all messages with the unique-id of the first message."""
+        """Give every message the unique-id of the first message in the response to UIDL."""
         self._add("dup_uidl()", "UIDL", times=times, rewrite=_same_unique_ids)
 
     def short_list(self, messages: int = 0, *, times: int | None = None) -> None:
@@ -501,7 +502,8 @@ class Pop3Server:
 
     ``users`` maps names to passwords; other users that get mail have the password ``pw``.  ``sasl``
     lists the mechanisms to offer in addition to USER and PASS, any of ``SASL_MECHANISMS``.  A
-    user's OAuth 2 token is the password.  ``clear`` allows logins on ``stls_port`` without STLS.
+    user's password is also the user's OAuth 2 token.  ``clear`` allows logins on ``stls_port``
+    without STLS.
     """
 
     host = "localhost"
@@ -704,7 +706,7 @@ class Pop3Server:
                     each.is_still_connected for each in self._connections if each.holds(user)
                 ):
                     held_since = now
-                if now - held_since >= _STILL_CONNECTED or now >= deadline:
+                if now - held_since >= _MAX_CLOSING_TIME or now >= deadline:
                     raise
             await asyncio.sleep(_POLL_INTERVAL)
 

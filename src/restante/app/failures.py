@@ -79,7 +79,7 @@ _TEMPORARY = {
 _PERMANENT = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG),  # not a regular file, or too large
-    errno.EEXIST,  # a file in the place of a directory
+    errno.EEXIST,  # a file where a directory is expected
 }
 
 

@@ -26,8 +26,8 @@ from .chain import Verifier
 from .throttle import Priority
 
 # Number of logins of each priority.  On one core, with 45 ms for each hash, the last of 256 logins
-# waits 12 s.  The chain has a deadline of 10 s, so in a longer queue more logins would only time
-# out.
+# waits 12 s.  The chain has a deadline of 10 s, so a longer queue would only make more
+# logins time out.
 _MAX_WAITING = 256
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class LoginQueue:
     def _requeue_if_dirty(self, waiter: _Waiter) -> bool:
         """Requeue a login if its network became ``DIRTY`` while it waited.
 
-        Returns whether the login was requeued or refused, so that it must not be admitted now.
+        Returns True if the login was requeued or refused and must not be admitted now.
         """
         if self._priority(waiter.credentials)[0] is not Priority.DIRTY:
             return False

@@ -58,7 +58,7 @@ _SPRAYED_WEIGHT = 9.5
 _KNOWN_WEIGHT = 0.5  # weight of a login after 30 days, the half-life in the table of known networks
 _FRESH_WEIGHT = 0.97  # weight after one or two days; heavier entries are not written again
 # Seconds for which a recorded login is not looked up in the tables again.  Their half-life is 30
-# days, so an entry of the last hour is among the last to be evicted.
+# days, so an entry made within the last hour is among the last to be evicted.
 _RECENT = 3600.0
 _MAX_RECENT = 4096  # logins; at most about 2 MB of names and addresses
 # Maximum additional delay, as a multiple of the base delay.  With the base delay itself and jitter,
@@ -118,7 +118,7 @@ class Throttle:
             trusted: networks whose guesses are not counted.
             secret: key of the hashes that are preserved across restarts; random by default.
             clock: returns the time in seconds since the epoch.
-            jitter: returns a random number from 0 to 1, by which delays differ.
+            jitter: returns a random number from 0 to 1, used to vary the delays.
             entries: number of entries in each table.
         """
         self.delay = delay

@@ -132,7 +132,7 @@ def _values(each: ForeignAccount) -> dict[str, Any]:
 
 
 def _import(config: Configuration, ledger: Ledger, each: ForeignAccount) -> None:
-    """Record seen messages first, because without them the account would download everything."""
+    """Record the seen messages first; otherwise the next run would download all of them again."""
     from ..collect.plan import UNKNOWN_SIZE
 
     try:

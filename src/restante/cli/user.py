@@ -29,7 +29,7 @@ from ..store.folders import directory_of
 from ..words import counted, limit_size
 from . import common
 
-_DEFAULT = ("default", "any")  # "any" is the former word
+_DEFAULT = ("default", "any")  # "any" is the old keyword
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def _add_settings(actions: argparse._SubParsersAction[argparse.ArgumentParser]) 
     action.set_defaults(run=show)
     action = actions.add_parser(
         "permit",
-        help="restrict where and how a user may log in",
+        help="set where and how a user may log in, and what the maildrop shows",
         description="Set a user's permissions. Permissions that you leave out stay unchanged; "
         '"any" removes a restriction.',
     )

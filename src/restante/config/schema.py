@@ -632,7 +632,7 @@ class Account(Section):
     )
     octets_per_day: int | None = option(
         "auto",
-        'Maximum size of the messages collected per day. "auto" uses the known limit of the '
+        'Maximum total size of the messages collected per day. "auto" uses the known limit of the '
         "provider (Gmail: 1250 MB).",
         octets_or_auto,
         example="500MiB",
