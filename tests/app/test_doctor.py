@@ -1215,20 +1215,22 @@ def test_answers_of_dns(code: str, level: Level, text: str, installation: Instal
 
 
 def test_changed_files_of_a_wheel_are_named(tmp_path: Path) -> None:
+    (tmp_path / "restante").mkdir()
     for name in "abc":
-        (tmp_path / f"{name}.py").write_text(name)
+        (tmp_path / f"restante/{name}.py").write_text(name)
     rows = []
     for name in "abcd":
         digest = base64.urlsafe_b64encode(sha256(name.encode()).digest()).rstrip(b"=").decode()
-        rows.append(f"{name}.py,sha256={digest},1\n")
+        rows.append(f"restante/{name}.py,sha256={digest},1\n")
+    elsewhere = f"../../bin/restante,sha256={digest},1\nrestante-1.dist-info/RECORD,,\n"
     info = tmp_path / "restante-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: restante\nVersion: 1\n")
-    (info / "RECORD").write_text("".join(rows[:3]) + "restante-1.dist-info/RECORD,,\n")
+    (info / "RECORD").write_text("".join(rows[:3]) + elsewhere)
     [finding] = host.changed_in_wheel(PathDistribution(info))
     assert finding.level is Level.OK
     (info / "RECORD").write_text("".join(rows))
-    (tmp_path / "b.py").write_text("changed")
+    (tmp_path / "restante/b.py").write_text("changed")
     [finding] = host.changed_in_wheel(PathDistribution(info))
     assert finding.level is Level.WARNING
     assert finding.text.startswith("2 files")

@@ -158,11 +158,14 @@ def _program() -> Path:
 
 
 def changed_in_wheel(installed: Distribution) -> Iterator[Finding]:
-    """Compare the files of an installed wheel with its RECORD."""
+    """Compare the modules of an installed wheel with its RECORD.
+
+    Manual pages and scripts are left out, because ``pip install --target`` puts them elsewhere.
+    """
     files = installed.files or []
     changed, number = [], 0
     for each in files:
-        if each.hash is None or each.hash.mode != "sha256":
+        if each.parts[0] != "restante" or each.hash is None or each.hash.mode != "sha256":
             continue
         number += 1
         path = Path(str(installed.locate_file(each)))
