@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Mapping
+from urllib.parse import urlencode
 
 from .. import config
+from ..app import asking
 from ..app.control_paths import folder_of
 
+_NO_QUERY: Mapping[str, str | None] = {}
 
-def folder(options: argparse.Namespace) -> Path:
-    """Return the directory of the control sockets, even if the configuration is invalid."""
-    return folder_of(config.runtime(options.config))
+
+def ask(
+    options: argparse.Namespace,
+    method: str,
+    path: str,
+    query: Mapping[str, str | None] = _NO_QUERY,
+    *,
+    timeout: float = asking.TIMEOUT,
+    accept: int = 200,
+) -> asking.Reply:
+    """Send a request to the running server, even if the configuration is invalid.
+
+    Parameters whose value is None are left out.  See ``asking.ask`` for the others and for errors.
+    """
+    folder = folder_of(config.runtime(options.config))
+    given = {name: value for name, value in query.items() if value is not None}
+    target = f"{path}?{urlencode(given)}" if given else path
+    return asking.ask(folder, method, target, timeout=timeout, accept=accept)
 
 
 def duration(seconds: float) -> str:

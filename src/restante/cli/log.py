@@ -8,10 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from .. import sysexits
-from ..app.asking import ask
 from ..errors import ConfigurationError, UnsafeArgument
 from ..escaping import escape, printable
 from . import common, control
@@ -51,8 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.follow:
         raise UnsafeArgument("give -f to print new events, or --since TIME for earlier events")
     filters = {"user": options.user, "level": options.level}
-    query = urlencode({name: value for name, value in filters.items() if value})
-    reply = ask(control.folder(options), "GET", f"/events?{query}")
+    reply = control.ask(options, "GET", "/events", filters)
     reply.live()
     for event in reply.lines():
         print(json.dumps(event) if options.json else _line(event), flush=True)

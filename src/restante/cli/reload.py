@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from .. import sysexits
-from ..app.asking import ask
 from ..errors import ConfigurationError
 from ..words import counted
 from . import common, control
@@ -28,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigurationError: the server has refused the new configuration.
     """
-    reply = ask(control.folder(options), "POST", "/reload", timeout=_TIMEOUT, accept=409)
+    reply = control.ask(options, "POST", "/reload", timeout=_TIMEOUT, accept=409)
     result = reply.json()
     if reply.status != 200:
         raise ConfigurationError(result["reason"])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from .. import sysexits
-from ..app.asking import ask
 from ..errors import UnsafeArgument
 from ..words import counted, size
 from . import common, control
@@ -43,10 +42,10 @@ def _add_user(parser: argparse.ArgumentParser, text: str) -> None:
 
 def list_(options: argparse.Namespace) -> int:
     """Print the sessions, and return EX_TEMPFAIL if a worker does not answer."""
-    query = urlencode({"user": options.user}) if "user" in options else ""
+    query = {"user": getattr(options, "user", None)}
     sessions: list[dict[str, Any]] = []
     missing: list[int] = []
-    for row in ask(control.folder(options), "GET", f"/sessions?{query}").lines():
+    for row in control.ask(options, "GET", "/sessions", query).lines():
         if "missing" in row:
             missing = row["missing"]
         else:
@@ -73,8 +72,8 @@ def end(options: argparse.Namespace) -> int:
     user = getattr(options, "user", None)
     if (options.id is None) == (user is None):
         raise UnsafeArgument("give the ID of a session, or --user USER")
-    selected = f"/{quote(options.id, safe='')}" if user is None else f"?{urlencode({'user': user})}"
-    reply = ask(control.folder(options), "DELETE", f"/sessions{selected}", accept=404)
+    path = "/sessions" if options.id is None else f"/sessions/{quote(options.id, safe='')}"
+    reply = control.ask(options, "DELETE", path, {"user": user}, accept=404)
     if reply.status == 404:  # not in the form of an ID
         raise UnsafeArgument(_unknown(options.id))
     result = reply.json()

@@ -8,7 +8,6 @@ from textwrap import wrap
 from typing import Any
 
 from .. import sysexits
-from ..app.asking import ask
 from ..words import counted
 from . import common, control
 
@@ -34,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         NotRunning: no server is running.
     """
-    status = ask(control.folder(options), "GET", "/status").json()
+    status = control.ask(options, "GET", "/status").json()
     if options.json:
         print(json.dumps(status))
     else:
