@@ -681,11 +681,33 @@ def test_backup_does_not_choose_the_place_of_the_configuration(
 ) -> None:
     target = home / "elsewhere" / "restante.toml"
     header = json.dumps({"format": 1, "configuration": str(target)}).encode()
-    path = hostile(place / "a.tar", entry("configuration/conf.d/a.toml", 0), header=header)
+    path = hostile(place / "a.tar", entry("configuration/restante.toml", 0), header=header)
     done = restante("restore", path, "--yes")
     assert (done.code, f"-c {target}" in done.err) == (os.EX_CONFIG, True)
     assert not target.parent.exists()
     assert restante("-c", target, "restore", path, "--yes").code == 0
+
+
+@pytest.mark.parametrize("name", ["users/other", "users/users.sqlite3/x", "users/d/users.sqlite3"])
+def test_backup_does_not_choose_the_name_of_the_user_database(
+    restante: Restante, home: Path, place: Path, name: str
+) -> None:
+    path = hostile(place / "a.tar", entry(name))
+    assert restante("restore", path, "--yes").code == os.EX_DATAERR
+    assert not (home / "state" / "restante").exists()
+
+
+def test_private_backup_is_not_restored_for_a_configuration_file(
+    restante: Restante, ann: str, home: Path, place: Path
+) -> None:
+    """Its state would be in another place."""
+    assert restante("backup", place / "a.tar").code == 0
+    shutil.rmtree(home / "state")
+    done = restante("-c", home / "r.toml", "restore", place / "a.tar", "--yes")
+    assert (done.code, "no configuration file" in done.err) == (os.EX_CONFIG, True)
+    path = hostile(place / "b.tar", entry("configuration/restante.toml", 0))
+    assert restante("restore", path, "--yes").code == os.EX_DATAERR
+    assert not (home / "state").exists()
 
 
 # -- Restore

@@ -22,12 +22,19 @@ from ... import __version__
 from ...config import Configuration, Secret
 from ...config.schema import options
 from ...config.section import Section
-from ...errors import Damaged, NoMaildrop, TemporaryFailure, UnsafeArgument
+from ...errors import (
+    ConfigurationError,
+    Damaged,
+    NoMaildrop,
+    TemporaryFailure,
+    UnsafeArgument,
+)
 from ...posix import pwd
-from ...regular import read_regular
+from ...regular import MAX_SIZE, read_regular
 from ...scanning import MAIL
 from ...store import files, snapshot
 from ...store.paths import Template
+from ...words import limit_size
 from .. import stores
 from ..interrupted import MARKER
 from .manifest import FORMAT, HEADER, MODE, Entry, Progress
@@ -63,11 +70,18 @@ ConfigurationFiles = dict[str, tuple[os.stat_result, bytes]]
 
 
 def configuration_files(config: Configuration) -> ConfigurationFiles:
-    """Read the configuration files.  Root calls this before it becomes the server's user."""
+    """Read the configuration files.  Root calls this before it becomes the server's user.
+
+    Raises:
+        ConfigurationError: they are too large to be restored.
+    """
     paths = {f"configuration/conf.d/{each.name}": each for each in config.folder.glob("*.toml")}
     if config.source is not None:
         paths["configuration/restante.toml"] = config.source
-    return {name: (paths[name].stat(), read_regular(paths[name])) for name in sorted(paths)}
+    found = {name: (paths[name].stat(), read_regular(paths[name])) for name in sorted(paths)}
+    if sum(len(octets) for _, octets in found.values()) > MAX_SIZE:
+        raise ConfigurationError(f"the configuration is larger than {limit_size(MAX_SIZE)}")
+    return found
 
 
 def make(

@@ -38,6 +38,7 @@ from ...errors import (
 )
 from ...mounts import refuse_unmounted
 from ...posix import fcntl, flags
+from ...regular import MAX_SIZE
 from ...scanning import HELD, MAIL, Identity
 from ...server.address import socket_path
 from ...store import adopted
@@ -55,8 +56,7 @@ if TYPE_CHECKING:
     from pwd import struct_passwd
 
 _DIRECTORY = flags("O_RDONLY", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
-_MAX_SMALL = 16_777_216  # octets of the files that are kept in memory: configuration and marker
-_MAX_SMALL_FILES = 1000
+_MAX_MARKER = 65_536  # octets
 _IGNORED = {"lost+found"}  # in the directory of the maildrops, which may be a file system
 _CONFIGURATION = "configuration/restante.toml"
 _PARTS = "configuration/conf.d/"
@@ -88,33 +88,32 @@ def verify(source: Source, progress: Progress) -> Backup:
     """
     manifest = source.verify(progress)
     backup = Backup(source, manifest, {}, {})
-    is_configured = 0
+    left = octets = 0  # configuration files that were not read yet; size of all of them
     for entry in manifest:
-        if entry.part != "configuration" and entry.digest and _is_message(entry.path):
+        if entry.part == "configuration" and not entry.is_directory:
+            left += 1
+            octets += entry.size
+            if not _is_configuration(entry) or octets > MAX_SIZE:
+                raise Damaged(f"{source.name} is damaged: {entry.path} is no configuration file")
+        elif entry.digest and _is_message(entry.path):
             backup.messages += 1
             backup.octets += entry.size
-        if entry.part == "configuration" and not entry.is_directory:
-            is_configured += 1
-            _check_small(source, entry, is_configured)
     for entry, file in source.contents(manifest):
         if entry.path == HEADER:
             header = b"".join(checked(source.name, entry, file))
             backup.header = parse_header(header, source.name)
         elif entry.part == "configuration" and not entry.is_directory:
             backup.configuration[entry.path] = entry, b"".join(checked(source.name, entry, file))
-            is_configured -= 1
-        if backup.header and not is_configured:
+            left -= 1
+        if backup.header and not left:
             break
     return backup
 
 
-def _check_small(source: Source, entry: Entry, count: int) -> None:
+def _is_configuration(entry: Entry) -> bool:
     name = entry.path.removeprefix(_PARTS)
-    is_known = entry.path == _CONFIGURATION or (
-        entry.path.startswith(_PARTS) and "/" not in name and name.endswith(".toml")
-    )
-    if not is_known or entry.link or entry.size > _MAX_SMALL or count > _MAX_SMALL_FILES:
-        raise Damaged(f"{source.name} is damaged: {entry.path} is no configuration file")
+    is_part = entry.path.startswith(_PARTS) and "/" not in name and name.endswith(".toml")
+    return bool(entry.digest) and (is_part or entry.path == _CONFIGURATION)
 
 
 def _is_message(path: str) -> bool:
@@ -149,14 +148,23 @@ def plan(backup: Backup, file: Path | None) -> Plan:
 
     Raises:
         ConfigurationError: the place of the configuration file must be given, or the configuration
-            in the backup is invalid.
+            in the backup is invalid or missing.
+        Damaged: the parts of the backup contradict each other.
     """
     recorded = backup.header.get("configuration")
     source = config_module.place(file, Path(recorded) if isinstance(recorded, str) else None)
     texts = {path: octets for path, (_, octets) in sorted(backup.configuration.items())}
     first = texts.pop(_CONFIGURATION, None)
+    if first is None and source is not None:
+        raise ConfigurationError(
+            f"the backup contains no configuration file, so it cannot be restored for {source}"
+        )
+    if first is not None and source is None:
+        raise Damaged(f"{backup.source.name} is damaged: the place of its configuration is missing")
     config = config_module.preview(source, first, list(texts.values()))
     users, base = Path(config.auth.users), Path(Template(config.store.path).base)
+    if any(each.part == "users" and each.path != f"users/{users.name}" for each in backup.manifest):
+        raise Damaged(f"{backup.source.name} is damaged: users/ contains more than the database")
     return Plan(
         config, source, config.folder, config.state, users.parent, base, config.state / MARKER
     )
@@ -234,7 +242,7 @@ def _begun(marker: Path) -> str:
     """
     try:
         with open(os.open(marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            return str(json.loads(file.read(_MAX_SMALL))["backup"])
+            return str(json.loads(file.read(_MAX_MARKER))["backup"])
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return ""
 
