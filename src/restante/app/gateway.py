@@ -15,11 +15,12 @@ import time
 from concurrent.futures import Future
 from contextlib import closing
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import Configuration
 from ..errors import ConfigurationError, RestanteError
 from ..passdb import Directory
+from ..series import cell, observe, zeros
 from . import runs
 from .job import Job, all_jobs, open_ledger
 
@@ -28,7 +29,21 @@ if TYPE_CHECKING:
 
 _RETRY_EVERY = 60.0  # seconds after which a failed look-up of a user is repeated
 
+_STORED, _DEFERRED = (
+    cell("deliveries_total", "gateway", result) for result in ("stored", "deferred")
+)
+_RECEIVED_BYTES = cell("received_bytes_total", "gateway")
+_SECONDS = cell("delivery_seconds", "gateway")
+
 _log = logging.getLogger("restante.gateway")
+
+
+class _Poll(NamedTuple):
+    """A poll that has ended."""
+
+    outcome: Outcome
+    has_failed: bool
+    seconds: float
 
 
 def validate(config: Configuration) -> None:
@@ -50,9 +65,17 @@ def _polling_user(job: Job) -> str | None:
 class Gateway:
     """Polls accounts in its own threads, because syncing files would block the server."""
 
-    def __init__(self, config: Configuration, directory: Directory) -> None:
-        """Prepare to poll; ``directory`` maps the users of accounts to maildrops."""
+    def __init__(
+        self, config: Configuration, directory: Directory, counts: list[float] | None = None
+    ) -> None:
+        """Prepare to poll.
+
+        Args:
+            directory: maps the users of accounts to maildrops.
+            counts: the values of the metrics (``series``).
+        """
         self._config = config
+        self._counts = zeros() if counts is None else counts
         self._directory = directory
         # The users of accounts whose maildrops have not been looked up yet, by account name.
         self._unresolved = {
@@ -60,7 +83,7 @@ class Gateway:
         }
         self._retry_at = 0.0  # on the monotonic clock
         self._accounts: dict[str, list[str]] = {}  # names of accounts by maildrop
-        self._polls: dict[str, asyncio.Future[None]] = {}  # by account name
+        self._polls: dict[str, asyncio.Future[_Poll | None]] = {}  # by account name
 
     def __bool__(self) -> bool:
         """Return whether any account is polled at logins."""
@@ -97,45 +120,60 @@ class Gateway:
                 if self._unresolved.pop(name, None):
                     self._accounts.setdefault(maildrop, []).append(name)
 
-    def _start_poll(self, name: str) -> asyncio.Future[None]:
+    def _start_poll(self, name: str) -> asyncio.Future[_Poll | None]:
         """Start a poll of an account in a thread, or return the poll that is running."""
         poll = self._polls.get(name)
         if poll is None or poll.done():
-            done: Future[None] = Future()
+            done: Future[_Poll | None] = Future()
             # A daemon thread, because the server must not wait for polls when it stops.
             # Interrupting a poll is as safe as a crash.
             Thread(target=self._poll, args=(name, done), name=f"poll {name}", daemon=True).start()
             poll = self._polls[name] = asyncio.wrap_future(done)
+            poll.add_done_callback(self._count)
         return poll
 
-    def _poll(self, name: str, done: Future[None]) -> None:
+    def _count(self, ended: asyncio.Future[_Poll | None]) -> None:
+        """Count the messages that a poll has stored.  Called by the event loop."""
+        poll = None if ended.cancelled() else ended.result()
+        if poll is None:
+            return
+        self._counts[_STORED] += poll.outcome.stored
+        self._counts[_RECEIVED_BYTES] += poll.outcome.octets
+        self._counts[_DEFERRED] += poll.has_failed
+        observe(self._counts, _SECONDS, poll.seconds)
+
+    def _poll(self, name: str, done: Future[_Poll | None]) -> None:
+        from ..collect.collector import Outcome
+
+        outcome, began, has_run, has_failed = Outcome(), time.monotonic(), False, True
         try:
-            outcome = asyncio.run(self._session(Job.of(self._config, name)))
+            has_run = asyncio.run(self._session(Job.of(self._config, name), outcome))
+            has_failed = False
         except (RestanteError, OSError) as error:
             _warn("upstream not polled", name, error)
         except Exception:
             _log.exception("upstream not polled", extra={"fields": {"account": name}})
         else:
-            if outcome is not None:
+            if has_run:
                 fields = {"account": name, "stored": outcome.stored, "deleted": outcome.deleted}
                 _log.info("upstream polled", extra={"fields": fields})
         finally:
-            done.set_result(None)
+            seconds = time.monotonic() - began
+            done.set_result(_Poll(outcome, has_failed, seconds) if has_run or has_failed else None)
 
-    async def _session(self, job: Job) -> Outcome | None:
-        """Run one session and return its result.
+    async def _session(self, job: Job, outcome: Outcome) -> bool:
+        """Run one session, and add its results to ``outcome``.
 
-        Returns None if the last session was too recent, or if another process is running one.
+        Returns False if the last session was too recent, or if another process is running one.
         """
-        from ..collect.collector import LoginTooSoon, Outcome
+        from ..collect.collector import LoginTooSoon
         from ..collect.ledger_file import AccountBusy
 
         with closing(open_ledger(self._config)) as ledger:
             # A time stamp in the future is ignored, because the clock has been set back since.
             if 0 <= time.time() - ledger.of(job.name).last_begin() < job.options.every:
-                return None
+                return False
             try:
-                outcome = Outcome()
                 session = runs.session(job, ledger, outcome)
                 await runs.run_and_report(
                     job,
@@ -144,9 +182,9 @@ class Gateway:
                     outcome,
                     lambda text: _warn("report failed", job.name, text),
                 )
-                return outcome
+                return True
             except (AccountBusy, LoginTooSoon):
-                return None
+                return False
 
 
 def _warn(event: str, account: str, reason: object) -> None:

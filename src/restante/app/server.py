@@ -474,7 +474,8 @@ class _ServerParts:
         )
         host = config.server.hostname
         service.time_stamp = partial(time_stamp, host) if "APOP" in mechanisms else None
-        polling = gateway.Gateway(config, local.Recipients(config, self._users, self._passdb))
+        recipients = local.Recipients(config, self._users, self._passdb)
+        polling = gateway.Gateway(config, recipients, service.counts)
         service.before_opening = polling.poll if polling else None
         service.xclient_from = config.server.xclient_from
         service.folder_separator = config.auth.folder_separator
