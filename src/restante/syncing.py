@@ -15,11 +15,30 @@ _MAX_CALLS = 16  # simultaneous fsync calls; enough for the disk to reorder its 
 _SYNCFS_MIN = 16  # files; for this many files or more, one syncfs is faster than many fsyncs
 
 
+class SyncFailed(OSError):
+    """The content of a file or directory may not be durable."""
+
+
+def sync(descriptor: int) -> None:
+    """Make the content of an open file or directory durable.
+
+    The call must not be repeated after an error, because the kernel has dropped the octets, and a
+    second fsync would succeed nevertheless.
+
+    Raises:
+        SyncFailed: the content may not be durable.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise SyncFailed(error.errno, error.strerror) from error
+
+
 def sync_files(files: Sequence[int]) -> None:
     """Make the content of these open files durable.  All files must be on the same file system.
 
     Raises:
-        OSError: at least one file may not be durable.
+        SyncFailed: at least one file may not be durable.
     """
     if len(files) >= _SYNCFS_MIN and (syncfs := _syncfs()) is not None:
         syncfs(files[0])
@@ -27,9 +46,9 @@ def sync_files(files: Sequence[int]) -> None:
         from concurrent.futures import ThreadPoolExecutor  # not needed to deliver one message
 
         with ThreadPoolExecutor(_MAX_CALLS) as pool:
-            list(pool.map(os.fsync, files))
+            list(pool.map(sync, files))
     elif files:
-        os.fsync(files[0])
+        sync(files[0])
 
 
 @cache
@@ -45,6 +64,6 @@ def _syncfs() -> Callable[[int], None] | None:
     def syncfs(file: int) -> None:
         if system.syncfs(file):
             error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
+            raise SyncFailed(error, os.strerror(error))
 
     return syncfs

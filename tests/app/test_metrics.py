@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from restante.series import METRICS, Kind
 from restante.store.maildir import MaildirStore
 
 from ..exposition import parsed
+from ..server.test_control import needs_root
 from ..support import once
 from .test_control import Operator, http
 from .test_supervisor import WAIT, Site
@@ -320,3 +322,104 @@ def test_held_mail_and_the_disk_are_measured_after_the_start(site: Site) -> None
     usage = os.statvfs(site.place)
     assert samples["restante_store_size_bytes"] == usage.f_blocks * usage.f_frsize
     assert 0 < samples["restante_store_free_bytes"] < samples["restante_store_size_bytes"]
+
+
+def test_errors_of_the_store_are_counted_by_kind(site: Site, watcher: Watcher) -> None:
+    deliver(site, "ann", 1)
+    [message] = (site.place / "mail" / "ann" / "new").iterdir()
+    host, _, port = site.told["pop3"].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=WAIT) as connected:
+        connected.sendall(b"USER ann\r\nPASS secret\r\n")
+        site.wait_for("login ok")
+        os.truncate(message, 3)
+        connected.sendall(b"RETR 1\r\n")
+        while b"-ERR" not in connected.recv(1000):
+            pass
+    watcher.until_equal(
+        store_errors_total__read=1, commands_total__retr__err=1, messages_sent_total=0
+    )
+    (site.place / "mail" / "bob").mkdir()
+    deliver(site, "bob", 1)
+    (site.place / "mail" / "bob" / "restante.journal").mkdir()
+    dialogue(site, "USER bob", "PASS secret", "RETR 1", "QUIT")
+    watcher.until_equal(store_errors_total__journal=1, store_errors_total__write=0)
+
+
+def test_limits_on_deletions_are_counted(site: Site) -> None:
+    site.write(workers=2, limits="deletions_by_new = 1" + METRICS_ON)
+    site.start()
+    watcher = Watcher(site)
+    deliver(site, "ann", 2)
+    dialogue(site, "USER ann", "PASS secret", "DELE 1\r\nDELE 2", "NOOP", "QUIT")
+    watcher.until_equal(
+        deletions_braked_total=1,
+        messages_deleted_total=0,
+        store_errors_total__write=0,
+        commands_total__quit__err=1,
+    )
+
+
+# -- Readiness
+
+
+def ready(site: Site) -> tuple[int, list[str]]:
+    host, _, port = site.told["metrics"].rpartition(":")
+    connection = HTTPConnection(host, int(port), timeout=WAIT)
+    try:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())["reasons"]
+    finally:
+        connection.close()
+
+
+def test_server_that_drains_is_not_ready(site: Site, watcher: Watcher) -> None:
+    """A client that reads slowly keeps its session for some seconds."""
+    deliver(site, "ann", 1)
+    (site.place / "mail" / "ann" / "new" / "large").write_bytes(b"x" * 99 + b"\n" * 10_000_000)
+    assert ready(site) == (200, [])
+    host, _, port = site.told["pop3"].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=WAIT) as connected:
+        connected.sendall(b"USER ann\r\nPASS secret\r\n")
+        site.wait_for("login ok")
+        connected.sendall(b"RETR 1\r\nRETR 2\r\n")
+        time.sleep(0.5)
+        site.process.terminate()
+        for _ in range(50):
+            with suppress(ConnectionError):
+                if ready(site) == (503, ["the server is stopping"]):
+                    break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("never reported that it stops")
+        done = Operator(site).run("status", "--exit-code")
+        assert done.code == os.EX_TEMPFAIL, done.err
+        assert "the server is stopping" in done.out
+    assert site.process.wait(WAIT) == 0
+
+
+@needs_root
+def test_full_disk_is_a_reason_until_there_is_room(site: Site) -> None:
+    site.write(workers=2, limits=METRICS_ON)
+    mail = site.place / "mail"
+    mail.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mail], check=True)
+    try:
+        site.start()
+        assert ready(site) == (200, [])
+        with suppress(OSError):
+            (mail / "filler").write_bytes(b"x" * 100_000)
+        reason = "mail storage: No space left on device"
+        deadline = time.monotonic() + 30
+        while ready(site) != (503, [reason]):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        done = Operator(site).run("status", "--exit-code")
+        assert (done.code, reason in done.out) == (os.EX_TEMPFAIL, True)
+        (mail / "filler").unlink()
+        while ready(site) != (200, []) or Operator(site).run("status", "--exit-code").code:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    finally:
+        site.stop()
+        subprocess.run(["umount", mail], check=True)

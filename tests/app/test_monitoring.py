@@ -19,13 +19,24 @@ import pytest
 from restante import config
 from restante.app import readiness, stores
 from restante.app.server import running
-from restante.errors import ConfigurationError
-from restante.server import monitoring
+from restante.errors import (
+    ConfigurationError,
+    DeletionLimitExceeded,
+    MessageGone,
+    NoSuchUser,
+    QuotaExceeded,
+    TemporaryFailure,
+)
+from restante.series import cells_by_label, zeros
+from restante.server import monitoring, store_errors
+from restante.store.maildir import MaildirStore
 
 from ..client import certificates
 from ..exposition import parsed
 from ..server.test_every_listener import JumpingLoop, jump
+from ..support import once
 
+KINDS = cells_by_label("store_errors_total")
 Answered = tuple[int, dict[str, str], bytes]
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
 NOT_FOUND = (
@@ -332,3 +343,40 @@ def test_address_that_other_machines_reach_must_be_permitted(
     )
     with expected:
         config.load(tmp_path / "restante.toml", environment={"HOME": str(tmp_path)})
+
+
+# -- Errors of the store
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "kind"),
+    [
+        ("fsync", errno.EIO, "sync"),
+        ("write", errno.ENOSPC, "write"),
+        ("rename", errno.EIO, "write"),
+    ],
+)
+def test_error_of_a_delivery_is_counted_by_kind(
+    call: str, number: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    store = MaildirStore(f"{tmp_path}/%u")
+    asyncio.run(store.deliver("ann", once(b"Subject: 1\r\n\r\n")))
+    monkeypatch.setattr(os, call, fail)
+    values = zeros()
+    try:
+        asyncio.run(store.deliver("ann", once(b"Subject: 2\r\n\r\n")))
+    except TemporaryFailure as error:
+        store_errors.count(values, error, "write")
+        assert {name: values[place] for name, place in KINDS.items() if values[place]} == {kind: 1}
+    else:
+        raise AssertionError(f"the delivery succeeded without {call}")
+
+
+def test_other_errors_are_not_errors_of_the_store() -> None:
+    values = zeros()
+    for error in (QuotaExceeded(1), MessageGone(), DeletionLimitExceeded(5), NoSuchUser("ann")):
+        store_errors.count(values, error, "read")
+    assert not any(values[place] for place in KINDS.values())

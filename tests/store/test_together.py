@@ -11,6 +11,7 @@ from threading import Event, Lock, Semaphore
 
 import pytest
 
+from restante import syncing
 from restante.errors import TemporaryFailure
 from restante.store import files
 from restante.store.maildir import MaildirStore
@@ -61,6 +62,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> SlowOs:
     while WAITERS.acquire(blocking=False):
         pass
     monkeypatch.setattr(files, "os", stand_in)
+    monkeypatch.setattr(syncing, "os", stand_in)
     return stand_in
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from restante import scanning
+from restante import scanning, syncing
 from restante.store import files
 from restante.store.index import INDEX
 
@@ -112,6 +112,7 @@ def below_the_store(stand_in: W) -> Iterator[W]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "os", stand_in)
         patch.setattr(scanning, "os", stand_in)
+        patch.setattr(syncing, "os", stand_in)
         yield stand_in
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from .. import __version__
+from .. import __version__, log
 from ..passdb import Accounts
 from ..series import cell, cells_by_label
 from ..server.admission import Admission, Slot
@@ -31,6 +32,7 @@ _LAG_ROUNDS = 10  # rounds, of a second each, over which the longest delay of th
 _MAX_CONNECTIONS = 32
 _GRACE = 1.0  # seconds for which responses may continue when the worker stops
 _CONNECTIONS, _SESSIONS = cells_by_label("connections"), cells_by_label("sessions")
+_JOURNAL_ERRORS = cell("store_errors_total", "journal")
 _WORKERS, _LAG = cell("workers"), cell("loop_lag_seconds")
 
 
@@ -47,12 +49,22 @@ class Monitor:
     async def run_for_ever(self) -> None:
         """Publish the metrics every second, and measure the delay of the event loop."""
         loop = asyncio.get_running_loop()
-        self.publish()
-        while True:
-            due = loop.time() + _PUBLISH_EVERY
-            await asyncio.sleep(_PUBLISH_EVERY)
-            self._lags.append(max(0.0, loop.time() - due))
+
+        def count_journal_error() -> None:
+            self._counters.values[_JOURNAL_ERRORS] += 1
+
+        def watch(record: logging.LogRecord) -> None:
+            """Count an error that the store only logs, perhaps in a thread."""
+            if record.getMessage() == "journal not written":
+                loop.call_soon_threadsafe(count_journal_error)
+
+        with log.watched(watch):
             self.publish()
+            while True:
+                due = loop.time() + _PUBLISH_EVERY
+                await asyncio.sleep(_PUBLISH_EVERY)
+                self._lags.append(max(0.0, loop.time() - due))
+                self.publish()
 
     def publish(self) -> None:
         """Write the current metrics to the memory that the workers share."""

@@ -155,7 +155,10 @@ def addresses_of(sockets: Sequence[BoundSocket]) -> dict[str, str]:
 
 
 def listeners_as_json(sockets: Sequence[BoundSocket]) -> list[dict[str, str]]:
-    """Return protocol and address of each socket; the address of a Unix socket has ``unix:``."""
+    """Return protocol and address of each open socket; that of a Unix socket has ``unix:``.
+
+    While the server stops, most sockets are closed.
+    """
     return [
         {
             "proto": each.scheme,
@@ -164,6 +167,7 @@ def listeners_as_json(sockets: Sequence[BoundSocket]) -> list[dict[str, str]]:
             else _name(each.socket),
         }
         for each in sockets
+        if each.socket.fileno() >= 0
     ]
 
 

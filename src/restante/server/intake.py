@@ -43,6 +43,7 @@ from ..smtp.state import (
     StartTLS,
     State,
 )
+from . import store_errors
 from .admission import Slot
 from .connection import DIRECT, BaseConnection, BaseService
 from .proxy import Origin
@@ -306,7 +307,8 @@ class IntakeConnection(BaseConnection[Event]):
         counts, via = self._service.counts, self._proto
         result = "stored" if error is None else "deferred" if error.retry else "refused"
         counts[_DELIVERIES[via][result]] += 1
-        counts[_WRITE_ERRORS] += type(error) is TemporaryFailure
+        if error is not None:
+            store_errors.count(counts, error, "write")
         observe(counts, _DELIVERY_SECONDS[via], seconds)
 
     async def _store(self, maildrop: str, envelope: Envelope) -> RestanteError | None:

@@ -27,8 +27,6 @@ from ..errors import (
     BackendUnavailable,
     DeletionLimitExceeded,
     LoginDelayed,
-    MessageGone,
-    NeedsUTF8,
     NotRemoved,
     RestanteError,
     TemporaryFailure,
@@ -61,7 +59,7 @@ from ..pop3.state import Close, Event, Login, Retrieve, StartTLS, State, Update,
 from ..sasl.exchange import Lookup
 from ..series import MECHANISMS, cell, observe
 from ..wire import TERMINATION
-from . import login, retrieval, views
+from . import login, retrieval, store_errors, views
 from .admission import Slot
 from .connection import DIRECT, BaseConnection, BaseService
 from .output import HIGH_WATER
@@ -76,7 +74,7 @@ _NEW_FOR = 86_400
 # Metrics.  Times below a millisecond are not observed; see ``series.Kind``.
 _SENT, _SENT_BYTES = cell("messages_sent_total"), cell("sent_bytes_total")
 _DELETED, _BRAKED = cell("messages_deleted_total"), cell("deletions_braked_total")
-_READ_ERRORS, _WRITE_ERRORS = (cell("store_errors_total", kind) for kind in ("read", "write"))
+_READ_ERRORS = cell("store_errors_total", "read")
 _OBSERVED_FROM = 0.001  # seconds
 _LOGINS = {
     result: {name.upper(): cell("logins_total", result, name) for name in MECHANISMS}
@@ -546,7 +544,7 @@ class Connection(BaseConnection[Event]):
             await self._reader.send(action, self._output, downgrades=downgrades)
         except RestanteError as error:
             self._log_event("read failed", logging.WARNING, **fields, reason=str(error))
-            self._service.counts[_READ_ERRORS] += not isinstance(error, MessageGone | NeedsUTF8)
+            store_errors.count(self._service.counts, error, "read")
             self._send(self._session.failed(error))
         except retrieval.Incomplete as error:
             match error:
@@ -591,7 +589,7 @@ class Connection(BaseConnection[Event]):
         session_log.update = "clean" if error is None else failed
         await self._close_maildrop(end)
         if error is not None:
-            self._service.counts[_WRITE_ERRORS] += end != DELETION_LIMITED
+            store_errors.count(self._service.counts, error, "write")
             self._log_event(
                 "update failed",
                 logging.ERROR,

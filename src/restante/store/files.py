@@ -18,7 +18,7 @@ from functools import partial
 from threading import Event, Lock
 from typing import ParamSpec, TypeVar
 
-from .. import threads
+from .. import syncing, threads
 from ..errors import MaildropInUse, TemporaryFailure
 from ..message import Survey
 from ..mounts import refuse_unmounted
@@ -292,7 +292,7 @@ def sync(*directories: str, parent: int) -> None:
     """Make all changes to names in these directories durable, one directory after the other."""
     for name in directories:
         with directory(name, parent) as descriptor:
-            os.fsync(descriptor)
+            syncing.sync(descriptor)
 
 
 class _SyncRound:
@@ -338,7 +338,7 @@ def _run_round(sync_round: _SyncRound, key: tuple[int, int], directory: int) -> 
         del _rounds[key]
         _running[key] = sync_round
     try:
-        os.fsync(directory)
+        syncing.sync(directory)
     except BaseException as error:
         sync_round.error = error
     with _rounds_lock:
@@ -420,12 +420,8 @@ def create(name: str, parent: int) -> int:
 
 
 def sync_file(file: int) -> None:
-    """Make the octets of a file durable.
-
-    The call must not be repeated after an error, because the kernel has dropped the octets, and a
-    second fsync would succeed nevertheless.
-    """
-    os.fsync(file)
+    """Make the octets of a file durable; see ``syncing.sync``."""
+    syncing.sync(file)
 
 
 class UndoneOnError:
