@@ -2,22 +2,23 @@
 
 Reloads are numbered from 1.  Row 0 of the memory belongs to the process that reads the
 configuration first and accepts or refuses it: the supervisor, or a server without workers.  The
-other rows belong to the workers.  No lock is needed: each row is written only by its
-owner, which writes the reason for a refusal before the refusal itself.
+other rows belong to the workers.  No lock is needed: each row is written only by its owner.  The
+owner of row 0 counts a refusal after writing it, and never overwrites the last refusal.
 """
 
 from __future__ import annotations
 
 import mmap
+import struct
 import time
 from dataclasses import dataclass
 
 _TEXT = 2000  # maximum octets of a reason, which names a file, a line and an option
+_REFUSAL = struct.Struct(f"QQQ{_TEXT}s")  # number, time in ticks, length and text of the reason
 _TICKS = 1_000_000  # per second, because a file may be changed in the second in which it is read
-_CELLS = 10
-_BEGUN, _BEGUN_AT, _ACCEPTED, _ACCEPTED_AT = range(4)
-_REFUSED, _REFUSED_AT, _LENGTH, _REQUESTED = range(4, 8)
-_ACCEPTED_COUNT, _REFUSED_COUNT = range(8, _CELLS)
+_CELLS = 7
+_BEGUN, _BEGUN_AT, _ACCEPTED, _ACCEPTED_AT, _REQUESTED = range(5)
+_ACCEPTED_COUNT, _REFUSED_COUNT = range(5, _CELLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Reloads:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._cells = memoryview(mmap.mmap(-1, (workers + 1) * _CELLS * 8)).cast("Q")
-        self._text = memoryview(mmap.mmap(-1, _TEXT))  # of row 0
+        self._refusals = mmap.mmap(-1, 2 * _REFUSAL.size)  # the last two; belong to row 0
         self._cells[_ACCEPTED_AT] = int(time.time() * _TICKS)
 
     # Called by the owner of row 0.
@@ -58,11 +59,12 @@ class Reloads:
 
     def _refuse(self, reason: str) -> None:
         octets = reason.encode("utf-8", "replace")[:_TEXT]
-        self._text[: len(octets)] = octets
-        self._cells[_LENGTH] = len(octets)
-        self._cells[_REFUSED_AT] = int(time.time() * _TICKS)
-        self._cells[_REFUSED_COUNT] += 1
-        self._cells[_REFUSED] = self._cells[_BEGUN]
+        count = self._cells[_REFUSED_COUNT] + 1
+        at = int(time.time() * _TICKS)
+        _REFUSAL.pack_into(
+            self._refusals, _place(count), self._cells[_BEGUN], at, len(octets), octets
+        )
+        self._cells[_REFUSED_COUNT] = count
 
     # Called by workers.
 
@@ -110,11 +112,11 @@ class Reloads:
 
     def refusal(self) -> Refusal | None:
         """Return the last refusal, or None if no reload was refused."""
-        number = self._cells[_REFUSED]
-        if not number:
-            return None
-        text = bytes(self._text[: self._cells[_LENGTH]]).decode("utf-8", "replace")
-        return Refusal(number, self._cells[_REFUSED_AT] / _TICKS, text)
+        while count := self._cells[_REFUSED_COUNT]:
+            number, at, length, text = _REFUSAL.unpack_from(self._refusals, _place(count))
+            if self._cells[_REFUSED_COUNT] == count:
+                return Refusal(number, at / _TICKS, text[:length].decode("utf-8", "replace"))
+        return None
 
     def result(self, number: int) -> Refusal | bool:
         """Return the refusal of a reload, True if it was accepted, or False if it has not ended.
@@ -127,3 +129,8 @@ class Reloads:
         if refusal is not None and refusal.number >= number:
             return refusal
         return False
+
+
+def _place(count: int) -> int:
+    """Return where a refusal is stored."""
+    return count % 2 * _REFUSAL.size
