@@ -79,6 +79,12 @@ def start(
         site.start(PYTHONPATH=search)
 
 
+def shorten_quiet(site: Site) -> None:
+    """Let a series of errors be over after a second."""
+    path = site.place / "restante.toml"
+    path.write_text(path.read_text().replace('quiet = "1h"', 'quiet = "1s"'))
+
+
 def sent(hook: Hook, kind: str) -> list[str]:
     return [row["state"] for _, _, row in hook.received if row["kind"] == kind]
 
@@ -99,13 +105,16 @@ def deliver(site: Site, user: str, times: int = 1) -> list[int]:
 
 def test_ended_workers_cause_one_alert(site: Site, hook: Hook) -> None:
     """Among them the worker that sends the alerts."""
-    start(site, hook, quiet="4s")
+    start(site, hook, quiet="1h")
     assert subjects(site.place) == []
     for _ in range(2):
         for worker in site.workers():
             os.kill(worker, signal.SIGKILL)
             site.wait_for("worker ended")
             wait_until(lambda: len(site.workers()) == 2, site.workers)
+    wait_until(lambda: sent(hook, "worker") == ["begin"], lambda: hook.received)
+    shorten_quiet(site)
+    site.process.send_signal(signal.SIGHUP)
     both = sorted([BEGINNINGS["worker"], ENDS["worker"]])
     wait_until(lambda: subjects(site.place) == both, lambda: subjects(site.place))
     wait_until(lambda: sent(hook, "worker") == ["begin", "over"], lambda: hook.received)
@@ -115,7 +124,7 @@ def test_ended_workers_cause_one_alert(site: Site, hook: Hook) -> None:
 
 
 def test_errors_of_the_storage_in_all_workers_cause_one_alert(site: Site, hook: Hook) -> None:
-    start(site, hook, quiet="2s")
+    start(site, hook, quiet="1h")
     assert deliver(site, "ann") == [250]
     box = site.place / "mail" / "ann"
     (box / "new").rename(box / "hidden")
@@ -124,6 +133,7 @@ def test_errors_of_the_storage_in_all_workers_cause_one_alert(site: Site, hook: 
         assert set(site.alone(worker, lambda: deliver(site, "ann", 20))) == {451}
     wait_until(lambda: sent(hook, "store") == ["begin"], lambda: hook.received)
     site.stop()
+    shorten_quiet(site)
     (box / "new").unlink()
     (box / "hidden").rename(box / "new")
     while not site.lines.empty():

@@ -71,6 +71,9 @@ class Site:
             self.incidents, lambda: self.config, lambda: self.certificate_end
         )
 
+    def stop(self) -> None:
+        self.loop.run_until_complete(self.alerts.close())
+
     def use_log(self, level: str = "info") -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stderr", self.stderr)
@@ -126,7 +129,7 @@ def site(home: Path, loggers: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
     with log.watched(site.incidents.watch):
         site.start()
         yield site
-    site.alerts.close()
+    site.stop()
     site.loop.close()
 
 
@@ -190,7 +193,7 @@ def test_a_restart_repeats_and_loses_no_alert(site: Site) -> None:
     site.happen("store")
     site.run()
     site.happen("worker")
-    site.alerts.close()  # before the next round
+    site.stop()  # before the next round
     for _ in range(3):
         site.incidents = Incidents(2)
         site.start()
@@ -642,6 +645,48 @@ def test_webhook_that_fails_gets_the_alert_later(
     site.pass_time(3600)
     assert hook.received[-1][2]["state"] == "over"
     assert len(site.mail()) == 2
+
+
+def test_alert_that_is_being_sent_when_the_server_stops_is_sent_once(
+    site: Site, hook: Hook
+) -> None:
+    hook.before = lambda: time.sleep(0.1)
+    site.configure(f'webhook = "{hook.url}"')
+    site.happen("store")
+
+    async def rounds() -> None:
+        async with asyncio.timeout(10):
+            while "webhook" not in site.alerts._calls:
+                await site.alerts.run()
+
+    site.loop.run_until_complete(rounds())
+    site.stop()
+    site.start()
+    site.run()
+    assert len(hook.received) == 1
+    assert "alert sent: kind=store state=begin channel=webhook" in site.written()
+
+
+def test_server_stops_although_a_webhook_hangs(site: Site, hook: Hook) -> None:
+    released = threading.Event()
+    hook.before = lambda: released.wait(20)
+    site.monkeypatch.setattr(server_alerts, "_STOP", 0.05)
+    site.configure(f'webhook = "{hook.url}"')
+    site.happen("store")
+
+    async def rounds() -> None:
+        async with asyncio.timeout(10):
+            while not hook.received:
+                await site.alerts.run()
+                await asyncio.sleep(0.01)
+
+    site.loop.run_until_complete(rounds())
+    site.stop()
+    released.set()
+    site.start()
+    site.run()
+    assert [row["state"] for _, _, row in hook.received] == ["begin", "begin"]
+    assert len({row["id"] for _, _, row in hook.received}) == 1
 
 
 def test_huge_answer_of_a_webhook_is_not_read(site: Site, hook: Hook) -> None:

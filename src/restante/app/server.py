@@ -316,7 +316,7 @@ class _ServerParts:
 
         incidents, config = self._shared.site.incidents, lambda: self.running.config
         self._alerts = ServerAlerts(incidents, config, lambda: self._context.ends_at)
-        self._exit_stack.callback(self._alerts.close)
+        self._exit_stack.push_async_callback(self._alerts.close)
         self._start_task(self._alerts.run_for_ever())
 
     def _open_back_ends(self) -> None:

@@ -37,6 +37,7 @@ _SAVE_EVERY = 60.0  # seconds between two saves if only a count has changed
 # free space oscillates around the limit causes few alerts.
 _DISK_SETTLED = 600.0
 _NO_ANSWER = 60.0  # seconds after which a call that hangs is reported
+_STOP = 2.0  # seconds for which a server that stops waits for alerts that are being sent
 _FIRST_RETRY, _LAST_RETRY = 60.0, 3600.0  # seconds; each failure doubles the wait
 _TIMEOUT, _DEADLINE = 10.0, 30.0  # seconds for each read from the webhook, and for its response
 _MAX_RESPONSE = 65_536  # octets of the webhook's response, which is not used
@@ -128,14 +129,20 @@ class ServerAlerts:
         for channel in channels:
             self._send_next(channel, self._episodes)
 
-    def close(self) -> None:
-        """Save what has happened since the last round.  Blocking."""
-        for call in self._calls.values():
-            call.future.cancel()  # its result is not needed
+    async def close(self) -> None:
+        """Save what has happened since the last round.  Called after the last round.
+
+        Alerts that are being sent may end; otherwise they would be sent again after a restart.
+        """
+        if self._calls:
+            await asyncio.wait([call.future for call in self._calls.values()], timeout=_STOP)
         if self._episodes is not None:
+            self._finish_calls(_channels(self._config()))
             self._record(self._episodes)
             with suppress(OSError):
                 episodes.write(self._path, self._episodes.dump())
+        for call in self._calls.values():
+            call.future.cancel()  # its result is not needed
 
     # Episodes.
 
