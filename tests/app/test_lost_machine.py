@@ -171,7 +171,7 @@ def test_backup_under_load_brings_everything_back(
     token = Tokens("access", time.time() + 3600, "refresh", None, time.time(), "u")
     tokens.token_file(load(), "isp").put(token)
     must("collect", "isp")
-    fill(machine, "bob", 1500, 0)
+    fill(machine, "bob", 700, 0)
     with serving() as server:
         threads = [
             threading.Thread(target=load_on, args=(server, story, "ann", stop, 0.02)),
@@ -282,7 +282,7 @@ def delays(count: int) -> Iterator[float]:
 def test_killed_backup_leaves_nothing_that_looks_complete(machine: Path, path: str) -> None:
     fill(machine, "ann", 40, 100_000)
     place = machine / path
-    for delay in delays(8):
+    for delay in delays(5):
         code = killed_after(delay, "backup", f"{machine}/{path}", "--overwrite")
         if code == 0:
             break

@@ -13,5 +13,5 @@ of the backup before it.
 Standards: POSIX.1-2001 (pax), RFC 1952.
 Security: a backup that is read may be damaged or hostile.  Only regular files, directories and hard
 links to earlier entries are accepted, headers and lines have a maximum length, and paths are
-checked.  everything is read once and checked before anything is restored.
+checked.  Everything is read once and checked before anything is restored.
 """
