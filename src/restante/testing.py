@@ -180,7 +180,7 @@ class Fault:
     def err(
         self, verb: str, text: str = "[SYS/TEMP] try again later", *, times: int | None = None
     ) -> None:
-        """Answer -ERR without carrying out the command."""
+        """Answer with -ERR, without carrying out the command."""
         self._add(f"err({verb!r})", verb, times=times, answer=f"-ERR {text}\r\n".encode())
 
     def garbage(
@@ -424,7 +424,7 @@ class _FaultyConnection(Connection):
     # The end of the connection.
 
     def close_real(self) -> None:
-        """Close the real transport when all octets have been sent, even if this is done slowly."""
+        """Close the real transport when all octets have been sent, however slowly."""
         if self._dripping is None and not self._is_ended:
             self._is_ended = True
             self._real.close()
@@ -744,7 +744,7 @@ class Pop3Server:
     def reset(self) -> None:
         """Drop all clients; remove mail, deleted mail, faults and the transcript.
 
-        Users, ports and the certificate stay, so that one server can be used by many tests.  Faults
+        Users, ports and the certificate are kept, so that many tests can use one server.  Faults
         that never occurred cause an ``UnusedFault`` warning.
         """
         self._warn_about_unused_faults(stacklevel=3)

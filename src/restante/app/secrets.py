@@ -39,7 +39,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
         return f"the command took longer than {_TIMEOUT} s"
     if isinstance(error, ImportError):
-        return "a key ring requires the extra restante[keyring]"
+        return "a keyring requires the extra restante[keyring]"
     return str(error)
 
 

@@ -88,7 +88,7 @@ def users(config: Configuration) -> Users:
 
 
 def base(config: Configuration) -> Path | None:
-    """Return the directory below which all maildrops are; None if mail is kept in memory."""
+    """Return the directory that contains all maildrops; None if mail is kept in memory."""
     return None if config.store.kind == "memory" else Path(Template(config.store.path).base)
 
 

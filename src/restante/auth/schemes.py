@@ -1,4 +1,4 @@
-"""Check password hashes of other programs, in Dovecot's notation ``{SCHEME}hash``.
+"""Check password hashes created by other programs, in Dovecot's notation ``{SCHEME}hash``.
 
 Security: a hash matches nothing and is not computed if its scheme is unknown, if it is malformed,
 or if computing it would take more than a second or two.  Thus one line of a file cannot stop a
@@ -46,7 +46,7 @@ Arguments: the password, the hash, and the encoding of the hash (may be empty).
 
 class _Scheme(NamedTuple):
     is_sane: Callable[[str, str], bool]
-    """Returns whether a hash in an encoding is well-formed and not too expensive."""
+    """Returns whether an encoded hash is well-formed and not too expensive to compute."""
     check: Check
     """Must be called only for sane hashes."""
 

@@ -7,8 +7,8 @@ an attacker could use this to lock users out.  The same wrong password for the s
 once for each network, because a forgotten device may try an old password all day.  A password that
 fails for many users, whatever their networks, is being sprayed: its response gets the longest
 delay, and the log gets one line.  Passwords are hashed in order of priority (``login_queue``).
-Logins with a password that was correct before, or from a network from which the user has logged in
-before, come first; then logins from networks without guesses; then all others.
+Logins with a password that has been accepted before, or from a network from which the user has
+logged in before, come first; then logins from networks without guesses; then all others.
 
 Security: the tables contain keyed hashes of 63 bits.  Two tables and their key survive restarts:
 networks with recent guesses, and networks from which users have logged in.  The three tables that
@@ -74,7 +74,7 @@ class Priority(IntEnum):
     """Priority for password checks, highest first."""
 
     KNOWN = 0
-    """The password was correct before, or the user has logged in from this network before."""
+    """The password has been accepted before, or the user has logged in from this network before."""
     CLEAN = 1
     """The network has no recent guesses."""
     DIRTY = 2

@@ -95,83 +95,83 @@ def _assign_names(kind: str, accounts: list[ForeignAccount]) -> None:
         used.add(each.name)
 
 
-def _refusal(options: argparse.Namespace, config: Configuration, each: ForeignAccount) -> str:
+def _refusal(options: argparse.Namespace, config: Configuration, account: ForeignAccount) -> str:
     """Return why the account cannot be imported; empty if it can or already has been."""
-    if not each.host or not each.user:
+    if not account.host or not account.user:
         return "the server or the user name is missing"
-    if not each.to:
-        return f"{each.no_destination}; add --to PLACE"
-    existing = config.account.get(each.name)
+    if not account.to:
+        return f"{account.no_destination}; add --to PLACE"
+    existing = config.account.get(account.name)
     if existing is not None:
-        is_same = (existing.url, existing.user) == (each.url, each.user)
+        is_same = (existing.url, existing.user) == (account.url, account.user)
         return "" if is_same else "another account has this name"
     try:
-        values = {f"account.{each.name}.{key}": value for key, value in _values(each).items()}
+        values = {f"account.{account.name}.{key}": value for key, value in _values(account).items()}
         load(options.config, overrides=values)
     except ConfigurationError as error:
         return str(error).removeprefix("command line: ")
     return ""
 
 
-def _values(each: ForeignAccount) -> dict[str, Any]:
+def _values(account: ForeignAccount) -> dict[str, Any]:
     """Return the section of the configuration, without empty values."""
     values = {
-        "url": each.url,
-        "user": each.user,
-        "password": each.password,
-        "ca_file": each.ca_file,
-        "to": each.to,
-        "recipient": each.recipient,
-        "keep": each.keep,
-        "largest": each.largest,
-        "limit": each.limit,
+        "url": account.url,
+        "user": account.user,
+        "password": account.password,
+        "ca_file": account.ca_file,
+        "to": account.to,
+        "recipient": account.recipient,
+        "keep": account.keep,
+        "largest": account.largest,
+        "limit": account.limit,
     }
-    if each.password_command:
-        values["password"] = {"command": list(each.password_command)}
+    if account.password_command:
+        values["password"] = {"command": list(account.password_command)}
     return {key: value for key, value in values.items() if value}
 
 
-def _import(config: Configuration, ledger: Ledger, each: ForeignAccount) -> None:
+def _import(config: Configuration, ledger: Ledger, account: ForeignAccount) -> None:
     """Record the seen messages first; otherwise the next run would download all of them again."""
     from ..collect.plan import UNKNOWN_SIZE
 
     try:
-        ledger.of(each.name).adopt([(key, UNKNOWN_SIZE) for key in each.seen], time.time())
-        account_add.write(account_add.file_of(config, each.name), each.name, _values(each))
+        ledger.of(account.name).adopt([(key, UNKNOWN_SIZE) for key in account.seen], time.time())
+        account_add.write(account_add.file_of(config, account.name), account.name, _values(account))
     except (RestanteError, OSError) as error:
-        each.refused = failures.describe(error)
+        account.refused = failures.describe(error)
 
 
-def _report(options: argparse.Namespace, each: ForeignAccount, *, already_exists: bool) -> None:
+def _report(options: argparse.Namespace, account: ForeignAccount, *, already_exists: bool) -> None:
     if options.json:
         common.print_json(
             "import",
-            account=each.name,
-            url=each.url,
-            user=each.user,
-            to=each.to,
-            keep=each.keep,
-            seen=len(each.seen),
-            notes=each.notes,
-            refused=each.refused or None,
+            account=account.name,
+            url=account.url,
+            user=account.user,
+            to=account.to,
+            keep=account.keep,
+            seen=len(account.seen),
+            notes=account.notes,
+            refused=account.refused or None,
             was_there=already_exists,
         )
         return
-    if each.refused:
-        login = f" ({each.user} at {each.host})" if each.host else ""
-        common.say(printable(f"{each.name}{login}: not imported: {each.refused}"))
+    if account.refused:
+        login = f" ({account.user} at {account.host})" if account.host else ""
+        common.say(printable(f"{account.name}{login}: not imported: {account.refused}"))
         return
-    account = f"{each.name}: {each.user} at {each.url}"
+    name = f"{account.name}: {account.user} at {account.url}"
     if already_exists:
-        print(printable(f"{account}: already imported, not changed"))
+        print(printable(f"{name}: already imported, not changed"))
         return
-    if not each.seen:
-        each.notes.append(
-            f"{each.seen_file} lists no seen messages, so all will be downloaded. To mark the "
-            f"messages on the server as collected: restante account adopt {each.name}"
+    if not account.seen:
+        account.notes.append(
+            f"{account.seen_file} lists no seen messages, so all will be downloaded. To mark the "
+            f"messages on the server as collected: restante account adopt {account.name}"
         )
-    for note in each.notes:
-        common.say(printable(f"{each.name}: {note}"))
-    seen = counted(len(each.seen), "seen message")
+    for note in account.notes:
+        common.say(printable(f"{account.name}: {note}"))
+    seen = counted(len(account.seen), "seen message")
     result = "would be imported" if options.dry_run else "imported"
-    print(printable(f"{account} to {each.to}, keep {each.keep}, {seen}: {result}"))
+    print(printable(f"{name} to {account.to}, keep {account.keep}, {seen}: {result}"))

@@ -21,9 +21,9 @@ A connection ends in one of three ways:
     Does not wait.  Output that the client has not received is lost.  A response that was being
     sent stays incomplete, and the client cannot mistake it for a complete response.
 
-None of these makes a POP3 session enter UPDATE.  All of them wait for an UPDATE or a delivery that
-has begun, then release the maildrop and log the end.  ``BaseService.drain`` drains all connections,
-and aborts those that have not ended in time.
+None of these makes a POP3 session enter UPDATE.  An UPDATE or a delivery that has begun is always
+completed, even after ``abort``; only then is the maildrop released and the end logged.
+``BaseService.drain`` drains all connections, and aborts those that have not ended in time.
 
 Security: no stream classes are used, so octets that were received before TLS cannot be read after
 the handshake.
@@ -265,7 +265,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         raise NotImplementedError
 
     def _deadline(self) -> float:
-        """Return when the session ends if the client sends nothing, on the loop's clock."""
+        """Return the time, on the loop's clock, at which an idle session ends."""
         raise NotImplementedError
 
     def _expire(self) -> None:

@@ -120,7 +120,7 @@ def _notes(account: ForeignAccount, parser: configparser.RawConfigParser) -> Ite
     if not account.is_implicit:
         yield UNSAFE_CLEAR
     if not account.password and not account.password_command:
-        yield "its password is missing (it may be in a key ring or ~/.netrc)"
+        yield "its password is missing (it may be in a keyring or ~/.netrc)"
     for name in (*(each for each in _TLS_OPTIONS if each in retriever), *_filters(parser)):
         yield f"its {name} is not imported"
     if parser.has_section("options"):

@@ -104,7 +104,7 @@ def _account(name: str, options: dict[str, str], seen: Path | None) -> ForeignAc
     if not has_tls:
         account.notes.append(UNSAFE_CLEAR)
     if not account.password and not command:
-        account.notes.append("its password is missing (it may be in a key ring or ~/.netrc)")
+        account.notes.append("its password is missing (it may be in a keyring or ~/.netrc)")
     if has_tls and not _is_on(options, "tls_certcheck", "on"):
         account.notes.append(UNCHECKED)
     account.notes += [note for option, note in _NOTES.items() if options.get(option)]
