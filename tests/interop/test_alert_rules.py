@@ -14,6 +14,7 @@ from .programs import call, need
 pytestmark = pytest.mark.interop
 
 RULES = Path(__file__).parent.parent.parent / "contrib" / "prometheus" / "restante.rules.yml"
+GUIDE = RULES.parent.parent.parent / "docs" / "howto" / "monitoring.md"
 INSTANCE = 'instance="pop:9110",job="restante"'
 DAY = 86_400
 # Times of the evaluation, and the same times in seconds since the epoch, where promtool's clock
@@ -209,8 +210,7 @@ def test_rules_are_valid() -> None:
 
 
 def test_configuration_in_the_guide_is_valid(tmp_path: Path) -> None:
-    page = RULES.parent.parent.parent / "docs" / "howto" / "monitoring.md"
-    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.M | re.S)
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(), re.M | re.S)
     assert "job_name: restante\n" in text, "the rules require this name"
     path = tmp_path / "prometheus.yml"
     path.write_text(text.replace("/etc/prometheus/restante.rules.yml", str(RULES)))
@@ -220,6 +220,5 @@ def test_configuration_in_the_guide_is_valid(tmp_path: Path) -> None:
 
 
 def test_guide_lists_every_alert() -> None:
-    page = RULES.parent.parent.parent / "docs" / "howto" / "monitoring.md"
-    listed = re.findall(r"`(Restante\w+)`", page.read_text())
+    listed = re.findall(r"`(Restante\w+)`", GUIDE.read_text())
     assert set(listed) == set(re.findall(r"- alert: (\w+)", RULES.read_text()))
