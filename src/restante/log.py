@@ -46,7 +46,7 @@ class Plain(logging.Formatter):
         if record.exc_info:  # the text of an exception may be untrusted as well
             for each in self.formatException(record.exc_info).split("\n"):
                 line += f"\n  bug | {printable(each)}"
-        return f"{_time(record)} {line}" if self._with_time else line
+        return f"{time_stamp(record.created)} {line}" if self._with_time else line
 
 
 class Json(logging.Formatter):
@@ -54,7 +54,7 @@ class Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "t": _time(record),
+            "t": time_stamp(record.created),
             "level": record.levelname.lower(),
             "event": record.getMessage().replace(" ", "."),
         }
@@ -66,8 +66,9 @@ class Json(logging.Formatter):
         return json.dumps(output, default=str)
 
 
-def _time(record: logging.LogRecord) -> str:
-    at = datetime.fromtimestamp(record.created, UTC)
+def time_stamp(seconds: float) -> str:
+    """Return a time, in seconds since the epoch, as in the log.  Time stamps sort by time."""
+    at = datetime.fromtimestamp(seconds, UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -493,6 +493,13 @@ def test_log_shows_the_events_of_all_workers(site: Site, operator: Operator) -> 
         following(site, 6)
         site.client().log_in("ann").quit()
         assert "user=ann" in line_of(all_events)
+        victim = operator.status()["workers"][0]["pid"]  # the worker that sends the events
+        os.kill(victim, signal.SIGKILL)
+        until_lines(all_events, {f"worker ended: worker=0 pid={victim}", "worker started"})
+        operator.until(ready=True)
+        following(site, 6)
+        site.client().log_in("ann").quit()
+        until_lines(all_events, {"login ok", "session end"})
         site.write(workers=3, limits="per_adress = 5")
         assert operator.run("reload").code == os.EX_CONFIG
         until_lines(all_events, {"reload failed: reason="})

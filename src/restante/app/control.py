@@ -27,6 +27,7 @@ from ..server.control import ControlService, Peer
 from ..server.http import Request
 from ..server.http_connection import JSON, LINES, Answer, refusal
 from . import siblings
+from .answers import parse
 from .events import EventQueue
 from .live import CERTIFICATE_DAYS, Live
 from .monitoring import Monitor
@@ -290,7 +291,8 @@ class Control:
                 if worker != self._live.number
             ]
             if workers:
-                tasks.append(asyncio.create_task(self._follow_supervisor(events)))
+                after = request.query.get("after")
+                tasks.append(asyncio.create_task(self._follow_supervisor(events, after)))
             try:
                 while True:
                     yield await events.take()
@@ -298,10 +300,16 @@ class Control:
                 for task in tasks:
                     task.cancel()
 
-    async def _follow_supervisor(self, events: EventQueue) -> None:
-        """Add the events of the supervisor, which has no socket."""
+    async def _follow_supervisor(self, events: EventQueue, after: str | None) -> None:
+        """Add the events of the supervisor, which has no socket.
+
+        ``after`` is the time of the last event that a client has received from another worker.
+        """
         supervisor = self._live.site.supervisor_events
         number = supervisor.count
+        if after is not None:
+            missed = supervisor.since(0)
+            events.put_lines(line for line in missed if parse(line)["t"] > after)
         while True:
             if number < (count := supervisor.count):
                 events.put_lines(supervisor.since(number))

@@ -6,16 +6,19 @@ import argparse
 import json
 import shutil
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import sysexits
-from ..errors import ConfigurationError, UnsafeArgument
+from ..errors import ConfigurationError, NotRunning, UnsafeArgument
 from ..escaping import escape, printable
+from ..log import time_stamp
 from . import common, control
 
 _JOURNAL = Path("/run/systemd/journal")  # exists while systemd-journald runs
 _UNIT = "restante"
+_PAUSE = 0.5  # seconds before another worker is asked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +51,18 @@ def run(options: argparse.Namespace) -> int:
         return _read_journal(options)
     if not options.follow:
         raise UnsafeArgument("give -f to print new events, or --since TIME for earlier events")
-    filters = {"user": options.user, "level": options.level}
-    reply = control.ask(options, "GET", "/events", filters)
-    reply.live()
-    for event in reply.lines():
-        print(json.dumps(event) if options.json else _line(event), flush=True)
-    return sysexits.EX_OK
+    query: dict[str, str | None] = {"user": options.user, "level": options.level}
+    last = time_stamp(time.time())
+    while True:
+        reply = control.ask(options, "GET", "/events", query)
+        reply.live()
+        with suppress(NotRunning):  # the worker has ended; another one may answer
+            for event in reply.lines():
+                print(json.dumps(event) if options.json else _line(event), flush=True)
+                last = event.get("t", last)
+        common.say("restante log: the worker has ended; some of its events may be missing")
+        query["after"] = last
+        time.sleep(_PAUSE)
 
 
 def _line(event: dict[str, Any]) -> str:
