@@ -262,6 +262,15 @@ def others_can_read_the_users(here: Installation) -> Iterator[Subject]:
         yield here.subject()
 
 
+@fault("files", "first-password, which contains a secret")
+def others_can_read_a_password(here: Installation) -> Iterator[Subject]:
+    path = here.place / "first-password"
+    path.touch()
+    path.chmod(0o640)
+    yield here.subject()
+    path.unlink()
+
+
 @fault("files", "no process listens", Level.WARNING)
 def socket_of_a_worker_that_no_longer_exists(here: Installation) -> Iterator[Subject]:
     path = here.place / "control/9.sock"
@@ -908,7 +917,7 @@ FIXABLE = {
     *("others_can_write_the_configuration", "others_can_read_the_users"),
     *("socket_of_a_worker_that_no_longer_exists", "others_can_write_the_mail_directory"),
     *("mail_directory_with_a_cause_that_the_server_reports", "mail_directory_is_missing"),
-    "server_does_not_start_at_boot",
+    *("server_does_not_start_at_boot", "others_can_read_a_password"),
 }
 
 

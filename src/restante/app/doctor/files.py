@@ -27,6 +27,8 @@ from .findings import Finding, Subject, error, not_checked, ok, warning
 from .repairs import Repair
 
 _MAX_FILES = 10_000  # files of the state directory whose owner is checked
+# Files in the state directory with keys and passwords; the server creates them with mode 600.
+_SECRETS = ("tls/key.pem", "tokens/*", "passwords/*", "first-password")
 _MAX_NAMED = 5  # files that are named one by one; more than that have one common cause
 _FREE_PERCENT = 5  # below this, the operator is warned; deliveries fail only at 0
 # File systems on which mail is less safe, and why (filesystems(5)).
@@ -114,6 +116,12 @@ def _readable_secrets(config: Configuration) -> Iterator[Finding]:
         mode = stat.S_IMODE(Path(path).stat().st_mode)
         text = f"all users of this machine can read {path} ({key})"
         yield error(sysexits.EX_NOPERM, text, repair=Repair("chmod", path, mode & ~0o007))
+    for pattern in _SECRETS:
+        for each in sorted(config.state.glob(pattern)):
+            mode = each.lstat().st_mode
+            if stat.S_ISREG(mode) and mode & 0o077:
+                text = f"other users may read {each}, which contains a secret"
+                yield error(sysexits.EX_NOPERM, text, repair=Repair("chmod", str(each), 0o600))
 
 
 def _foreign_files(subject: Subject) -> Iterator[Finding]:
