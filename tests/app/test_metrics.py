@@ -185,6 +185,11 @@ def test_logins_and_commands_are_counted(site: Site, watcher: Watcher) -> None:
     )
     dialogue(site, *login, "DELE 1\r\nDELE 2", "NOOP", "QUIT")
     watcher.until_equal(commands_total__dele__ok=2, messages_deleted_total=2)
+    done = Operator(site).run("maildrop", "restore", "ann", "--all")
+    assert done.code == 0, done.err
+    watcher.until_equal(messages_restored_total=2)
+    for target in ("/restored", "/restored?messages=-1", "/restored?messages=1e9"):
+        assert http(site, 0, "POST", target)[0] == 400
 
 
 def test_connections_and_sessions_are_gauges(site: Site, watcher: Watcher) -> None:

@@ -36,7 +36,7 @@ def places_of_changes() -> list[tuple[str, list[str], list[str]]]:
     rows = []
     for row in table.splitlines()[2:]:
         quoted = re.findall(r"`([^`]+)`", row)
-        paths = [each for each in quoted if "/" in each]
+        paths = [each for each in quoted if "/" in each or each.endswith(".py")]
         rows.append((row.split("|")[1].strip(), paths, sorted({*quoted} - {*paths})))
     return rows
 

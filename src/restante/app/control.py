@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from .. import __version__, log
+from ..series import cell
 from ..server.connection import BaseConnection
 from ..server.control import ControlService, Peer
 from ..server.http import Request
@@ -36,6 +37,7 @@ from .upkeep import format_time
 
 T = TypeVar("T")
 _log = logging.getLogger("restante.control")
+_RESTORED = cell("messages_restored_total")
 _SESSIONS_PER_TURN = 100  # in one turn of the event loop; takes about a millisecond
 # Seconds for the supervisor to read the new configuration, and then for all workers to adopt it.
 # The sum is less than the time that ``restante reload`` waits.
@@ -57,6 +59,7 @@ class Control:
             ("DELETE", "/sessions/"): self._end_sessions,
             ("POST", "/reload"): self._reload,
             ("GET", "/events"): self._events,
+            ("POST", "/restored"): self._count_restored,
             ("GET", "/metrics"): self._monitoring,
             ("GET", "/healthz"): self._monitoring,
             ("GET", "/readyz"): self._monitoring,
@@ -78,6 +81,16 @@ class Control:
 
     async def _monitoring(self, request: Request, peer: Peer) -> Answer:
         return await self._monitor.answer(request.path)
+
+    # POST /restored
+
+    async def _count_restored(self, request: Request, peer: Peer) -> Answer:
+        """Count messages that a command has restored, because the server cannot see it."""
+        text = request.query.get("messages", "")
+        if not re.fullmatch("[0-9]{1,9}", text):
+            return refusal(400, "the number of messages is required")
+        self._live.site.counters.values[_RESTORED] += int(text)
+        return _json({"messages": int(text)})
 
     # GET /status
 

@@ -363,6 +363,7 @@ async def restore(options: argparse.Namespace, store: ServableStore) -> int:
     user = await _user_name(options, store)
     selected = _selected_messages(options, list(await store.held(user)))
     count = await store.restore(user, selected, same_unique_ids=options.same_uidl)
+    _report_restored(options, count)
     if options.json:
         common.print_json(f"maildrop-{options.action}", user=user, messages=count)
     elif count:
@@ -370,6 +371,15 @@ async def restore(options: argparse.Namespace, store: ServableStore) -> int:
     else:
         print("No held message matches; nothing was restored.")
     return os.EX_OK
+
+
+def _report_restored(options: argparse.Namespace, count: int) -> None:
+    """Let a running server count the messages for its metrics."""
+    if count:
+        from .control import ask
+
+        with suppress(RestanteError, OSError):  # no server is running
+            ask(options, "POST", "/restored", {"messages": str(count)}).json()
 
 
 def _effect_on_clients(options: argparse.Namespace) -> str:
