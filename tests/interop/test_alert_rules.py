@@ -209,11 +209,19 @@ def test_rules_are_valid() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def guided_configuration() -> str:
+    """Return the configuration of Prometheus in the guide, with the path of our rules."""
+    blocks: list[str] = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(), re.M | re.S)
+    (text,) = [block for block in blocks if "scrape_configs" in block]
+    assert "/etc/prometheus/restante.rules.yml" in text
+    return text.replace("/etc/prometheus/restante.rules.yml", str(RULES))
+
+
 def test_configuration_in_the_guide_is_valid(tmp_path: Path) -> None:
-    (text,) = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(), re.M | re.S)
+    text = guided_configuration()
     assert "job_name: restante\n" in text, "the rules require this name"
     path = tmp_path / "prometheus.yml"
-    path.write_text(text.replace("/etc/prometheus/restante.rules.yml", str(RULES)))
+    path.write_text(text)
     done = call(need("promtool"), "check", "config", path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert b"12 rules found" in done.stdout

@@ -23,7 +23,7 @@ from ..app.test_supervisor import WAIT, Site
 from ..app.test_supervisor import site as site
 from ..cli.conftest import home as home
 from .programs import need
-from .test_alert_rules import GUIDE, RULES
+from .test_alert_rules import guided_configuration
 
 pytestmark = pytest.mark.interop
 
@@ -32,9 +32,7 @@ class Prometheus:
     """A running Prometheus."""
 
     def __init__(self, folder: Path, target: str) -> None:
-        (text,) = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(), re.M | re.S)
-        text = text.replace("/etc/prometheus/restante.rules.yml", str(RULES))
-        text = text.replace("127.0.0.1:9110", target)
+        text = guided_configuration().replace("127.0.0.1:9110", target)
         often = "global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\n"
         (folder / "prometheus.yml").write_text(often + text)
         with socket.create_server(("127.0.0.1", 0)) as free:
