@@ -234,7 +234,15 @@ def test_all_mistakes_are_reported_at_once(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("octets", "reported"),
-    [(b"[server", "table declaration"), (b"\xff", "UTF-8"), (b"a = 1\na = 2", "overwrite")],
+    [
+        (b"[server", "table declaration"),
+        (b"\xff", "UTF-8"),
+        (b"a = 1\na = 2", "overwrite"),
+        pytest.param(b"a = " + b"[" * 100_000, "nested", id="arrays"),
+        pytest.param(b"a = " + b"{a = " * 100_000, "nested", id="tables"),
+        pytest.param(b"a" + b".a" * 1000 + b" = 1", "unknown option", id="dotted key"),
+        pytest.param(b"[a" + b".a" * 1000 + b"]", "unknown option", id="section"),
+    ],
 )
 def test_invalid_toml_is_reported_with_its_file(octets: bytes, reported: str, file: Path) -> None:
     file.write_bytes(octets)

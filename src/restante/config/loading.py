@@ -253,6 +253,8 @@ def _read(source: Path) -> _Layer:
         raise ConfigurationError(f"{source}: invalid UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{source}: {error}") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{source}: too many nested arrays or tables") from error
 
 
 def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
