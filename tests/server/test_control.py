@@ -99,7 +99,8 @@ class Door:
 @asynccontextmanager
 async def serving(folder: Path, *, most: int = 32) -> AsyncIterator[Door]:
     path = folder / "0.sock"
-    door = Door(path, ControlService(path=path, answer=None))  # type: ignore[arg-type]
+    service = ControlService(path=path, answer=None, max_protected=most // 2)  # type: ignore[arg-type]
+    door = Door(path, service)
     door.service.answer = door.answer
     listener = Listener(
         bind(Address(path=str(path))),
@@ -408,6 +409,33 @@ def test_oldest_connection_is_closed_to_make_room(tmp_path: Path) -> None:
                     await settled()
                     assert len(door.service.connections) <= 3
                 assert (await door.ask(GET_STATUS)).startswith(b"HTTP/1.1 200")
+
+    run(main())
+
+
+def test_members_of_the_group_cannot_interrupt_an_operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = [Peer(0, frozenset())]
+
+    async def main() -> None:
+        monkeypatch.setattr("restante.server.control.peer_of", lambda _: peers[-1])
+        async with serving(tmp_path, most=4) as door:
+            with ExitStack() as stack:
+                reader, writer = await door.connect()
+                stack.callback(writer.close)
+                writer.write(GET_STATUS[:10])
+                await settled()
+                peers.append(Peer(OTHER, frozenset({door.path.stat().st_gid})))
+                for _ in range(20):
+                    _, other = await door.connect()
+                    stack.callback(other.close)
+                    await settled()
+                    assert len(door.service.connections) <= 4
+                writer.write(GET_STATUS[10:])
+                assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            await until(lambda: not door.service.connections)
+            assert not door.service.protected
 
     run(main())
 

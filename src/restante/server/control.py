@@ -79,6 +79,11 @@ class ControlService(HTTPService):
     answer: Callable[[Request, Peer], Awaitable[Answer]]
     """Returns the response to a request that this peer may send."""
 
+    max_protected: int = field(default=16, kw_only=True)
+    """Maximum number of connections of operators that new connections cannot replace; half of all
+    slots.  Thus members of the group cannot interrupt the requests of operators."""
+    protected: set[ControlConnection] = field(default_factory=set, kw_only=True)
+
     def connection(self, address: str, slot: Slot, origin: Origin = DIRECT) -> ControlConnection:
         return ControlConnection(self, address, slot, origin)
 
@@ -108,6 +113,18 @@ class ControlConnection(HTTPConnection):
         if not (self._peer.is_operator or self._is_member()):
             self._log_event("control refused", logging.WARNING, reason="user", uid=self._peer.uid)
             self.abort("refused")
+        elif self._peer.is_operator and len(self._service.protected) < self._service.max_protected:
+            self._service.protected.add(self)
+            self._slot.protect()
+
+    def _begin_live_answer(self) -> None:
+        super()._begin_live_answer()
+        self._service.protected.discard(self)
+        self._slot.make_evictable(self._evict)
+
+    def _release_slot(self) -> None:
+        self._service.protected.discard(self)
+        super()._release_slot()
 
     def _is_member(self) -> bool:
         try:

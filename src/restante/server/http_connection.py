@@ -95,14 +95,18 @@ class HTTPConnection(BaseConnection["Request | BadRequest"]):
             await content.aclose()
             output.write(session.end())
             return
-        self._is_live = answer.is_live
-        if self._is_live:
-            output.flush()
+        if answer.is_live:
+            self._begin_live_answer()
         async with aclosing(content):
             async for piece in content:
                 output.write(session.content(piece))
                 await output.flush_and_wait(*((1,) if self._is_live else ()))
         output.write(session.end())
+
+    def _begin_live_answer(self) -> None:
+        """Send the head of a response whose pieces follow without a deadline."""
+        self._is_live = True
+        self._output.flush()
 
     def _answer_internal_error(self, event: Request | BadRequest | None) -> None:
         answer = refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
