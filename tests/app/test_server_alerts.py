@@ -71,6 +71,17 @@ class Site:
             self.incidents, lambda: self.config, lambda: self.certificate_end
         )
 
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        """Do rounds, although a call hangs."""
+
+        async def rounds() -> None:
+            async with asyncio.timeout(10):
+                while not condition():
+                    await self.alerts.run()
+                    await asyncio.sleep(0.01)
+
+        self.loop.run_until_complete(rounds())
+
     def stop(self) -> None:
         self.loop.run_until_complete(self.alerts.close())
 
@@ -358,14 +369,7 @@ def test_a_hanging_disk_does_not_stop_other_alerts(site: Site) -> None:
     site.monkeypatch.setattr(os, "statvfs", lambda _: released.wait(20) and disk())
     site.monkeypatch.setattr(server_alerts, "_NO_ANSWER", 0.0)
     site.happen("worker")
-
-    async def rounds() -> None:
-        async with asyncio.timeout(10):
-            while len(site.subjects()) < 2:
-                await site.alerts.run()
-                await asyncio.sleep(0.01)
-
-    site.loop.run_until_complete(rounds())
+    site.run_until(lambda: len(site.subjects()) == 2)
     assert site.subjects() == sorted([BEGINNINGS["store"], BEGINNINGS["worker"]])
     released.set()
     site.run()
@@ -653,13 +657,7 @@ def test_alert_that_is_being_sent_when_the_server_stops_is_sent_once(
     hook.before = lambda: time.sleep(0.1)
     site.configure(f'webhook = "{hook.url}"')
     site.happen("store")
-
-    async def rounds() -> None:
-        async with asyncio.timeout(10):
-            while "webhook" not in site.alerts._calls:
-                await site.alerts.run()
-
-    site.loop.run_until_complete(rounds())
+    site.run_until(lambda: "webhook" in site.alerts._calls)
     site.stop()
     site.start()
     site.run()
@@ -673,14 +671,7 @@ def test_server_stops_although_a_webhook_hangs(site: Site, hook: Hook) -> None:
     site.monkeypatch.setattr(server_alerts, "_STOP", 0.05)
     site.configure(f'webhook = "{hook.url}"')
     site.happen("store")
-
-    async def rounds() -> None:
-        async with asyncio.timeout(10):
-            while not hook.received:
-                await site.alerts.run()
-                await asyncio.sleep(0.01)
-
-    site.loop.run_until_complete(rounds())
+    site.run_until(lambda: bool(hook.received))
     site.stop()
     released.set()
     site.start()
@@ -705,17 +696,10 @@ def test_hanging_webhook_delays_nothing_else(site: Site, hook: Hook) -> None:
     site.configure(f'webhook = "{hook.url}"\nto = "maildir:{site.home}/Mail"')
     site.happen("store")
     site.happen("worker")
-
-    async def rounds() -> None:
-        async with asyncio.timeout(10):
-            while len(site.subjects()) < 2:
-                await site.alerts.run()
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)
-            for _ in range(5):
-                await site.alerts.run()
-
-    site.loop.run_until_complete(rounds())
+    site.run_until(lambda: len(site.subjects()) == 2)
+    site.run_until(lambda: "channel=webhook reason=no" in site.stderr.getvalue())
+    for _ in range(5):
+        site.loop.run_until_complete(site.alerts.run())
     assert len(hook.received) == 1, "a channel sends one alert at a time"
     assert site.written().count("channel=webhook reason=no") == 1
     released.set()
