@@ -198,38 +198,35 @@ METRICS = (
 )
 
 
-def _first_cells() -> Iterator[tuple[str, int]]:
-    cell = 0
+def _cells() -> Iterator[tuple[tuple[str, ...], Kind, range]]:
+    """Yield the name with the labels, the kind and the cells of each series that has cells."""
+    begin = 0
     for metric in METRICS:
-        yield metric.name, cell
-        cell += metric.kind.cells * len([*metric.series])
+        number = metric.kind.cells
+        for labels in metric.series if number else ():
+            yield (metric.name, *labels), metric.kind, range(begin, begin + number)
+            begin += number
 
 
-_METRICS = {metric.name: metric for metric in METRICS}
-_FIRST_CELLS = dict(_first_cells())
-SIZE = sum(metric.kind.cells * len([*metric.series]) for metric in METRICS)
+_KINDS = [(kind, cells) for _, kind, cells in _cells()]
+_FIRST_CELLS = {series: cells.start for series, _, cells in _cells()}
+SIZE = _KINDS[-1][1].stop
 """Number of cells."""
 
 
 def cell(name: str, *labels: str) -> int:
     """Return the cell of a series; for a histogram, the cell of its first bucket."""
-    metric = _METRICS[name]
-    return _FIRST_CELLS[name] + metric.kind.cells * [*metric.series].index(labels)
+    return _FIRST_CELLS[name, *labels]
 
 
 def cells_by_label(name: str) -> dict[str, int]:
     """Return the cells of a metric by the values of its only label."""
-    return {label: cell(name, label) for (label,) in _METRICS[name].series}
+    return {labels[1]: first for labels, first in _FIRST_CELLS.items() if labels[0] == name}
 
 
 def cells_of(kind: Kind) -> list[int]:
     """Return all cells of a kind."""
-    return [
-        _FIRST_CELLS[metric.name] + index
-        for metric in METRICS
-        if metric.kind is kind
-        for index in range(kind.cells * len([*metric.series]))
-    ]
+    return [each for other, cells in _KINDS if other is kind for each in cells]
 
 
 def zeros() -> list[float]:
