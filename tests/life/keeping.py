@@ -77,22 +77,21 @@ def purge(world: World, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Backup:
-    """A copy of one maildrop, and where each message was when it was made."""
+    """A backup, and where each message of one maildrop was when it was made."""
 
     place: Path
     boxes: dict[str, list[Message]]
 
 
 def back_up(world: World, name: str) -> None:
-    """Copy the mail while the server runs (docs/howto/backup-and-restore.md)."""
+    """Make a backup while the server runs (docs/howto/backup-and-restore.md)."""
     user = world.users[name]
     if name in world.sessions or not user.is_enabled:
         return world.say(f"no backup is made of {name}")
     world.say(f"a backup is made of the mail of {name}")
     look_at(world, user)
-    place = world.place / f"backup.{name}"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(world.maildir(user), place)
+    place = world.place / f"backup.{name}.tar"
+    world.home.must("backup", str(place), "--overwrite")
     boxes = {folder: list(map(copy, box.messages)) for folder, box in user.boxes.items()}
     world.backups[name] = Backup(place, boxes)
     return None
@@ -106,8 +105,11 @@ def restore_backup(world: World, name: str) -> None:
     world.say(f"the server is stopped, and the mail of {name} is restored from the backup")
     user = world.users[name]
     world.stop()
+    restored = world.place / f"restored.{name}"
+    shutil.rmtree(restored, ignore_errors=True)
+    world.home.must("restore", str(backup.place), "--to", str(restored))
     shutil.rmtree(world.maildir(user))
-    shutil.copytree(backup.place, world.maildir(user))
+    (restored / "mail" / name).rename(world.maildir(user))  # which keeps the inode numbers
     world.server.start()
     boxes, user.boxes = user.boxes, {}
     for folder, messages in backup.boxes.items():
@@ -118,12 +120,9 @@ def restore_backup(world: World, name: str) -> None:
             for message in box.messages
             for way, unique_id in message.unique_ids.items()
         }
-    for message in user.messages:
-        if message.is_contested:  # only inode numbers distinguish them, and they are new
-            message.may_be_renamed, message.promised = True, ""
     user.quota.is_exact = False
     world.imports.pop(name, None)
-    check_findings(world, user, is_restored=True)
+    check_findings(world, user)
     return None
 
 

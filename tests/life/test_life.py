@@ -27,6 +27,10 @@ WALK: list[Step] = [
     (doors.arrive, ["ann"], "SMTP", 1, "large"),
     (doors.arrive, ["bob"], "command", 1, "8 bit"),
     (doors.drop_namesake, "ann", "INBOX", "the first"),
+    # Only inode numbers distinguish these two messages, and a backup changes them.
+    (keeping.back_up, "ann"),
+    (doors.arrive, ["ann"], "LMTP", 1, "short"),
+    (keeping.restore_backup, "ann"),
     # Held mail is restored and deleted again.
     (keeping.restore, "ann", "every other", True),
     (keeping.restore, "ann", "all", False),
