@@ -29,7 +29,7 @@ CHECKS = (
     Check("units", host.units),
     Check("fail2ban", host.fail2ban),
     Check("package", host.package),
-    Check("processes", host.processes),
+    Check("processes", host.processes, as_root=True),  # sees the processes of all users
     Check("round-trip", round_trip.round_trip),
     Check("lmtp-rights", intake.lmtp_rights, as_root=True),
 )
