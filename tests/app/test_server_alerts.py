@@ -60,7 +60,10 @@ class Site:
         folder = self.home / "config" / "restante"
         folder.mkdir(exist_ok=True)
         (folder / "restante.toml").touch(0o600)
-        (folder / "restante.toml").write_text(f'[server]\nhostname = "mx.test"\n[alert]\n{text}\n')
+        quiet = "" if "quiet" in text else 'quiet = "1h"\n'
+        (folder / "restante.toml").write_text(
+            f'[server]\nhostname = "mx.test"\n[alert]\n{quiet}{text}\n'
+        )
         self.config = config.load()
         self.config.state.mkdir(parents=True, exist_ok=True)
         return self.config
@@ -198,6 +201,18 @@ def test_a_series_causes_one_alert_and_another_when_it_is_over(
     site.happen(kind)
     site.run()
     assert site.subjects().count(BEGINNINGS[kind]) == bool(times) + 1
+
+
+def test_an_error_that_occurs_hourly_is_one_series(site: Site) -> None:
+    """The upkeep reports a maildrop that it cannot read, or a wrong clock, in each round."""
+    default = config.Configuration().alert.quiet
+    site.configure(f'to = "maildir:{site.home}/Mail"\nquiet = "{default:.0f}s"')
+    for _ in range(24):
+        for event, reason in (("purge withheld", ""), ("purge failed", "mail storage: failed")):
+            log.write(LOGGER, logging.WARNING, event, {"reason": reason})
+        site.run()
+        site.pass_time(3660)
+    assert site.subjects() == [BEGINNINGS["deletions"], BEGINNINGS["store"]]
 
 
 def test_a_restart_repeats_and_loses_no_alert(site: Site) -> None:

@@ -722,9 +722,10 @@ class ServerAlert(Section):
         at_most(50, count),
     )
     quiet: float = option(
-        "1h",
+        "2h",
         "A series of errors is over when no error has occurred for this time. Each series causes "
-        "one alert, and another one when it is over.",
+        "one alert, and another one when it is over. Some errors are noticed only once per hour, "
+        "so a time of an hour or less may cause many alerts.",
         at_least(1, duration, "otherwise each error would cause an alert"),
     )
 
