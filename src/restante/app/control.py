@@ -178,13 +178,17 @@ class Control:
         return Answer(200, LINES, pieces)
 
     async def _own_sessions(self, request: Request) -> AsyncGenerator[bytes, None]:
-        user = request.query.get("user")
+        user, rows = request.query.get("user"), []
         async for connection in self._connections():
             if user is None or connection.user == user:
                 described = connection.describe()
                 since = format_time(time.time() - described["seconds"])
                 described |= {"since": since, "worker": self._live.number}
-                yield json.dumps(described).encode() + b"\n"
+                rows.append(json.dumps(described).encode() + b"\n")
+            if len(rows) == _SESSIONS_PER_TURN:  # many in one piece, for speed
+                yield b"".join(rows)
+                rows = []
+        yield b"".join(rows)
 
     async def _connections(self) -> AsyncGenerator[BaseConnection[Any], None]:
         """Yield the open client connections; other work gets a turn after every few."""
