@@ -166,6 +166,10 @@ def test_killed_and_stopped_workers_are_reported(site: Site, operator: Operator)
         assert len(status["faults"]) == 2
         shown = operator.run("status")
         assert (shown.code, shown.out.count("no answer")) == (0, 2)
+        with operator.started("status", "--exit-code") as unread:
+            assert unread.stdout is not None
+            unread.stdout.close()  # as `| head` does
+            assert unread.wait(WAIT) == os.EX_TEMPFAIL
         assert max(map(len, shown.out.splitlines())) <= 80
     new = operator.until(ready=True)["workers"]
     assert [new[1]["pid"], new[2]["pid"]] == [pids[1], pids[2]]

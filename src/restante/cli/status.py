@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from textwrap import wrap
 from typing import Any
 
 from .. import sysexits
 from ..words import counted
 from . import common, control
+from .command import discard_output
 
 _WIDTH = 80  # columns
 
@@ -34,10 +36,14 @@ def run(options: argparse.Namespace) -> int:
         NotRunning: no server is running.
     """
     status = control.ask(options, "GET", "/status").json()
-    if options.json:
-        print(json.dumps(status))
-    else:
-        _print(status)
+    try:
+        if options.json:
+            print(json.dumps(status))
+        else:
+            _print(status)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `restante status --exit-code | head`: the exit code must be right
+        discard_output(sys.stdout)
     is_failure = options.exit_code and not status["ready"]
     return sysexits.EX_TEMPFAIL if is_failure else sysexits.EX_OK
 
