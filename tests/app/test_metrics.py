@@ -9,6 +9,7 @@ import shutil
 import signal
 import smtplib
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable
@@ -121,6 +122,8 @@ def dialogue(site: Site, *lines: str) -> list[str]:
             if answers[-1].startswith("+OK") and line.split()[0] in ("RETR", "TOP", "UIDL", "CAPA"):
                 while file.readline() not in (b".\r\n", b""):
                     pass
+        if lines[-1] == "QUIT":
+            file.read()  # until the server has processed everything and disconnects
     return answers
 
 
@@ -254,17 +257,51 @@ def test_tls_handshakes_are_counted(site: Site, watcher: Watcher) -> None:
     watcher.until_equal(tls_handshakes_total__failed=1, connections_refused_total__handshake=1)
 
 
-def test_refused_connections_are_counted(site: Site) -> None:
-    site.write(workers=2, limits="sessions = 4\nper_address = 2" + METRICS_ON)
+@pytest.mark.parametrize(
+    ("limits", "reason"), [("sessions = 2", "total"), ("per_address = 2", "per_address")]
+)
+def test_refused_connections_are_counted(limits: str, reason: str, site: Site) -> None:
+    site.write(workers=2, limits=limits + METRICS_ON)
     site.start()
     watcher = Watcher(site)
     clients = [site.client().log_in(user) for user in ("ann", "bob")]
-    assert site.is_full()
-    watcher.until_equal(
-        connections_refused_total__per_address=1, connections_refused_total__total=0
+    for _ in range(3):
+        assert site.is_full()
+    expected = {"total": 0, "per_address": 0, "handshake": 0, "proxy": 0, reason: 3}
+    samples = watcher.until_equal(
+        **{f"connections_refused_total__{name}": value for name, value in expected.items()}
     )
+    assert samples['restante_connections{protocol="pop3"}'] == 2
     for client in clients:
         client.close()
+
+
+def test_invalid_proxy_headers_are_counted(site: Site) -> None:
+    site.write(workers=2, limits=METRICS_ON)
+    (site.place / "conf.d").mkdir()
+    (site.place / "conf.d" / "proxy.toml").write_text('[server]\nproxy_from = ["127.0.0.0/8"]\n')
+    site.start()
+    host, _, port = site.told["pop3"].rpartition(":")
+    for _ in range(2):
+        with socket.create_connection((host, int(port)), timeout=WAIT) as connected:
+            connected.sendall(b"USER ann\r\n")
+            with suppress(ConnectionError):
+                assert connected.recv(100) == b""
+    Watcher(site).until_equal(connections_refused_total__proxy=2, connections__pop3=0)
+
+
+def test_versions_of_tls_are_counted(site: Site, watcher: Watcher) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    host, _, port = site.told["pop3s"].rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=WAIT) as connected,
+        context.wrap_socket(connected) as secure,
+    ):
+        assert secure.recv(100).startswith(b"+OK")
+        watcher.until_equal(**{"tls_handshakes_total__1.2": 1, "tls_handshakes_total__1.3": 0})
+        watcher.until_equal(connections__pop3s=1, connections__pop3=0)
 
 
 def test_reloads_are_counted(site: Site, watcher: Watcher) -> None:
