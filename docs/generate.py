@@ -172,8 +172,8 @@ file that lists every option; all options in it are commented out.
 Times are written as `90s`, `10min`, `2h`, `14d` or `1w`, sizes as `64KiB`, `50MiB` or `1GiB`. The
 value shown for an option is an example.
 
-restante stores its own files in the state directory. This is `$STATE_DIRECTORY`, which systemd
-sets, otherwise `/var/lib/restante` if the configuration is in `/etc`, otherwise
+restante stores its own files in the state directory. This is `$STATE_DIRECTORY` if it is set, as by
+systemd, otherwise `/var/lib/restante` if the configuration is in `/etc`, otherwise
 `~/.local/state/restante`.
 """
     for name, kind, options in config.sections():
@@ -297,7 +297,7 @@ def _argument_text(shown: str, command: str) -> str:
 def _exit_codes() -> dict[int, list[str]]:
     causes: dict[int, list[str]] = defaultdict(list)
     causes[os.EX_OK].append("success")
-    causes[os.EX_USAGE].append("the command line is invalid")
+    causes[os.EX_USAGE].append("an invalid command line")
     causes[os.EX_TEMPFAIL].append("any error after which trying again may help")
     causes[os.EX_NOHOST].append("a host name that does not exist")
     causes[os.EX_NOPERM].append("an untrusted certificate, `LoginFailed`")

@@ -5,7 +5,7 @@ happen while the thread uses them, so the cancellation waits for the call.
 
 Without an event loop, calls run directly in the caller's thread, and ``complete`` runs a coroutine
 that waits only for such calls.  Commands that need neither network nor threads therefore do not
-import ``asyncio``, with which ``restante deliver`` would take half as long again.
+import ``asyncio``, which would make ``restante deliver`` take 50 % longer.
 
 Limits: a bounded number of calls run at the same time; others wait for a free thread.
 """

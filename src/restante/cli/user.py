@@ -367,7 +367,7 @@ def hold(options: argparse.Namespace) -> int:
 
 
 def _note_rules(options: argparse.Namespace) -> None:
-    """Record the changed rule, which applies to older mail after a day.
+    """Record the changed rule; it takes effect for existing mail after one day.
 
     A changed quota is also written to the file that other programs read.
     """

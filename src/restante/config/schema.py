@@ -225,8 +225,8 @@ class LDAP(Section):
 
     url: str = option(
         "",
-        "The URL of the directory server: ldaps://, ldap:// (which uses StartTLS, except on this "
-        "machine) or ldapi://.",
+        "The URL of the directory server: ldaps://, ldap:// (which uses StartTLS, unless it is on "
+        "this machine) or ldapi://.",
         ldap_url,
         example="ldaps://ldap.example.org",
     )
