@@ -120,6 +120,7 @@ ELSEWHERE = {
     "git pull": "asks another machine",
     "ufw": "changes this machine",
     "ln": "changes this machine",
+    "rm": "changes this machine",
     "install": "changes this machine",
     "restante account add ann@contoso.example": "asks Microsoft",
     "restante account add contoso": "asks Microsoft",

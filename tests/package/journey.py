@@ -217,6 +217,20 @@ def root_sees_status_and_sessions_and_ends_them() -> None:
 
 
 @step
+def metrics_and_health_can_be_scraped() -> None:
+    CONFIG.write_text(CONFIG.read_text() + '\n[metrics]\nlisten = "127.0.0.1:9110"\n')
+    run("systemctl", "restart", "restante")
+    messages()
+    login = 'restante_logins_total{result="ok",mechanism="user"} 1\n'
+    scrape = ["curl", "--silent", "--fail", "http://127.0.0.1:9110/metrics"]
+    wait_for(lambda: login in run(*scrape), "the count of one login")
+    for path in ("healthz", "readyz"):
+        run("curl", "--silent", "--fail", f"http://127.0.0.1:9110/{path}")
+    by_socket = ["curl", "--silent", "--fail", "--unix-socket", "/run/restante/control/0.sock"]
+    assert "restante_build_info" in run(*by_socket, "http://restante/metrics")
+
+
+@step
 def reload_keeps_sessions() -> None:
     client = Pop3().log_in()
     run("systemctl", "reload", "restante")
@@ -267,6 +281,16 @@ def roll_back() -> None:
     assert "+test" not in run("dpkg-query", "-W", "-f", "${Version}", "restante")
     wait_for(lambda: state_of("restante.service") == "active", "the older server")
     assert messages() == 1
+
+
+@step
+def commands_of_the_pages_work() -> None:
+    for command in Path("/test/commands").read_text().splitlines():
+        print(f"  {command}", flush=True)
+        # The input is the password of a user that a page adds.
+        run("sh", "-ec", f"cd /root; {command}", text="k7fq-2m9x-tw4r-h8zd\n")
+    wait_for(lambda: state_of("restante.service") == "active", "the server")
+    assert messages() > 0
 
 
 @step

@@ -11,6 +11,7 @@ from package.common import ROOT, checksum
 
 from . import booted
 from .conftest import build
+from .pages import page_commands
 
 pytestmark = [pytest.mark.package, pytest.mark.timeout(900)]
 
@@ -45,8 +46,10 @@ def test_life_of_the_package(deb: Path, tmp_path: Path) -> None:
     newer = _with_newer_version(deb, tmp_path)
     directory = tmp_path / "machine"
     directory.mkdir()
-    script = Path(__file__).with_name("journey.py")
-    output = booted.boot(directory, script, {"restante.deb": deb, "newer.deb": newer})
+    script, commands = Path(__file__).with_name("journey.py"), tmp_path / "commands"
+    commands.write_text("".join(f"{line}\n" for line in page_commands()))
+    files = {"restante.deb": deb, "newer.deb": newer, "commands": commands}
+    output = booted.boot(directory, script, files)
     assert output.splitlines()[-1:] == ["all steps succeeded"], output
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
+import restante
 from package import common, image
 
+from ..docs.test_pages import blocks, commands
 from . import booted
 from .conftest import build
 
@@ -193,3 +196,52 @@ def test_server_that_init_has_set_up_is_healthy(bundle: Path, tmp_path: Path) ->
         f" $exec /usr/bin/restante status",
     )
     assert "Created user bob@example.org" in output
+
+
+PAGE = common.ROOT / "docs/howto/containers.md"
+NAME = f"restante-page-{os.getpid()}"
+
+
+def on_page(beginning: str) -> list[list[str]]:
+    """Return the arguments for restante in the commands of the page that begin so."""
+    lines = [line for name, text in blocks(PAGE) if name == "console" for line in commands(text)]
+    chosen = (shlex.split(line) for line in lines if line.startswith(beginning))
+    return [words[words.index(f"restante:{restante.__version__}") + 1 :] for words in chosen]
+
+
+def test_commands_of_the_page_work_with_the_image(bundle: Path, tmp_path: Path) -> None:
+    """crun in place of an engine: docker run --rm, docker run --detach, docker exec."""
+    lines = [line for name, text in blocks(PAGE) if name == "console" for line in commands(text)]
+    init, restore = on_page("docker run --rm")
+    (serve,) = on_page("docker run --detach")
+    assert serve == []
+    prefix = "docker exec restante restante "
+    executed = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+    assert [line.split()[0] for line in executed] == ["user", "status", "backup"]
+    data = tmp_path / "data"
+    data.mkdir()
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "9"]
+    make += ["-subj", "/CN=mail.example.org", "-addext", "subjectAltName=DNS:mail.example.org"]
+    files = {"-out": data / "fullchain.pem", "-keyout": data / "privkey.pem"}
+    common.run(*make, *(each for pair in files.items() for each in pair))
+    user, _, group = image.USER.partition(":")
+    for path in (data, *data.iterdir()):
+        shutil.chown(path, int(user), int(group))
+    contained(bundle, *init, data=data)
+    assert "shown only once" in crun(bundle, f"$crun run {NAME}")
+    contained(bundle, *image.COMMAND, data=data)
+    check = " ".join(image.HEALTH_CHECK[1:])
+    script = (
+        f'trap "$crun delete --force {NAME}" EXIT; $crun run -d {NAME} > log 2>&1;'
+        f' exec="$crun exec --user {image.USER} {NAME}"; n=0; until $exec {check}; do'
+        " n=$((n+1)); [ $n -lt 100 ] || { cat log; exit 1; }; sleep 0.2; done;"
+    )
+    crun(bundle, script + ";".join(f" $exec /usr/bin/restante {each}" for each in executed))
+    shutil.rmtree(data / "restante")
+    (data / "restante.toml").unlink()
+    contained(bundle, *restore, data=data)
+    crun(bundle, f"$crun run {NAME}")
+    contained(bundle, *image.COMMAND, data=data)
+    users = crun(bundle, f"{script} $exec /usr/bin/restante user list")
+    assert "ann@example.org" in users
+    assert "bob@example.org" in users

@@ -91,7 +91,7 @@ class Pam:
         return await self._threads.run(lambda: self._look_up(name))
 
     def _look_up(self, name: str) -> UserAccount | None:
-        """Look a user up.  Blocks, possibly for a long time, because the directory service may be slow."""
+        """Look a user up.  Blocks, possibly for a long time, if the directory service is slow."""
         try:
             entry = pwd.getpwnam(check_name(name))
         except (BadName, KeyError, ValueError):
