@@ -1475,6 +1475,15 @@ def test_invalid_configuration_is_the_only_finding(restante: Restante, home: Pat
     ]
 
 
+@pytest.fixture
+def free_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the server's address one on which no program of this machine listens."""
+    with socket.create_server(("127.0.0.1", 0)) as chosen:
+        port = chosen.getsockname()[1]
+    monkeypatch.setenv("RESTANTE__SERVER__LISTEN", f"pop3s://127.0.0.1:{port}")
+
+
+@pytest.mark.usefixtures("free_address")
 def test_lines_fit_into_80_columns(restante: Restante, home: Path, ann: str) -> None:
     done = restante("doctor")
     assert done.code == os.EX_UNAVAILABLE
@@ -1485,6 +1494,7 @@ def test_lines_fit_into_80_columns(restante: Restante, home: Path, ann: str) -> 
     assert "✓" in done.out
 
 
+@pytest.mark.usefixtures("free_address")
 def test_plain_ascii_if_the_terminal_has_no_other_characters(home: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "restante", "doctor"],
