@@ -160,12 +160,22 @@ def test_processes_in_and_outside_a_sandbox_share_the_mark(
             assert clock.advance().proven < TODAY + SLACK + DAY
 
 
-def test_state_file_restored_on_a_machine_with_a_longer_uptime(machine: Machine) -> None:
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_state_file_restored_on_a_machine_with_a_longer_uptime(
+    machine: Machine, before: bool, after: bool
+) -> None:
+    """Both services may run in a sandbox, which hides that it is another machine."""
+    machine.clock(in_sandbox=before).advance()
     machine.boot += 1
     machine.running = 300 * DAY
     machine.now += 600
-    reading = machine.clock().advance()
+    machine.true += 600
+    reading = machine.clock(in_sandbox=after).advance()
     assert reading.mark == reading.now
+    assert not reading.is_behind
+    machine.now += 100 * DAY  # jumps
+    assert machine.clock(in_sandbox=after).advance().proven <= machine.true + SLACK
 
 
 def test_state_file_that_counted_from_the_start_of_a_process(machine: Machine) -> None:
