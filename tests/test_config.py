@@ -393,6 +393,7 @@ def test_a_home_that_cannot_be_read_holds_no_file(
         return look(path, **options)
 
     monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
     assert config.load(environment={"XDG_CONFIG_HOME": str(home)}).source == file
 
 
@@ -432,6 +433,25 @@ def test_without_a_file_nothing_public_is_served(key: str, address: str, tmp_pat
         config.load(
             environment={**environment, f"RESTANTE__{key.replace('.', '__').upper()}": address}
         )
+
+
+def test_configuration_that_cannot_be_reached_is_not_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Private mode has other users, another store and another hold."""
+    folder, home = tmp_path / "etc", tmp_path / "home"
+    environment = {"XDG_CONFIG_HOME": str(home), "XDG_STATE_HOME": str(tmp_path)}
+    monkeypatch.setattr(loading, "SYSTEM", (folder, tmp_path / "state"))
+    assert config.load(environment=environment).source is None
+    for each in folder, home:
+        each.mkdir()
+        (each / "restante").symlink_to("restante")  # a loop, which root cannot pass either
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+            assert config.load(environment=environment).source is None
+        with pytest.raises(ConfigurationError, match=r"restante\.toml: Too many levels"):
+            config.load(environment=environment)
+        (each / "restante").unlink()
 
 
 def test_private_mode_serves_loopback_and_the_users_own_files(tmp_path: Path) -> None:

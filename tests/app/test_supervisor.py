@@ -109,8 +109,16 @@ format = "journal"
         (self.place / "key.pem").write_bytes(key.read_bytes())
         return ssl.PEM_cert_to_DER_cert(made.read_text())
 
-    def start(self, *before: str, pass_fds: Sequence[int] = (), **environment: str) -> None:
-        command = [sys.executable, "-m", "restante", "--config", f"{self.place}/restante.toml"]
+    def start(
+        self,
+        *before: str,
+        pass_fds: Sequence[int] = (),
+        names_file: bool = True,
+        **environment: str,
+    ) -> None:
+        """Start the server.  ``names_file``: whether to pass the path of the configuration."""
+        config = ["--config", f"{self.place}/restante.toml"] if names_file else []
+        command = [sys.executable, "-m", "restante", *config]
         self.process = subprocess.Popen(
             [*before, *command, "--json", "serve"],
             env=os.environ | {"STATE_DIRECTORY": str(self.place)} | environment,
@@ -736,6 +744,23 @@ def test_default_addresses_give_way_to_sockets_of_systemd() -> None:
     assert sockets.configured_listeners(default, {"pop3s"}) == []
     assert len(sockets.configured_listeners(default, ())) == 2
     assert len(sockets.configured_listeners(default, {"lmtp"})) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reload_without_the_file_is_refused(workers: int, site: Site) -> None:
+    """In private mode, the server would hold deleted mail for a shorter time."""
+    site.write(workers=workers)
+    folder = site.place / "xdg" / "restante"
+    folder.mkdir(parents=True)
+    source = (site.place / "restante.toml").rename(folder / "restante.toml")
+    site.start(names_file=False, XDG_CONFIG_HOME=str(folder.parent))
+    source.rename(folder / "elsewhere.toml")
+    for _ in range(2):
+        site.process.send_signal(signal.SIGHUP)
+        assert "restante.toml:\\x20No\\x20such\\x20file" in site.wait_for("reload failed")
+    (folder / "elsewhere.toml").rename(source)
+    site.process.send_signal(signal.SIGHUP)
+    site.wait_for("reloaded")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

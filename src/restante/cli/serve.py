@@ -68,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
     With ``--ephemeral``, also stop at the end of standard input.
     """
     with _prepared_configuration(options) as config:
+        # A reload must not fall back to private mode if the file has been moved away.
+        options.config = options.config or config.source
         log.set_up(config.log)
         with suppress(
             OSError

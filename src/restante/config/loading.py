@@ -187,7 +187,12 @@ def _private_layer(state: Path) -> _Layer:
 
 
 def _find(file: Path | None, environment: Mapping[str, str]) -> Path | None:
-    """Return the path of the configuration file; None if there is no such file."""
+    """Return the path of the configuration file; None if there is no such file.
+
+    Raises:
+        ConfigurationError: it is unknown whether there is a file.  Without its values, mail might
+            be held for a shorter time.
+    """
     if file is None and environment.get("RESTANTE_CONFIG"):
         file = Path(environment["RESTANTE_CONFIG"])
     if file is not None:
@@ -196,7 +201,37 @@ def _find(file: Path | None, environment: Mapping[str, str]) -> Path | None:
     with suppress(ConfigurationError):  # the user may have no home directory
         base = _base_directory(environment, "XDG_CONFIG_HOME", ".config")
         candidates.insert(0, base / "restante" / "restante.toml")
-    return next((path for path in candidates if os.path.exists(path)), None)
+    return next((path for path in candidates if _exists(path)), None)
+
+
+def _exists(path: Path) -> bool:
+    """Return whether there is a configuration file; False if it is in another user's directory.
+
+    Raises:
+        ConfigurationError: the file is this user's, and cannot be reached.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        folder, state = SYSTEM
+        is_service = path.is_relative_to(folder) and _owner(state) == os.geteuid()
+        if is_service or _owner(path) == os.geteuid():
+            raise ConfigurationError(f"{path}: {error.strerror}") from error
+        return False
+    return True
+
+
+def _owner(path: Path) -> int:
+    """Return the user who owns a file, or otherwise the first of its parents that can be reached.
+
+    For example, a command that setpriv(1) starts cannot reach the home directory of root.
+    """
+    for each in (path, *path.parents):
+        with suppress(OSError):
+            return os.stat(each).st_uid
+    return 0
 
 
 def _state(source: Path | None, environment: Mapping[str, str]) -> Path:
