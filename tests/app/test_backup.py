@@ -7,14 +7,17 @@ import contextlib
 import errno
 import fcntl
 import gzip
+import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import socket
 import sqlite3
 import stat
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ import pytest
 from restante.app import stores
 from restante.app.backup import manifest, reading, restoring, writing
 from restante.config import load
+from restante.errors import Damaged, RestanteError
 from restante.store import files as store_files
 from restante.store import snapshot
 from restante.store.paths import Template
@@ -653,6 +657,108 @@ def test_sizes_that_lie_take_no_memory(restante: Restante, home: Path, place: Pa
     path.write_bytes(gzip.compress(octets))
     done = restante("restore", path, "--to", place / "to")
     assert (done.code, "too long" in done.err) == (os.EX_DATAERR, True)
+
+
+def block(name: str, kind: bytes, content: bytes) -> bytes:
+    """Return a member of a tar file."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, len(content)
+    return member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def test_manifest_longer_than_its_backup_takes_no_memory(place: Path) -> None:
+    listed = manifest.Manifest()
+    header = b'{"format": 1}'
+    digest = hashlib.sha256(header).hexdigest()
+    listed.add(manifest.Entry(manifest.HEADER, 0o600, 0, len(header), digest))
+    for number in range(5000):
+        listed.add(entry(f"mail/{number}/" + "a/" * 37, 0))
+    path = place / "a.tar"
+    head = block(manifest.HEADER, tarfile.REGTYPE, header)
+    path.write_bytes(
+        head + block(manifest.MANIFEST, tarfile.REGTYPE, listed.file()[0].read()) + bytes(1024)
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(Damaged, match="entries are missing"):
+            reading.source(path).verify(manifest.no_progress)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    """Return a record of a pax header."""
+    content = b" %b=%b\n" % (key, value)
+    length = len(content)
+    while len(b"%d" % length + content) != length:
+        length = len(b"%d" % length + content)
+    return b"%d" % length + content
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        *(b"%b a=b\n" % length for length in (b"0", b"-5", b"9" * 20, b"9" * 5000)),
+        *(record(b"size", value) for value in (b"-1", b"1e400", b"9" * 30, b"9" * 5000)),
+        *(record(b"mtime", value) for value in (b"x", b"inf", b"-" + b"9" * 400)),
+        *(record(b"path", value) for value in (b"", b"\xff", b"x\0y")),
+        record(b"hdrcharset", b"x") + record(b"path", b"\xff"),
+        record(b"GNU.sparse.map", b"1,a"),
+        record(b"GNU.sparse.size", b"x"),
+        record(b"GNU.sparse.major", b"1") + record(b"GNU.sparse.minor", b"0"),
+        b"",
+        b"\n",
+    ],
+    ids=lambda each: repr(each[:30]),
+)
+def test_invalid_pax_headers_are_damage(
+    restante: Restante, home: Path, place: Path, records: bytes
+) -> None:
+    path = place / "a.tar"
+    path.write_bytes(
+        block(manifest.HEADER, tarfile.REGTYPE, b'{"format": 1}')
+        + block("x", tarfile.XHDTYPE, records)
+        + block("state/x", tarfile.REGTYPE, b"x")
+        + bytes(10_240)
+    )
+    done = restante("backup", "--verify", path)
+    assert (done.code, "is damaged" in done.err) == (os.EX_DATAERR, True), done.err
+
+
+def test_chain_of_pax_headers_is_damage(restante: Restante, home: Path, place: Path) -> None:
+    path = place / "a.tar"
+    path.write_bytes(block("x", tarfile.XHDTYPE, record(b"path", b"x")) * 3000 + bytes(10_240))
+    for command in (("backup", "--verify", path), ("restore", path, "--to", place / "to")):
+        done = restante(*command)
+        assert (done.code, "is damaged" in done.err) == (os.EX_DATAERR, True), done.err
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.slow)])
+def test_changed_headers_are_damage_or_harmless(place: Path, count: int) -> None:
+    path = hostile(
+        place / "a.tar",
+        entry("state/x", 3000),
+        entry("state/" + "d" * 120 + "/", 0),
+        entry("state/y", 0, link="state/x"),
+    )
+    octets = path.read_bytes()
+    heads = [at for at in range(0, len(octets), 512) if octets[at + 257 : at + 262] == b"ustar"]
+    assert len(heads) > 5  # two of them belong to a pax header
+    chosen = random.Random(count)
+    for _ in range(count):
+        changed = bytearray(octets)
+        for _ in range(chosen.randrange(1, 4)):
+            head = chosen.choice(heads)
+            at, length = chosen.choice([(0, 512), (100, 8), (124, 12), (156, 1), (512, 200)])
+            at = head + chosen.randrange(at, at + length)
+            changed[at : at + 1] = chosen.choice([b"\0", b"\xff", b"-", b"9", b"=", b"\n", b"x"])
+            changed[head + 148 : head + 156] = b" " * 8
+            checksum = b"%06o\0 " % sum(changed[head : head + 512])
+            changed[head + 148 : head + 156] = checksum
+        path.write_bytes(changed)
+        with contextlib.suppress(RestanteError):
+            reading.source(path).verify(manifest.no_progress)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,11 @@ class Entry(NamedTuple):
     def part(self) -> str:
         return self.path.partition("/")[0]
 
+    @property
+    def content(self) -> tuple[str, int, str, str]:
+        """What the octets of a backup show of this entry: path, size, digest and link."""
+        return self.path, self.size, self.digest, self.link
+
 
 def _line(entry: Entry) -> bytes:
     return json.dumps(entry, separators=(",", ":")).encode("ascii") + b"\n"
@@ -117,6 +122,8 @@ class _Paths:
         while parent := parent.rpartition("/")[0]:
             if (key := _short(parent)) in self._files:
                 raise ValueError("a file in a file")
+            if key in self._directories:
+                break  # and so are all directories above it
             self._directories.add(key)
         if entry.link and (entry.link == entry.path or _short(entry.link) not in self._files):
             raise ValueError("a link to no earlier file")
@@ -169,18 +176,25 @@ class Manifest:
         return json.dumps({"entries": self.entries, "sha256": self.digest}).encode("ascii") + b"\n"
 
     @classmethod
-    def read(cls, file: IO[bytes]) -> Manifest:
+    def read(cls, file: IO[bytes], seen: Manifest | None = None) -> Manifest:
         """Read a stored manifest and check it.
 
+        It must list exactly the entries in ``seen`` if this is given.  Each line is compared as
+        soon as it is read, because a manifest that is much longer than its backup would take a lot
+        of memory.
+
         Raises:
-            ValueError: it is damaged.
+            ValueError: it is damaged, or differs from ``seen``.
         """
         manifest, paths = cls(), _Paths()
+        expected = None if seen is None else iter(seen)
         while (line := file.readline(_MAX_LINE)).startswith(b"["):
             try:
                 entry = _parse(line)
             except RecursionError as error:
                 raise ValueError("nested too deeply") from error
+            if expected is not None:
+                _compare(next(expected, None), entry)
             paths.add(entry)
             if (entry.path == HEADER) != (manifest.entries == 0):
                 raise ValueError("not in order")
@@ -191,7 +205,20 @@ class Manifest:
             raise ValueError("wrong checksum")
         if file.read(1):
             raise ValueError("more after the end")
+        if seen is not None and seen.entries != manifest.entries:
+            raise ValueError("entries are missing")
         return manifest
+
+
+def _compare(seen: Entry | None, listed: Entry) -> None:
+    """
+    Raises:
+        ValueError: they differ.
+    """
+    if seen is None:
+        raise ValueError("entries are missing")
+    if seen.content != listed.content:
+        raise ValueError(f"{listed.path} differs from the manifest")
 
 
 class Hashing(io.RawIOBase):
