@@ -38,6 +38,10 @@ LANGUAGES = {"console", "python", "toml", "yaml", "sh", "ini", "text"}
 LANGUAGES |= {"{toctree}", "{demo}", "{picture}"}
 PASSWORD = "k7fq-2m9x-tw4r-h8zd"
 
+# Where ``restante`` and ``python`` are; tests/package/test_wheel.py runs these tests again with the
+# installed wheel.
+BIN = Path(os.environ.get("RESTANTE_PAGES_BIN") or Path(sys.executable).parent)
+
 # Commands to run before a page.
 _ANN = ("restante user add ann", "restante deliver ann < message", "restante deliver ann < message")
 _GETMAIL = (
@@ -154,7 +158,7 @@ class Home:
         state = path / ".local" / "state" / "restante"
         self.environment = {
             "HOME": str(path),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{BIN}:{os.environ['PATH']}",
             "RESTANTE__SERVER__LISTEN": "pop3s://127.0.0.1:0 pop3://127.0.0.1:0",
             "RESTANTE__INTAKE__SMTP__LISTEN": "127.0.0.1:0",
             "RESTANTE_PASSWORD": PASSWORD,
@@ -163,7 +167,7 @@ class Home:
         self.places = {"home": str(path), "state": str(state)}
         (path / "message").write_text("Subject: one\n\nOne.\n")
         self._server = subprocess.Popen(
-            ["restante", "--json", "serve"],
+            [str(BIN / "restante"), "--json", "serve"],
             cwd=path,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -227,7 +231,7 @@ def test_commands_on_pages_work(page: Path, home: Home) -> None:
             (home.path / "test_page.py").write_text(text)
             home.run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_page.py")
         elif language == "python":
-            home.run(sys.executable, "-W", "error", "-c", home.here(text))
+            home.run(str(BIN / "python"), "-W", "error", "-c", home.here(text))
         elif language == "console":
             for command in filter(runs_here, commands(text)):
                 home.run("sh", "-c", home.here(command))

@@ -112,6 +112,15 @@ def test_installed_wheel_does_the_main_job(home: Path) -> None:
     assert "[server]" in run(home, "restante", "check", "--example")
 
 
+def test_commands_of_the_pages_work_with_the_wheel(home: Path) -> None:
+    """What README and docs show is in the wheel, and not only in the checkout."""
+    environment = {**os.environ, "RESTANTE_PAGES_BIN": f"{home}/bin"}
+    pages = ["-m", "slow", "tests/docs/test_pages.py", "-k", "commands_on_pages or readme"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *pages]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_installed_wheel_brings_the_pytest_fixture(home: Path) -> None:
     plugins = "from importlib.metadata import entry_points as e; print(e(group='pytest11').names)"
     assert "restante" in run(home, "python", "-c", plugins)
