@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -114,3 +115,30 @@ def test_connection_is_closed_after_the_response(certificate: Path | None) -> No
     with answering(answer, certificate) as url:
         assert client(certificate, deadline=30).request(url) == (200, {"a": 1})
     assert ended == [b""]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://a..b/SECRET",
+        f"https://{'a' * 64}.example/SECRET",
+        "https://127.0.0.1:SECRET/",
+        "https://127.0.0.1:1/SECRET x",
+        "https://127.0.0.1:1/SECRET\u00e9",
+        "https://[SECRET/",
+        "SECRET",
+        "https:///SECRET",
+    ],
+)
+def test_invalid_url_is_a_failure_that_does_not_quote_it(url: str) -> None:
+    with pytest.raises(TemporaryFailure) as raised:
+        client(None, deadline=5).request(url)
+    assert "SECRET" not in "".join(traceback.format_exception(raised.value.with_traceback(None)))
+
+
+def test_malformed_response_is_a_failure(certificate: Path | None) -> None:
+    with (
+        answering(lambda connected: connected.sendall(b"SECRET\r\n"), certificate) as url,
+        pytest.raises(TemporaryFailure, match=r"^127\.0\.0\.1: BadStatusLine$"),
+    ):
+        client(certificate, deadline=5).request(url)

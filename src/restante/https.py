@@ -74,15 +74,17 @@ class JsonClient:
         The object is None if the response is too long or is not a JSON object.
 
         Raises:
-            TemporaryFailure: there was no complete response in time.
+            TemporaryFailure: there was no complete response in time, or the URL is invalid.  The
+                text contains no part of the URL except the host.
         """
         from http.client import HTTPException
         from urllib.error import HTTPError, URLError
         from urllib.request import Request
 
-        http_request = Request(url, data, {"Accept": "application/json", **(headers or {})})
-        host = urlsplit(url).hostname
+        host = None
         try:
+            host = urlsplit(url).hostname
+            http_request = Request(url, data, {"Accept": "application/json", **(headers or {})})
             try:
                 response = self._opener.open(http_request, timeout=self._timeout)
             except HTTPError as error:
@@ -91,10 +93,13 @@ class JsonClient:
             with response:
                 while len(octets) <= self._max_octets and (piece := response.read1(65_536)):
                     octets += piece
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ValueError) as error:
             why = error.reason if isinstance(error, URLError) else error
-            cause = why if isinstance(why, OSError) else None  # other exceptions contain the URL
-            raise TemporaryFailure(f"{host}: {why}") from cause
+            if isinstance(why, OSError):
+                raise TemporaryFailure(f"{host}: {why}") from why
+            # The texts of other exceptions may contain the URL, which may be a secret.
+            name = type(error).__name__
+            raise TemporaryFailure(f"{host or 'invalid URL'}: {name}") from None
         try:
             value = json.loads(octets) if len(octets) <= self._max_octets else None
         except (ValueError, RecursionError):

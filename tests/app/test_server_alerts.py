@@ -742,7 +742,11 @@ def test_webhook_over_tls_is_verified(site: Site, home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "http://example.org/x", "ftp://x", "https://u:p@h/", "https://h/a b"]
+    "url",
+    [
+        *("", "http://example.org/x", "ftp://x", "https://u:p@h/", "https://h/a b"),
+        *("https://h:p/", "https://h:99999/", "https://a..b/", f"https://{'a' * 64}.org/"),
+    ],
 )
 def test_secret_that_is_no_url_is_not_logged(url: str, site: Site, home: Path) -> None:
     (home / "url").write_text(f"{url}\n")
@@ -770,6 +774,8 @@ def test_secret_that_is_no_url_is_not_logged(url: str, site: Site, home: Path) -
         ('to = "smtp:127.0.0.1:25"', ""),
         ('to = "smtp:127.0.0.1"', "alert.to: lmtp: and smtp: require"),
         ('webhook = "http://example.org/hook"', "alert.webhook: must begin with https://"),
+        ('webhook = "https://example.org:xyz/hook"', "alert.webhook: must begin with https://"),
+        ('webhook = "https://example..org/hook"', "alert.webhook: must begin with https://"),
         ('webhook = "https://example.org/hook"', ""),
         ('webhook = { file = "/missing" }', ""),
         ("min_free = 0", "alert.min_free: must be"),
@@ -788,6 +794,7 @@ def test_check_finds_mistakes(
     done = restante("check")
     assert (done.code == 0) == (not words), done.err
     assert words in done.err
+    assert "xyz" not in done.err
 
 
 def test_readable_webhook_is_refused(home: Path, restante: Restante) -> None:

@@ -536,6 +536,12 @@ def test_refusal_by_the_provider_is_a_temporary_failure(provider: Provider, stat
         ("https://[/", False),
         ("/etc/restante/jwks.json", False),
         ("https://id.example.org/\r\nX: y", False),
+        ("https://id.example.org:8443/jwks", True),
+        ("https://id.example.org:port/jwks", False),
+        ("https://id.example.org:65536/jwks", False),
+        ("https://id..example.org/jwks", False),
+        (f"https://{'a' * 63}.example/jwks", True),
+        (f"https://{'a' * 64}.example/jwks", False),
     ],
 )
 def test_a_provider_is_asked_by_tls_or_on_this_machine(url: str, safe: bool) -> None:

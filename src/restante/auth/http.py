@@ -20,10 +20,11 @@ _TIMEOUT = 8.0  # seconds; less than the default deadline of a login, which is 1
 
 
 def is_safe(url: str) -> bool:
-    """Return whether a URL may be requested: it must use TLS or refer to this machine."""
+    """Return whether a URL is valid and may be requested: it uses TLS or refers to this machine."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
+        _ = parts.port, host.encode("idna")  # raise ValueError if they are invalid
         if parts.username or parts.password or parts.fragment or not url.isprintable():
             return False
         return bool(host) and (

@@ -115,7 +115,10 @@ def web_address(value: Any) -> str:
         from ..auth.http import is_safe
 
         if not is_safe(result):
-            raise BadValue("must begin with https://, or with http:// on this machine")
+            raise BadValue(
+                "must begin with https://, or with http:// on this machine, and must have a valid "
+                "host and port"
+            )
     return result
 
 

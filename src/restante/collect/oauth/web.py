@@ -79,7 +79,10 @@ def check_endpoint(url: str) -> None:
     Raises:
         ConfigurationError: secrets would be sent unencrypted.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(f"an OAuth 2 endpoint is not a valid URL: {url!r}") from None
     is_local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
     if parts.scheme != "https" and not is_local:
         raise ConfigurationError(f"an OAuth 2 endpoint must be an https address, not {url!r}")
