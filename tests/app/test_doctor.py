@@ -1025,6 +1025,55 @@ def test_file_without_any_permission_can_be_repaired(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("closed", [".", "tls", "tls/key.pem", "tls/certificate.pem", "tokens/isp"])
+def test_file_that_its_owner_cannot_open_is_repaired(closed: str, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    for name in ("tls/key.pem", "tls/certificate.pem", "tokens/isp"):
+        (state / name).parent.mkdir(0o700, parents=True, exist_ok=True)
+        (state / name).touch(0o600)
+    state.chmod(0o700)
+    subject = Subject(replace(config.load(text=""), state=state), os.geteuid())
+    before = (state / closed).stat().st_mode
+    (state / closed).chmod(0)
+    [finding] = [each for each in files.files(subject) if each.level is Level.ERROR]
+    assert (finding.code, finding.text.endswith(f"cannot open {state / closed}")) == (77, True)
+    assert finding.repair is not None
+    finding.repair.make()
+    assert (state / closed).stat().st_mode == before
+    assert [each.level for each in files.files(subject)] == [Level.OK]
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["state", "conf", "conf/conf.d", "state/tls/key.pem"])
+def test_fix_repairs_the_cause_of_a_denied_permission(closed: str) -> None:
+    account = pwd.getpwnam("mail")
+    place = Path(mkdtemp(prefix="restante-", dir="/tmp"))
+    try:
+        for folder in ("state/tls", "state/mail", "conf/conf.d"):
+            (place / folder).mkdir(parents=True)
+        (place / "conf/restante.toml").touch()
+        (place / "state/tls/key.pem").touch()
+        with closing(Users(place / "state/users.sqlite3")) as users:
+            users.add("ann", "secret")
+        for path in (place, *place.rglob("*")):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+            os.chown(path, account.pw_uid, account.pw_gid)
+        (place / closed).chmod(0)
+        names = ("env", f"HOME={place}", f"STATE_DIRECTORY={place}/state")
+        prefix = ("setpriv", "--reuid=mail", "--clear-groups", *names)
+        options = ("-m", "restante", "-c", place / "conf/restante.toml", "doctor")
+        code, said = as_root.python(*options, prefix=prefix)
+        is_named = f"cannot open {place / closed} " in f"{' '.join(said.split())} "
+        assert (code, is_named) == (os.EX_NOPERM, True), said
+        assert "next: chmod " in said
+        assert "mkdir" not in said
+        code, said = as_root.python(*options, "--fix", prefix=prefix)
+        assert (code, said.count("fixed: ")) == (os.EX_UNAVAILABLE, 1), said
+    finally:
+        shutil.rmtree(place)
+
+
 def test_fix_reports_each_change_and_examines_again(restante: Restante, home: Path) -> None:
     source = home / "restante.toml"
     source.touch()

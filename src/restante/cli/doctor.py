@@ -17,7 +17,7 @@ from .. import sysexits
 from ..app import privileges
 from ..app.doctor import separation
 from ..app.doctor.checks import CHECKS, examine, outcome
-from ..app.doctor.files import user_name
+from ..app.doctor.files import permission_denied, user_name
 from ..app.doctor.findings import Finding, Level, Subject, error, not_checked
 from ..app.doctor.repairs import CannotRepair, Repair
 from ..errors import ConfigurationError
@@ -125,9 +125,8 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
     try:
         config = config_module.load(options.config)
         account = privileges.server_account(config) if privileges.is_root() else None
-    except ConfigurationError as failure:
-        for text in str(failure).splitlines():
-            yield _configuration_error(text)
+    except (PermissionError, ConfigurationError) as failure:
+        yield from _unusable_configuration(failure)
         yield replace(not_checked("the configuration cannot be used"), check="others")
         return
     owner = account.pw_uid if account else os.geteuid()
@@ -155,8 +154,15 @@ def _wrong_user(state: Path) -> str:
     return f"{state} belongs to {user_name(uid)}; only this user and root can examine it"
 
 
-def _configuration_error(text: str) -> Finding:
-    return replace(error(sysexits.EX_CONFIG, text, "restante check"), check="configuration")
+def _unusable_configuration(failure: PermissionError | ConfigurationError) -> Iterator[Finding]:
+    cause = failure.__cause__ or failure
+    if isinstance(cause, PermissionError) and cause.filename:
+        found = [permission_denied(Path(cause.filename), os.geteuid())]
+    else:
+        texts = str(failure).splitlines()
+        found = [error(sysexits.EX_CONFIG, text, "restante check") for text in texts]
+    for each in found:
+        yield replace(each, check="configuration")
 
 
 def _print(finding: Finding) -> None:

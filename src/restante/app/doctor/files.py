@@ -29,6 +29,8 @@ from .repairs import Repair
 _MAX_FILES = 10_000  # files of the state directory whose owner is checked
 # Files in the state directory with keys and passwords; the server creates them with mode 600.
 _SECRETS = ("tls/key.pem", "tokens/*", "passwords/*", "first-password")
+# What the server must be able to open, besides the state directory and the secrets.
+_NEEDED = ("tls", "tokens", "passwords", "tls/certificate.pem")
 _MAX_NAMED = 5  # files that are named one by one; more than that have one common cause
 _FREE_PERCENT = 5  # below this, the operator is warned; deliveries fail only at 0
 # File systems on which mail is less safe, and why (filesystems(5)).
@@ -87,6 +89,7 @@ def files(subject: Subject) -> Iterator[Finding]:
     found = [
         *_writable_by_others(subject),
         *_readable_secrets(subject.config),
+        *_closed_files(subject),
         *_foreign_files(subject),
         *_stale_sockets(subject),
     ]
@@ -122,6 +125,39 @@ def _readable_secrets(config: Configuration) -> Iterator[Finding]:
             if stat.S_ISREG(mode) and mode & 0o077:
                 text = f"other users may read {each}, which contains a secret"
                 yield error(sysexits.EX_NOPERM, text, repair=Repair("chmod", str(each), 0o600))
+
+
+def _closed_files(subject: Subject) -> Iterator[Finding]:
+    """Yield files of the server that belong to it, but that it has no right to open."""
+    state = subject.config.state
+    found = [each for pattern in (*_NEEDED, *_SECRETS) for each in sorted(state.glob(pattern))]
+    for path in (subject.config.folder, state, *found):
+        needed = 0o500 if path == subject.config.folder else 0o700
+        if finding := _closed(path, subject.owner, needed):
+            yield finding
+
+
+def permission_denied(path: Path, owner: int) -> Finding:
+    """Return the finding for a path that the server's user cannot open, with the cause."""
+    for each in (*reversed(path.absolute().parents), path):
+        if finding := _closed(each, owner, 0o500):
+            return finding
+    return error(sysexits.EX_NOPERM, f"{path}: Permission denied", f"namei -l {path}")
+
+
+def _closed(path: Path, owner: int, needed: int) -> Finding | None:
+    """Return a finding if the owner of a path has not these rights; files need only to be read."""
+    try:
+        status = path.lstat()
+    except OSError:  # a directory above it is the cause, or it is missing
+        return None
+    is_directory, mode = stat.S_ISDIR(status.st_mode), stat.S_IMODE(status.st_mode)
+    if not is_directory:
+        needed = 0o400
+    if status.st_uid != owner or stat.S_ISLNK(status.st_mode) or mode & needed == needed:
+        return None
+    repair = Repair("chmod", str(path), mode | (0o700 if is_directory else 0o600))
+    return error(sysexits.EX_NOPERM, f"{user_name(owner)} cannot open {path}", repair=repair)
 
 
 def _foreign_files(subject: Subject) -> Iterator[Finding]:
@@ -195,15 +231,21 @@ def _directory(base: Path, subject: Subject) -> Iterator[Finding]:
     """Check existence, owner and permissions."""
     try:
         found = base.stat()
+    except PermissionError:
+        yield permission_denied(base, subject.owner)
+        return
     except OSError as failure:
         # A missing directory may be the mount point of a disk, so it is not created.
         is_default = base == subject.config.state / "mail"
-        repair = Repair("mkdir", str(base), 0o700, subject.owner) if is_default else None
+        is_missing = isinstance(failure, FileNotFoundError)
+        can_create = is_default and is_missing
+        repair = Repair("mkdir", str(base), 0o700, subject.owner) if can_create else None
         text = f"store.path: {base}: {failure.strerror}"
         if repair and subject.status is None:  # the server creates it when it starts
             yield warning(text, repair=repair)
         else:
-            command = "" if repair else f"findmnt --verify; mkdir -p {base}"
+            command = f"findmnt --verify; mkdir -p {base}" if is_missing else f"namei -l {base}"
+            command = "" if repair else command
             yield error(sysexits.EX_CONFIG, text, command, repair)
         return
     if not stat.S_ISDIR(found.st_mode):
@@ -277,10 +319,14 @@ def users(subject: Subject) -> Iterator[Finding]:
     if "users" not in config.auth.chain:
         yield not_checked("auth.chain does not contain users")
         return
-    if not path.exists():
+    try:
+        status = path.stat()
+    except PermissionError:
+        yield permission_denied(path, subject.owner)
+        return
+    except FileNotFoundError:
         yield warning(f"{path} does not exist: there are no users", "restante user add NAME")
         return
-    status = path.stat()
     if status.st_uid == subject.owner and not os.access(path, os.R_OK | os.W_OK):
         repair = Repair("chmod", str(path), stat.S_IMODE(status.st_mode) | 0o600)
         yield error(sysexits.EX_NOPERM, f"{path} cannot be read and written", repair=repair)
