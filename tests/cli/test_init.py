@@ -297,6 +297,23 @@ def test_certificate_files_can_be_typed(
     assert load(file_of(home)).tls.key == str(key)
 
 
+def test_invalid_answers_are_asked_again_at_once(
+    restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = tls.make_self_signed(home / "one", ["mail.example.org"])
+    answers = ["bad host!", "mail.example.org", f"{home}/no.pem", f"{home}", f"{certificate}"]
+    answers += [f"{home}/no.key", f"{key}", "none", "no"]
+    left = type_(monkeypatch, *(f"{each}\n" for each in answers))
+    found = restante("init", ADDRESS)
+    assert (found.code, left) == (0, []), found.err
+    said = found.err.splitlines()
+    problems = [line for line in said if "must be a host name" in line or str(home / "no") in line]
+    assert len(problems) == 3, found.err
+    assert f"{home}/no.pem: No such file or directory" in found.err
+    assert found.err.index("must be a host name") < found.err.index("Certificate file")
+    assert "restante.toml" not in found.err[: found.err.index("Mail arrives")]
+
+
 @pytest.mark.parametrize("before", range(4))
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ""])
 def test_interrupt_in_a_prompt_changes_nothing(
@@ -490,6 +507,25 @@ def test_machine_is_set_up_as_the_servers_user(machine: Path) -> None:
     code, said = init(machine)
     assert (code, "nothing was changed" in said) == (0, True)
     assert (machine / "calls").read_text().replace(calls, "").count("enable --now") == 0
+
+
+@needs_root
+@pytest.mark.slow
+def test_root_adds_an_account_as_the_servers_user(machine: Path) -> None:
+    code, said = init(machine)
+    assert code == 0, said
+    (machine / "password").write_text("secret\n")
+    (machine / "password").chmod(0o644)
+    arguments = ["account", "add", "old", "bob@example.com", "--host", "pop.example.com"]
+    arguments += ["--to", f"maildrop:{ADDRESS}", "--keep", "all", "--no-test"]
+    arguments += ["--password-file", str(machine / "password")]
+    addresses = (machine / "addresses").read_text()
+    code, said = python("-c", _PROGRAM, str(machine), addresses, *arguments)
+    assert code == 0, said
+    made = list((machine / "etc/restante/conf.d").iterdir())
+    assert [path.stat().st_uid for path in made] == [pwd.getpwnam("mail").pw_uid], said
+    code, said = python("-c", _PROGRAM, str(machine), addresses, "account", "list", "--json")
+    assert (code, '"old"' in said) == (0, True), said
 
 
 @needs_root

@@ -24,6 +24,7 @@ from .. import config as config_module
 from .. import tls
 from ..auth.names import check_new_name
 from ..config import SYSTEM, Configuration, toml
+from ..config.values import BadValue, hostname
 from ..errors import ConfigurationError, NoMaildrop, TemporaryFailure, UnsafeArgument
 from ..regular import read_regular
 from ..server.address import Address
@@ -132,6 +133,18 @@ def default_hostname(place: Place, address: str) -> str:
     """Return the host name that is proposed for the server."""
     domain = address.rpartition("@")[2]
     return "localhost" if place.kind == "private" else f"mail.{domain}"
+
+
+def check_hostname(name: str) -> None:
+    """Check a host name for the server.
+
+    Raises:
+        UnsafeArgument: the name is invalid.
+    """
+    try:
+        hostname(name)
+    except BadValue as error:
+        raise UnsafeArgument(f"{name!r} {error}") from error
 
 
 def plan(place: Place, choices: Choices) -> Plan:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..app import setup, setup_advice
+from ..app.failures import describe
 from ..auth import passwords
 from ..auth.names import check_new_name
 from ..errors import UnsafeArgument
+from ..regular import read_regular
 from . import common
+
+_SELF_SIGNED = "self-signed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,16 +101,49 @@ def _choices(options: argparse.Namespace, place: setup.Place) -> setup.Choices:
     if bool(options.cert) != bool(options.key):
         raise UnsafeArgument("--cert and --key must be given together")
     proposed = setup.default_hostname(place, address)
-    hostname = options.hostname or _ask(options, "Host name of the server", proposed, "--hostname")
+    hostname = options.hostname or _ask_until_valid(
+        options, "Host name of the server", proposed, "--hostname", setup.check_hostname
+    )
     certificate, key = options.cert, options.key
     if not certificate and not options.self_signed:
         question = "Certificate file (PEM), or self-signed"
-        answer = _ask(options, question, "self-signed", "--self-signed or --cert")
-        if answer != "self-signed":
+        option = "--self-signed or --cert"
+        answer = _ask_until_valid(options, question, _SELF_SIGNED, option, _check_certificate)
+        if answer != _SELF_SIGNED:
             certificate = Path(answer)
-            key = Path(_ask(options, "Key file (PEM)", "", "--key"))
+            question = "Key file (PEM)"
+            key = Path(_ask_until_valid(options, question, "", "--key", _check_file))
     mail = options.mail or _ask_for_mail_source(options)
     return setup.Choices(address, hostname, mail, certificate, key, starts=not options.no_start)
+
+
+def _check_file(answer: str) -> None:
+    read_regular(Path(answer))
+
+
+def _check_certificate(answer: str) -> None:
+    if answer != _SELF_SIGNED:
+        _check_file(answer)
+
+
+def _ask_until_valid(
+    options: argparse.Namespace,
+    question: str,
+    default: str,
+    option: str,
+    check: Callable[[str], None],
+) -> str:
+    """Return an answer for which ``check`` raises neither OSError nor UnsafeArgument."""
+    while True:
+        answer = _ask(options, question, default, option)
+        try:
+            check(answer)
+        except (OSError, UnsafeArgument) as error:
+            if options.yes:  # the default would be used again
+                raise
+            common.say(describe(error))
+        else:
+            return answer
 
 
 def _ask_for_mail_source(options: argparse.Namespace) -> str:
