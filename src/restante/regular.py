@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,14 +34,34 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
-def read_regular(path: Path) -> bytes:
-    """Return the content of a regular file.
+@dataclass(frozen=True)
+class RegularFile:
+    """A regular file that was read.  Its content may be secret, so it is not part of ``repr``."""
+
+    path: Path
+    status: os.stat_result = field(repr=False, compare=False)
+    """Status of the file that was opened; another file may be at its path by now."""
+    octets: bytes = field(repr=False, compare=False)
+
+
+def read_file(path: Path) -> RegularFile:
+    """Read a regular file, and return its content with its status.
 
     Raises:
         OSError: the file cannot be read, is not a regular file, or is larger than ``MAX_SIZE``.
     """
     with open_regular(path) as file:
+        status = os.fstat(file.fileno())
         octets = file.read(MAX_SIZE + 1)
     if len(octets) > MAX_SIZE:
         raise OSError(errno.EFBIG, f"is larger than {MAX_SIZE >> 20} MiB", str(path))
-    return octets
+    return RegularFile(path, status, octets)
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: as ``read_file``.
+    """
+    return read_file(path).octets

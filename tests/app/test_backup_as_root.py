@@ -52,6 +52,19 @@ def test_restored_files_belong_to_the_servers_user(place: Path, backup: Path) ->
     assert "ann" in run(place, "user", "list")
 
 
+def test_backup_contains_no_file_that_only_root_can_read(place: Path) -> None:
+    """The server's user made the link."""
+    configure(place, own(place / "data", MAIL))
+    own(place / "conf.d", MAIL)
+    (place / "secret").write_text('[server]\nhostname = "secret.example.org"\n')
+    (place / "secret").chmod(0o600)
+    (place / "conf.d/one.toml").symlink_to(place / "secret")
+    path = own(place / "backups", MAIL) / "a.tar"
+    said = run(place, "backup", str(path), code=os.EX_CONFIG)
+    assert "conf.d/one.toml: Permission denied" in said
+    assert not path.exists()
+
+
 def test_files_of_another_user_do_not_become_roots(place: Path, backup: Path) -> None:
     said = run(place, "restore", str(backup), "--yes", code=os.EX_CONFIG)
     assert f"install -d -o mail -m 0700 {place}/state" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import rmtree
@@ -159,6 +160,73 @@ def test_configuration_must_belong_to_root_or_the_servers_user(place: Path) -> N
     assert "belongs to www-data, so root does not follow it. It must belong to root" in refused(
         place
     )
+
+
+@pytest.mark.parametrize("name", ["restante.toml", "conf.d/one.toml"])
+def test_file_of_another_user_is_refused_after_it_vanished(place: Path, name: str) -> None:
+    """In a sticky directory, the owner can rename it while root loads it."""
+    shared = own(place / "shared", pwd.getpwuid(0), 0o1777)
+    for folder in (shared / "ann", shared / "ann/conf.d"):
+        own(folder, OTHER if name == "restante.toml" else pwd.getpwuid(0))
+    configure(shared / "ann", place)
+    (shared / "ann/conf.d/one.toml").touch()
+    os.chown(shared / "ann" / name, OTHER.pw_uid, -1)
+    config = load(shared / "ann/restante.toml")
+    (shared / "ann" / name).rename(place / "hidden")
+    for moved in ("", "ann"):  # only the file, or the whole directory
+        if moved:
+            (place / "hidden").rename(shared / "ann" / name)
+            (shared / moved).rename(shared / "moved")
+        with pytest.raises(ConfigurationError, match=r"changed while root read it|www-data"):
+            privileges.server_account(config)
+
+
+@pytest.mark.parametrize("name", ["restante.toml", "conf.d/one.toml"])
+def test_configuration_that_was_exchanged_after_loading_is_refused(place: Path, name: str) -> None:
+    (place / "conf.d").mkdir()
+    (place / "conf.d/one.toml").touch()
+    config = load(place / "restante.toml")
+    (place / name).rename(place / "old")
+    (place / name).touch()
+    with pytest.raises(ConfigurationError, match="changed while root read it"):
+        privileges.server_account(config)
+
+
+def test_file_that_another_user_may_write_is_refused_as_it_was_read(place: Path) -> None:
+    file = place / "restante.toml"
+    file.chmod(0o666)
+    config = load(file)
+    file.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="can be changed by other users"):
+        privileges.server_account(config)
+
+
+def test_link_of_the_servers_user_leads_root_to_no_private_file(place: Path) -> None:
+    """The user who owns ``conf.d`` must be able to read what root reads there."""
+    configure(place, own(place / "data", MAIL))
+    own(place / "conf.d", MAIL)
+    secret = place / "secret"
+    secret.write_text('[server]\nhostname = "secret.example.org"\n')
+    secret.chmod(0o600)
+    link = place / "conf.d/one.toml"
+    link.symlink_to(secret)
+    assert f"{link}: Permission denied" in run(place, "user", "list", code=78)
+    secret.chmod(0o640)
+    os.chown(secret, 0, MAIL.pw_gid)
+    run(place, "user", "list")
+
+
+def test_access_control_list_opens_a_directory(place: Path) -> None:
+    """With such a list, the bits of root's group are a mask for other users (acl(5))."""
+    shared = own(place / "shared", pwd.getpwuid(0), 0o775)
+    configure(place, shared)
+    own(shared / "mail", OTHER)
+    assert account_of(place) == "www-data"
+    # Version 2: owner rwx, user www-data rwx, group r-x, mask rwx, others r-x.
+    entries = [(1, 7, -1), (2, 7, OTHER.pw_uid), (4, 5, -1), (16, 7, -1), (32, 5, -1)]
+    octets = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *each) for each in entries)
+    os.setxattr(shared, "system.posix_acl_access", octets)
+    assert "other users than root may have created it" in refused(place)
 
 
 def test_owner_without_an_account_is_refused(place: Path) -> None:

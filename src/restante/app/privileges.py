@@ -12,15 +12,17 @@ this user, but a directory's owner proves nothing if other users could have crea
 The owner counts if only root can write to all directories above it, or if it is the owner of the
 package's account.  A configuration that another user can change could point to the files of a
 third user, so it must belong to root or to the server's user
-(docs/decisions/0244-root-becomes-the-server.md).
+(docs/decisions/0244-root-becomes-the-server.md).  The files that were read are checked, not only
+their paths, because other users may exchange a path after the file was read.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,6 +31,7 @@ from .. import sysexits
 from ..config import SYSTEM, Configuration
 from ..errors import ConfigurationError, TemporaryFailure
 from ..posix import pwd
+from ..regular import RegularFile, read_regular
 from ..store.paths import Template
 
 if TYPE_CHECKING:
@@ -78,6 +81,8 @@ def server_account(config: Configuration) -> struct_passwd | None:
     files = _Owners()
     for path in _configuration_files(config):
         files.add(path)
+    for file in config.files:
+        files.add_read(file)
     owners = {**data.unproven, **data.proven}
     if len(owners) > 1:
         (first, one), (second, other), *_ = owners.items()
@@ -92,7 +97,21 @@ def server_account(config: Configuration) -> struct_passwd | None:
             f"{_advice(_name(uid))}"
         )
     _check_configuration(files, uid)
-    return _account(uid, path) if uid else None
+    account = _account(uid, path) if uid else None
+    if linked := [each for each in config.files if _is_chosen_by_another(each)]:
+        run_as(account, lambda: _refuse_unreadable(linked))
+    return account
+
+
+def only_root_can_change(path: Path) -> bool:
+    """Return whether all directories and links of a path, as far as it exists, belong to root.
+
+    Root must not create anything elsewhere: another user could replace a directory by a link.
+    A directory such as /tmp is permitted, because a file of root there cannot be replaced.
+    """
+    owners = _Owners()
+    owners.add(path)
+    return not (owners.proven or owners.unproven or owners.writable)
 
 
 def become(account: struct_passwd) -> None:
@@ -239,6 +258,30 @@ def _check_configuration(files: _Owners, uid: int) -> None:
         )
 
 
+def _is_chosen_by_another(file: RegularFile) -> bool:
+    """Return whether another user could have made root read this file of root, with a link."""
+    return file.status.st_uid == 0 and not only_root_can_change(file.path)
+
+
+def _refuse_unreadable(files: Sequence[RegularFile]) -> None:
+    """Refuse files that root has read for a user who cannot read them.
+
+    Raises:
+        ConfigurationError: this process cannot read a file, or reads another one.
+    """
+    for file in files:
+        try:
+            octets = read_regular(file.path)
+        except OSError as error:
+            raise ConfigurationError(f"{file.path}: {error.strerror}") from error
+        if octets != file.octets:
+            raise _changed(file)
+
+
+def _changed(file: RegularFile) -> ConfigurationError:
+    return ConfigurationError(f"{file.path} has changed while root read it; run the command again")
+
+
 def _account(uid: int, path: Path) -> struct_passwd:
     if uid != _UNKNOWN:
         try:
@@ -296,8 +339,8 @@ class _Owners:
                 rest += reversed(target.parts)
                 current = current.parent
             else:
-                is_sticky = self._is_open(status) and bool(status.st_mode & stat.S_ISVTX)
-                if self._is_open(status) and not is_sticky:
+                is_sticky = _is_open(current, status) and bool(status.st_mode & stat.S_ISVTX)
+                if _is_open(current, status) and not is_sticky:
                     is_proven = False
                     self.writable = self.writable or current
             if not rest:
@@ -306,8 +349,40 @@ class _Owners:
             name = rest.pop()
             current = current.parent if name == ".." else current / name
 
-    @staticmethod
-    def _is_open(status: os.stat_result) -> bool:
-        """Return whether others than the owner and root can write."""
-        mode = status.st_mode
-        return bool(mode & stat.S_IWOTH or (mode & stat.S_IWGRP and status.st_gid != 0))
+    def add_read(self, file: RegularFile) -> None:
+        """Add the owner of a file that was read.
+
+        Raises:
+            ConfigurationError: the file is not at its path any more.
+        """
+        if owner := file.status.st_uid:
+            self.unproven.setdefault(owner, file.path)
+        if _is_open(file.path, file.status):
+            self.writable = self.writable or file.path
+        try:
+            is_same = os.path.samestat(file.path.stat(), file.status)
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise _changed(file)
+
+
+def _is_open(path: Path, status: os.stat_result) -> bool:
+    """Return whether others than the owner and root can write.
+
+    With an access control list, the bits of the group are the most that any user of the list may
+    do (acl(5)), so they say nothing about the group itself.
+    """
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and (status.st_gid != 0 or _has_acl(path))
+
+
+def _has_acl(path: Path) -> bool:
+    try:
+        os.getxattr(path, "system.posix_acl_access", follow_symlinks=False)
+    except AttributeError:  # not Linux: there is no way to know
+        return True
+    except OSError as error:
+        return error.errno not in (errno.ENODATA, errno.ENOTSUP)
+    return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .. import config as config_module
 from .. import sysexits
 from ..app.backup import making, reading, restoring
 from ..words import counted, size
@@ -40,9 +39,8 @@ def _back_up(options: argparse.Namespace) -> int:
     path = Path(options.path)
     is_tree = options.path.endswith("/") or path.is_dir()
     path = path.absolute()
-    # Root may be the only user who can read them.
-    configuration = making.configuration_files(config_module.load(options.config))
     config = common.configuration(options)
+    configuration = making.configuration_files(config)
     with octets_bar("backup", is_enabled=not options.json) as progress:
         report = making.make(
             config,

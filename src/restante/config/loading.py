@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigurationError
-from ..regular import read_regular
+from ..regular import RegularFile, read_file
 from ..server.address import MAX_SOCKET_PATH
 from .contradictions import contradictions, readable_secrets
 from .schema import Account, Configuration, options
@@ -177,6 +177,7 @@ class _Layer(NamedTuple):
     tree: dict[str, Any]
     text: str = ""
     """Text of the file, in which the lines of keys are found; empty for other sources."""
+    file: RegularFile | None = None
 
 
 def _private_layer(state: Path) -> _Layer:
@@ -280,8 +281,9 @@ def _read(source: Path) -> _Layer:
         ConfigurationError: the file cannot be read, or is not valid TOML.
     """
     try:
-        text = read_regular(source).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-        return _Layer(str(source), tomllib.loads(text), text)
+        file = read_file(source)
+        text = file.octets.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        return _Layer(str(source), tomllib.loads(text), text, file)
     except OSError as error:
         raise ConfigurationError(f"{source}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -320,7 +322,7 @@ def _build(
     for layer in layers:
         mistakes: list[str] = []
         values = _convert(Configuration, layer.tree, (), mistakes)
-        if layer.text and os.stat(layer.name).st_mode & 0o077:
+        if layer.file is not None and layer.file.status.st_mode & 0o077:
             mistakes += readable_secrets(layer.name, values)
         lines += (_with_position(layer, mistake) for mistake in mistakes)
     if lines:
@@ -328,7 +330,11 @@ def _build(
     defaults = {"store": {"path": f"{state}/mail/%u"}, "auth": {"users": f"{state}/users.sqlite3"}}
     tree = reduce(_merge, (layer.tree for layer in layers), defaults)
     configuration = Configuration(
-        **_convert(Configuration, tree, (), []), source=source, folder=folder, state=state
+        **_convert(Configuration, tree, (), []),
+        source=source,
+        folder=folder,
+        state=state,
+        files=tuple(layer.file for layer in layers if layer.file is not None),
     )
     accounts = {name: _with_url(account) for name, account in configuration.account.items()}
     configuration = replace(configuration, account=accounts)

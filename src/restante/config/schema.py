@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from ..auth import choices
 from ..pop3.texts import LANGUAGES
 from ..posix import host_name
+from ..regular import RegularFile
 from .section import Section
 from .values import (
     BadValue,
@@ -787,9 +788,11 @@ class Configuration(Section):
     """The state directory."""
     runtime: Path = Path()
     """The directory for files that are needed only while the server runs."""
+    files: tuple[RegularFile, ...] = ()
+    """The files that were read: ``source``, and those in ``folder``."""
 
 
-_NOT_IN_THE_FILE = ("source", "folder", "state", "runtime")
+_NOT_IN_THE_FILE = ("source", "folder", "state", "runtime", "files")
 
 
 def options(kind: type[Any]) -> Iterator[Field[Any]]:

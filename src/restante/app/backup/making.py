@@ -30,7 +30,7 @@ from ...errors import (
     UnsafeArgument,
 )
 from ...posix import pwd
-from ...regular import MAX_SIZE, read_regular
+from ...regular import MAX_SIZE
 from ...scanning import MAIL
 from ...store import files, snapshot
 from ...store.paths import Template
@@ -70,18 +70,20 @@ ConfigurationFiles = dict[str, tuple[os.stat_result, bytes]]
 
 
 def configuration_files(config: Configuration) -> ConfigurationFiles:
-    """Read the configuration files.  Root calls this before it becomes the server's user.
+    """Return the configuration files as they were loaded.
+
+    They are not read again: root has loaded them, and the server's user may lack permission.
 
     Raises:
         ConfigurationError: they are too large to be restored.
     """
-    paths = {f"configuration/conf.d/{each.name}": each for each in config.folder.glob("*.toml")}
-    if config.source is not None:
-        paths["configuration/restante.toml"] = config.source
-    found = {name: (paths[name].stat(), read_regular(paths[name])) for name in sorted(paths)}
+    found: ConfigurationFiles = {}
+    for each in config.files:
+        name = "restante.toml" if each.path == config.source else f"conf.d/{each.path.name}"
+        found[f"configuration/{name}"] = each.status, each.octets
     if sum(len(octets) for _, octets in found.values()) > MAX_SIZE:
         raise ConfigurationError(f"the configuration is larger than {limit_size(MAX_SIZE)}")
-    return found
+    return dict(sorted(found.items()))
 
 
 def make(
