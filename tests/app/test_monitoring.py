@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -38,7 +39,7 @@ from ..support import once
 
 KINDS = cells_by_label("store_errors_total")
 Answered = tuple[int, dict[str, str], bytes]
-GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
 NOT_FOUND = (
     "/",
     "/sessions",
@@ -72,7 +73,7 @@ class Served:
             writer.close()
 
     async def ask(self, path: str, method: str = "GET") -> Answered:
-        octets = await self.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        octets = await self.send(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         head, _, content = octets.partition(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines)
@@ -185,6 +186,24 @@ def test_only_this_machine_and_permitted_networks_get_an_answer(
         folder = tmp_path / str(is_allowed)
         folder.mkdir()
         run(main(folder, networks, is_allowed))
+
+
+def test_web_page_in_a_local_browser_gets_no_answer(tmp_path: Path) -> None:
+    """DNS rebinding: the page's own name has the address 127.0.0.1."""
+    name = socket.gethostname()
+    allowed = ("localhost", "LOCALHOST:9110", "127.0.0.1:9110", "[::1]:9110", "192.0.2.1", name)
+    refused = ("evil.example", "evil.example:9110", "localhost.evil.example", "[x]", "127.0.0.1.x")
+
+    async def main() -> None:
+        async with serving(tmp_path) as served:
+            for path in ("metrics", "healthz", "readyz"):
+                for host in (*allowed, *refused):
+                    request = f"GET /{path} HTTP/1.1\r\nHost: {host}\r\n\r\n"
+                    status = (await served.send(request.encode()))[:12]
+                    assert status == b"HTTP/1.1 " + (b"200" if host in allowed else b"403"), host
+            assert b" 200 " in await served.send(b"GET /metrics HTTP/1.0\r\n\r\n")
+
+    run(main())
 
 
 # -- Readiness

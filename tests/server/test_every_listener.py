@@ -52,7 +52,7 @@ class Door(NamedTuple):
 
 LOGIN = (b"USER mrose", b"PASS tan staaf")
 LARGE = (b"RETR 1", b"CAPA", b"TOP 1 9999999")
-SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
 DOORS = {
     "pop3": [Door(b"CAPA", large=(b"CAPA",)), Door(b"NOOP", LOGIN, LARGE)],
     "pop3s": [Door(b"CAPA", (), (b"CAPA",), True), Door(b"NOOP", LOGIN, LARGE, True)],

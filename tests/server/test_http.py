@@ -14,7 +14,7 @@ from restante.server.http import (
 )
 
 GET = b"GET /sessions?user=ann%40example.org HTTP/1.1\r\nHost: x\r\n\r\n"
-PARSED = Request("GET", "/sessions", {"user": "ann@example.org"})
+PARSED = Request("GET", "/sessions", {"user": "ann@example.org"}, "x")
 
 
 def parsed(*pieces: bytes) -> Request | BadRequest | None:
@@ -62,7 +62,7 @@ def test_too_large_request_is_refused(octets: int, is_accepted: bool, is_split: 
     sent = padded(octets)
     assert len(sent) == octets
     pieces = [sent[at : at + 1000] for at in range(0, octets, 1000)] if is_split else [sent]
-    expected = Request("GET", "/") if is_accepted else BadRequest(431)
+    expected = Request("GET", "/", host="x") if is_accepted else BadRequest(431)
     assert parsed(*pieces) == expected
 
 
@@ -88,7 +88,7 @@ def test_a_bad_request_is_refused(octets: bytes, status: int) -> None:
 def test_the_client_reads_the_response_of_the_server(length: int | None, step: int) -> None:
     client, server = ClientExchange("GET", "/status?here=1"), ServerExchange()
     server.receive(client.request)
-    assert server.next() == Request("GET", "/status", {"here": "1"})
+    assert server.next() == Request("GET", "/status", {"here": "1"}, "restante")
     sent = server.head(200, "text/plain", length)
     sent += server.content(b"one") + server.content(b"two") + server.end()
     pieces: list[bytes] = []

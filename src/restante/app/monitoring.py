@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__, log
 from ..passdb import Accounts
+from ..posix import host_name
 from ..series import cell, cells_by_label
 from ..server.admission import Admission, Slot
 from ..server.listener import Listener
@@ -125,8 +126,14 @@ class Monitor:
             from ..server.monitoring import MonitoringService
 
             if not services:
-                allow_from = lambda: self._live.config().metrics.allow_from  # noqa: E731
-                services.append(MonitoringService(answer=self.answer, allow_from=allow_from))
+                config = self._live.config
+                services.append(
+                    MonitoringService(
+                        answer=self.answer,
+                        allow_from=lambda: config().metrics.allow_from,
+                        names=lambda: (config().server.hostname, host_name()),
+                    )
+                )
             return services[0].connection(address, slot, origin)
 
         admission = Admission(_MAX_CONNECTIONS, _MAX_CONNECTIONS)

@@ -30,6 +30,8 @@ class Request:
     path: str
     """The path without the query, with percent-encoding, such as ``/sessions``."""
     query: Mapping[str, str] = field(default_factory=dict)
+    host: str = ""
+    """The field Host, with the port if there is one; empty if it is missing (HTTP/1.0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,8 @@ def _request(head: h11.Request) -> Request | BadRequest:
     method = head.method.decode("ascii")
     if method == "CONNECT":  # a response would turn the connection into a tunnel (§9.3.6)
         return BadRequest(HTTPStatus.METHOD_NOT_ALLOWED)
-    return Request("GET" if method == "HEAD" else method, target.path, query)
+    host = dict(head.headers).get(b"host", b"").decode("latin-1")
+    return Request("GET" if method == "HEAD" else method, target.path, query, host)
 
 
 class ClientExchange:

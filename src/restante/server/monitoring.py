@@ -1,7 +1,8 @@
 """Serve metrics and health checks over HTTP, without a login.
 
 Security: only clients on this machine and in the permitted networks get an answer.  The answers
-contain no names of users and no addresses of clients, and no request changes anything.
+contain no names of users and no addresses of clients, and no request changes anything.  A web page
+in a browser on this machine cannot read them: see ``MonitoringService.names``.
 Limits: see ``connection`` and, for requests, ``http``.
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
+from urllib.parse import urlsplit
 
 from ..passdb import Network, is_within
 from .admission import Slot
@@ -34,6 +36,13 @@ class MonitoringService(HTTPService):
     """Returns the response to a GET request for a path."""
     allow_from: Callable[[], tuple[Network, ...]]
     """Returns the networks, besides this machine, whose clients get an answer."""
+    names: Callable[[], Collection[str]]
+    """Returns the names of this machine.
+
+    A request from this machine must be addressed to one of them, to localhost or to an IP address.
+    Otherwise a web page could give its own name an address of this machine, and its script could
+    read the answers (DNS rebinding).  Other clients use any name that their DNS has for the server.
+    """
 
     def connection(self, address: str, slot: Slot, origin: Origin = DIRECT) -> MonitoringConnection:
         return MonitoringConnection(self, address, slot, origin)
@@ -61,4 +70,19 @@ class MonitoringConnection(HTTPConnection):
     async def _answer(self, request: Request) -> Answer:
         if request.method not in ("GET", "HEAD"):
             return refusal(HTTPStatus.METHOD_NOT_ALLOWED)
+        names = self._service.names()
+        if is_within(self._address, _THIS_MACHINE) and not _is_one_of(names, request.host):
+            return refusal(HTTPStatus.FORBIDDEN, "unknown Host; use localhost or an IP address")
         return await self._service.answer(request.path)
+
+
+def _is_one_of(names: Collection[str], host: str) -> bool:
+    """Return whether a Host field is missing, an IP address, localhost or one of ``names``."""
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+        if name in ("", "localhost") or name in {each.lower() for each in names}:
+            return True
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
