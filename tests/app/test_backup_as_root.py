@@ -65,6 +65,55 @@ def test_backup_contains_no_file_that_only_root_can_read(place: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("is_state", [True, False])
+def test_root_creates_nothing_behind_a_link_of_the_servers_user(
+    place: Path, monkeypatch: pytest.MonkeyPatch, *, exists: bool, is_state: bool
+) -> None:
+    """Neither the directories nor the marker of the restore."""
+    data = own(place / "data", MAIL)
+    inside = own(own(data / "link", MAIL) / "victim", MAIL)
+    state = inside if is_state else own(place / "state", MAIL)
+    monkeypatch.setenv("STATE_DIRECTORY", str(state))
+    configure(place, data if is_state else inside)
+    (place / "password").write_text("tan staaf\n")
+    run(place, "user", "add", "ann", "--password-file", str(place / "password"))
+    path = own(place / "backups", MAIL) / "a.tar"
+    run(place, "backup", str(path))
+    for each in (data, state):
+        rmtree(each, ignore_errors=True)
+    (place / "restante.toml").unlink()
+    private = own(place / "private", pwd.getpwuid(0))
+    if exists:
+        (private / "victim").mkdir()
+    own(data, MAIL)
+    if not is_state:
+        own(state, MAIL)
+    before = sorted(private.rglob("*"))
+    (data / "link").symlink_to(private)
+    run(place, "restore", str(path), "--yes", code=os.EX_IOERR)
+    assert sorted(private.rglob("*")) == before
+
+
+def test_mail_below_the_directory_of_the_users_is_restored(place: Path) -> None:
+    """Root creates the directory of the users, and their user the one of the mail in it."""
+    configure(place, own(place / "data", MAIL))
+    own(place / "state", MAIL)
+    (place / "password").write_text("tan staaf\n")
+    run(place, "user", "add", "ann", "--password-file", str(place / "password"))
+    for name in ("", "/ann", "/ann/cur", "/ann/new", "/ann/tmp"):
+        own(Path(f"{place}/data/mail{name}"), MAIL)
+    path = own(place / "backups", MAIL) / "a.tar"
+    run(place, "backup", str(path))
+    rmtree(place / "data")
+    (place / "restante.toml").unlink()
+    rmtree(place / "state")
+    own(place / "state", MAIL)
+    run(place, "restore", str(path), "--yes")
+    assert {each.stat().st_uid for each in (place / "data").rglob("*")} == {MAIL.pw_uid}
+    assert (place / "data/mail/ann/cur").is_dir()
+
+
 def test_files_of_another_user_do_not_become_roots(place: Path, backup: Path) -> None:
     said = run(place, "restore", str(backup), "--yes", code=os.EX_CONFIG)
     assert f"install -d -o mail -m 0700 {place}/state" in said

@@ -292,7 +292,8 @@ def restore(backup: Backup, plan: Plan, progress: Progress) -> None:
     account = _account(backup, plan)
     state = plan.marker.parent
     parts = {entry.part for entry in backup.manifest} - {HEADER, "configuration"}
-    for path in (state, *(plan.root(part) for part in sorted(parts))):
+    roots = {state, *map(plan.root, parts)}
+    for path in sorted(roots, key=lambda root: len(root.parts)):  # before directories inside it
         _make_directory(path, account)
     with _marker(plan.marker, backup, account) as remove:
         for path, (entry, octets) in _configuration_files(backup, plan):
@@ -322,6 +323,13 @@ def _account(backup: Backup, plan: Plan) -> struct_passwd | None:
 
 
 def _make_directory(path: Path, account: struct_passwd | None) -> None:
+    """Create a directory of the server's user.
+
+    Root creates it only where no other user could have put a link.
+    """
+    if account is not None and not privileges.only_root_can_change(path):
+        privileges.run_as(account, lambda: _make_directory(path, None))
+        return
     missing = [each for each in (path, *path.parents) if not each.exists()]
     for each in reversed(missing):
         each.mkdir(mode=0o700 if each == path or account is None else 0o755)
@@ -332,32 +340,47 @@ def _make_directory(path: Path, account: struct_passwd | None) -> None:
 
 @contextmanager
 def _marker(path: Path, backup: Backup, account: struct_passwd | None) -> Iterator[Any]:
-    """Create and lock the marker; the yielded function removes it."""
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        file = os.open(path.name, how, 0o600, dir_fd=directory)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TemporaryFailure(f"another restore into {path.parent} is running") from None
-            if account is not None:
-                os.fchown(file, account.pw_uid, account.pw_gid)
-            os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps({"backup": backup.manifest.digest}).encode("ascii"), 0)
-            os.fsync(file)
+    """Create and lock the marker; the yielded function removes it.
+
+    Root only opens and locks it: the server's user could have put a link above it.
+    """
+    digest = backup.manifest.digest
+    privileges.run_as(account, lambda: _write_marker(path, digest))
+    with _locked_marker(path) as (_, directory):
+
+        def remove() -> None:
+            os.unlink(path.name, dir_fd=directory)
             os.fsync(directory)
 
-            def remove() -> None:
-                os.unlink(path.name, dir_fd=directory)
-                os.fsync(directory)
+        yield remove
 
-            yield remove
-        finally:
-            os.close(file)
-    finally:
-        os.close(directory)
+
+def _write_marker(path: Path, digest: str) -> None:
+    with _locked_marker(path, os.O_CREAT) as (file, directory):
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps({"backup": digest}).encode("ascii"), 0)
+        os.fsync(file)
+        os.fsync(directory)
+
+
+@contextmanager
+def _locked_marker(path: Path, how: int = 0) -> Iterator[tuple[int, int]]:
+    """Open and lock the marker; yields the descriptors of the file and its directory.
+
+    Raises:
+        TemporaryFailure: another restore holds the lock.
+    """
+    with ExitStack() as stack:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, directory)
+        how |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        file = os.open(path.name, how, 0o600, dir_fd=directory)
+        stack.callback(os.close, file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TemporaryFailure(f"another restore into {path.parent} is running") from None
+        yield file, directory
 
 
 def _configuration_files(backup: Backup, plan: Plan) -> Iterator[tuple[Path, tuple[Entry, bytes]]]:
