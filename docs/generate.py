@@ -60,7 +60,8 @@ MEANINGS = {
     "certificate refused": "The renewed certificate is invalid. The server keeps the old one.",
     "connection refused": "A connection was refused because a limit on connections was reached.",
     "metrics refused": "A client that is not in `metrics.allow_from` connected to an address of "
-    "`metrics.listen`. The connection was closed without an answer.",
+    "`metrics.listen`. The connection was closed without an answer. Each worker logs at most one "
+    "of these events per second.",
     "deleted upstream": "A message was deleted on its server, for the reason `why` and on the "
     "evidence `evidence`. `message` is its short name.",
     "deletion rule changed": "`keep` or `newest` has changed. The new rule deletes `messages` "

@@ -188,6 +188,27 @@ def test_only_this_machine_and_permitted_networks_get_an_answer(
         run(main(folder, networks, is_allowed))
 
 
+def test_refused_clients_do_not_flood_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(monitoring, "_THIS_MACHINE", ())
+
+    def lines() -> int:
+        return [record.getMessage() for record in caplog.records].count("metrics refused")
+
+    async def main() -> None:
+        async with serving(tmp_path) as served:
+            monkeypatch.setattr(monitoring, "_LOG_EVERY", 3600.0)
+            for _ in range(20):
+                assert await served.send(GET + b"\r\n") == b""
+            assert lines() == 1
+            monkeypatch.setattr(monitoring, "_LOG_EVERY", 0.0)
+            assert await served.send(GET + b"\r\n") == b""
+            assert lines() == 2
+
+    run(main())
+
+
 def test_web_page_in_a_local_browser_gets_no_answer(tmp_path: Path) -> None:
     """DNS rebinding: the page's own name has the address 127.0.0.1."""
     name = socket.gethostname()

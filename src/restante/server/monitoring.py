@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -24,6 +25,7 @@ from .http_connection import Answer, HTTPConnection, HTTPService, refusal
 from .proxy import Origin
 
 _log = logging.getLogger("restante.metrics")
+_LOG_EVERY = 1.0  # seconds between two lines about refused clients; there is no other limit on them
 _THIS_MACHINE = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
@@ -43,6 +45,16 @@ class MonitoringService(HTTPService):
     Otherwise a web page could give its own name an address of this machine, and its script could
     read the answers (DNS rebinding).  Other clients use any name that their DNS has for the server.
     """
+
+    _logged_at: float = field(default=-math.inf, kw_only=True)
+
+    def may_log(self) -> bool:
+        """Return whether a refused client may be logged now; if so, the next ones may not."""
+        now = asyncio.get_running_loop().time()
+        if now - self._logged_at < _LOG_EVERY:
+            return False
+        self._logged_at = now
+        return True
 
     def connection(self, address: str, slot: Slot, origin: Origin = DIRECT) -> MonitoringConnection:
         return MonitoringConnection(self, address, slot, origin)
@@ -64,7 +76,8 @@ class MonitoringConnection(HTTPConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if not is_within(self._address, (*_THIS_MACHINE, *self._service.allow_from())):
-            self._log_event("metrics refused", logging.WARNING, ip=self._address)
+            if self._service.may_log():
+                self._log_event("metrics refused", logging.WARNING, ip=self._address)
             self.abort("refused")
 
     async def _answer(self, request: Request) -> Answer:
