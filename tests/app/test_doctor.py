@@ -307,7 +307,7 @@ def reporting(here: Installation, fault: str) -> Subject:
     return subject
 
 
-@fault("server", "mail storage: Input/output error")
+@fault("server", "mail storage: Input/output error (checked by the server at most 10 s ago)")
 def server_cannot_store_mail(here: Installation) -> Iterator[Subject]:
     yield reporting(here, "mail storage: Input/output error")
 
@@ -408,6 +408,8 @@ def certificate_is_not_valid_yet(here: Installation) -> Iterator[Subject]:
 @fault("listen", "is not for localhost")
 def certificate_is_for_another_name(here: Installation) -> Iterator[Subject]:
     with serving(here, *issued(["example.org"], timedelta(-1), timedelta(90))) as subject:
+        [finding] = [each for each in server.listen(subject) if each.level is Level.ERROR]
+        assert "set server.hostname to one of its names" in finding.command
         yield subject
 
 
@@ -1072,6 +1074,49 @@ def test_fix_repairs_the_cause_of_a_denied_permission(closed: str) -> None:
         assert (code, said.count("fixed: ")) == (os.EX_UNAVAILABLE, 1), said
     finally:
         shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_damaged_user_database_is_reported_once_with_its_repair(
+    is_empty: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "users.sqlite3"
+    path.write_bytes(b"" if is_empty else b"no database" * 100)
+    loaded = config.load(text="")
+    auth = replace(loaded.auth, users=str(path))
+    subject = Subject(replace(loaded, state=tmp_path, auth=auth), os.geteuid())
+    found = [*files.configuration(subject), *files.users(subject)]
+    [finding] = [each for each in found if each.level is Level.ERROR]
+    assert "restante restore --to DIRECTORY BACKUP" in finding.command
+    assert (f"| sqlite3 {path}" in finding.command) is not is_empty
+
+
+@pytest.mark.parametrize(("folder", "level"), [("state", "NOT_CHECKED"), ("other", "ERROR")])
+def test_user_database_of_another_user_gets_only_advice_about_its_owner(
+    folder: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / folder / "users.sqlite3"
+    path.parent.mkdir()
+    path.write_bytes(b"no database")
+    loaded = config.load(text="")
+    auth = replace(loaded.auth, users=str(path))
+    subject = Subject(replace(loaded, state=tmp_path / "state", auth=auth), OTHER)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read every file
+    [finding] = files.users(subject)
+    assert (finding.level, finding.text) == (Level[level], f"{path} does not belong to {OTHER}")
+    assert finding.command == ("" if folder == "state" else f"chown {OTHER} {path}")
+
+
+def test_service_is_started_without_systemd(tmp_path: Path) -> None:
+    loaded = replace(config.load(text=""), state=tmp_path, runtime=tmp_path)
+    owner = pwd.getpwnam("mail").pw_uid
+    subject = Subject(loaded, owner, service_state=tmp_path, system=tmp_path)
+    [finding] = server.server(subject)
+    assert finding.command.startswith("setpriv --reuid=mail ")
+    assert finding.command.endswith(" restante serve")
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    [finding] = server.server(subject)
+    assert finding.command == "systemctl start restante"
 
 
 def test_fix_reports_each_change_and_examines_again(restante: Restante, home: Path) -> None:

@@ -1,6 +1,6 @@
 """Whether a worker can serve: for ``/readyz`` and ``restante status``.
 
-A check of the disk or of a back end may take long or hang.  Its result is used for ``_VALID``
+A check of the disk or of a back end may take long or hang.  Its result is used for ``MAX_AGE``
 seconds, however many clients ask, and a check that hangs is not started again.
 """
 
@@ -18,7 +18,7 @@ from .disk import write_test
 from .live import Live
 from .upkeep import format_time
 
-_VALID = 10.0  # seconds; health checks often come every second, and each check writes to the disk
+MAX_AGE = 10.0  # seconds; health checks often come every second, and each check writes to the disk
 _PATIENCE = 1.0  # seconds after which a check counts as failed; less than ``siblings.TIMEOUT``
 _BACK_END_DEADLINE = 5.0  # seconds for all back ends
 # A name that no user has: whether a back end knows it does not matter, but it must answer.
@@ -26,7 +26,7 @@ _UNKNOWN_USER = "restante-readyz"
 
 
 class _Check:
-    """A check that is done at most once in ``_VALID`` seconds."""
+    """A check that is done at most once in ``MAX_AGE`` seconds."""
 
     def __init__(self, name: str, check: Callable[[], Awaitable[str]]) -> None:
         """``check`` returns what is wrong, or an empty text.  It should not raise."""
@@ -50,7 +50,7 @@ class _Check:
 
     def _ended(self, check: asyncio.Future[str]) -> None:
         self._running = None
-        self._valid_until = check.get_loop().time() + _VALID
+        self._valid_until = check.get_loop().time() + MAX_AGE
         error = asyncio.CancelledError() if check.cancelled() else check.exception()
         self._result = check.result() if error is None else f"{self._name}: {error!r}"
 

@@ -6,9 +6,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from ..server.address import Address
 from .setup import Plan, has_systemd, units_for
+
+if TYPE_CHECKING:
+    from pwd import struct_passwd
 
 # UDP sockets connected to these addresses (RFC 5737, RFC 3849) reveal the address of this machine
 # that is used for the Internet.  Nothing is sent.
@@ -79,14 +83,21 @@ def next_commands(plan: Plan) -> list[str]:
         if has_systemd():
             start = ["systemctl enable --now \\", f"    {' '.join(units_for(plan.choices))}"]
         elif plan.account:
-            # As the unit, but with the right to open ports below 1024.
-            name = plan.account.pw_name
-            start = [
-                f"setpriv --reuid={name} --regid={plan.account.pw_gid} --init-groups \\",
-                "    --inh-caps=+net_bind_service --ambient-caps=+net_bind_service \\",
-                "    restante serve",
-            ]
+            first, second, third = start_without_systemd(plan.account)
+            start = [f"{first} \\", f"    {second} \\", f"    {third}"]
     return [*start, "restante doctor"]
+
+
+def start_without_systemd(account: struct_passwd) -> tuple[str, str, str]:
+    """Return the command that starts the service as its unit does, in parts for three lines.
+
+    It also gives the server the right to open ports below 1024.
+    """
+    return (
+        f"setpriv --reuid={account.pw_name} --regid={account.pw_gid} --init-groups",
+        "--inh-caps=+net_bind_service --ambient-caps=+net_bind_service",
+        "restante serve",
+    )
 
 
 def _domain(plan: Plan) -> str:

@@ -59,7 +59,7 @@ def configuration(subject: Subject) -> Iterator[Finding]:
             pass
     mistakes += [text for job in all_jobs(config) for text in job.mistakes(strict=True)]
     # Other checks report problems of the mail directory and of the user database.
-    mistakes = [text for text in mistakes if not text.startswith((_own(config), "auth.users:"))]
+    mistakes = [text for text in mistakes if not text.startswith(_reported(config))]
     yield from (error(sysexits.EX_CONFIG, text, "restante check") for text in mistakes)
     if mistakes:
         return
@@ -69,11 +69,12 @@ def configuration(subject: Subject) -> Iterator[Finding]:
         yield ok(str(config.source or "no configuration file, private mode"))
 
 
-def _own(config: Configuration) -> str:
-    """Return how ``stores.validate`` begins a line about the mail directory itself."""
+def _reported(config: Configuration) -> tuple[str, ...]:
+    """Return how lines about the mail directory itself and the user database begin."""
+    begins = ("auth.users:", f"{config.auth.users} is empty")
     with suppress(ConfigurationError):
-        return f"store.path: {Template(config.store.path).base} "
-    return "\n"
+        return *begins, f"store.path: {Template(config.store.path).base} "
+    return begins
 
 
 def _warnings(config: Configuration) -> Iterator[str]:
@@ -319,17 +320,8 @@ def users(subject: Subject) -> Iterator[Finding]:
     if "users" not in config.auth.chain:
         yield not_checked("auth.chain does not contain users")
         return
-    try:
-        status = path.stat()
-    except PermissionError:
-        yield permission_denied(path, subject.owner)
-        return
-    except FileNotFoundError:
-        yield warning(f"{path} does not exist: there are no users", "restante user add NAME")
-        return
-    if status.st_uid == subject.owner and not os.access(path, os.R_OK | os.W_OK):
-        repair = Repair("chmod", str(path), stat.S_IMODE(status.st_mode) | 0o600)
-        yield error(sysexits.EX_NOPERM, f"{path} cannot be read and written", repair=repair)
+    if finding := _unusable_database(path, subject):
+        yield finding
         return
     try:
         _quick_check(path, subject.timeout)
@@ -344,6 +336,26 @@ def users(subject: Subject) -> Iterator[Finding]:
             yield ok(f"{path} is intact and has {counted(number, 'user')}")
         else:
             yield warning("there are no users", "restante user add NAME")
+
+
+def _unusable_database(path: Path, subject: Subject) -> Finding | None:
+    """Return why the server cannot open the user database; None if it can."""
+    try:
+        status = path.stat()
+    except PermissionError:
+        return permission_denied(path, subject.owner)
+    except FileNotFoundError:
+        return warning(f"{path} does not exist: there are no users", "restante user add NAME")
+    if os.access(path, os.R_OK | os.W_OK):
+        return None
+    if status.st_uid == subject.owner:
+        repair = Repair("chmod", str(path), stat.S_IMODE(status.st_mode) | 0o600)
+        return error(sysexits.EX_NOPERM, f"{path} cannot be read and written", repair=repair)
+    name = user_name(subject.owner)
+    text = f"{path} does not belong to {name}"
+    if path.is_relative_to(subject.config.state):  # the check ``files`` reports and repairs it
+        return not_checked(text)
+    return error(sysexits.EX_NOPERM, text, f"chown {name} {path}")
 
 
 def _quick_check(path: Path, seconds: float) -> None:
@@ -362,4 +374,9 @@ def _quick_check(path: Path, seconds: float) -> None:
 
 
 def _restoration(path: Path) -> str:
-    return f"sqlite3 {path} .recover, or restore a backup"
+    """Return how to replace a damaged database; a restore never overwrites files."""
+    backup = f"stop the server; restante restore --to DIRECTORY BACKUP; copy {path.name} from there"
+    if not path.stat().st_size:
+        return backup
+    recover = f"mv {path} {path}.damaged; sqlite3 {path}.damaged .recover | sqlite3 {path}"
+    return f"{backup}; or without a backup, as the server's user: {recover}"

@@ -11,12 +11,15 @@ from typing import Any
 from ... import __version__, sysexits
 from ...config import Configuration, Server
 from ...errors import ConnectionLost, NotPermitted, NotRunning, RestanteError
+from ...posix import pwd
 from ...server.address import Address
 from ...tls import CertificateFacts, certificate_facts, first_certificate
 from ...words import counted
 from ..failures import describe, exit_code
 from ..live import CERTIFICATE_DAYS
+from ..readiness import MAX_AGE as READINESS_AGE
 from ..server import needed_descriptors
+from ..setup_advice import start_without_systemd
 from ..sockets import configured_listeners
 from .backends import back_ends
 from .files import store, users
@@ -52,9 +55,7 @@ def server(subject: Subject) -> Iterator[Finding]:
     if isinstance(failure, NotPermitted):
         yield not_checked(str(failure))
     elif isinstance(failure, NotRunning):
-        is_service = subject.config.state == subject.service_state
-        command = "systemctl start restante" if is_service else "restante serve"
-        yield error(sysexits.EX_UNAVAILABLE, "no server is running", command)
+        yield error(sysexits.EX_UNAVAILABLE, "no server is running", _start(subject))
     elif failure is not None:
         yield error(sysexits.EX_TEMPFAIL, describe(failure), "systemctl status restante")
     elif status is not None:
@@ -64,6 +65,18 @@ def server(subject: Subject) -> Iterator[Finding]:
         if not found:
             workers = counted(len(status["workers"]), "worker")
             yield ok(f"restante {status['version']} is ready: {workers}, process {status['pid']}")
+
+
+def _start(subject: Subject) -> str:
+    """Return the command that starts the server."""
+    if subject.config.state != subject.service_state:
+        return "restante serve"
+    if (subject.system / "run/systemd/system").is_dir():
+        return "systemctl start restante"
+    try:
+        return " ".join(start_without_systemd(pwd.getpwuid(subject.owner)))
+    except KeyError:
+        return "restante serve"
 
 
 def _identity(subject: Subject, status: dict[str, Any]) -> Iterator[Finding]:
@@ -82,6 +95,8 @@ def _state(subject: Subject, status: dict[str, Any]) -> Iterator[Finding]:
         if any(text.startswith(begin) and find(subject) for begin, find in _CAUSES.items()):
             continue
         if text in status["faults"]:
+            if text.startswith(tuple(_CAUSES)):  # the cause may have been removed meanwhile
+                text += f" (checked by the server at most {READINESS_AGE:.0f} s ago)"
             yield error(sysexits.EX_TEMPFAIL, text, "restante status")
         else:
             yield warning(text, _RESTART if "restart" in text else "restante reload")
@@ -264,7 +279,11 @@ def _trust(
     except ssl.SSLCertVerificationError as failure:
         if not facts.is_valid_for(host):
             text = f"the certificate is not for {host} (server.hostname)"
-            yield error(sysexits.EX_CONFIG, text, "restante check --example")
+            command = (
+                f"get a certificate for {host}, or set server.hostname to one of its names, then: "
+                "restante reload"
+            )
+            yield error(sysexits.EX_CONFIG, text, command)
         else:
             yield warning(
                 f"clients may not trust the certificate: {failure.verify_message}",
