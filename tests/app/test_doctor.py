@@ -31,6 +31,7 @@ from unittest.mock import patch
 import pytest
 
 from restante import config, tls
+from restante.app import privileges
 from restante.app.asking import ask
 from restante.app.doctor import checks, clock, dns, files, host, intake, round_trip, server
 from restante.app.doctor.findings import Check, Finding, Level, Subject, ok
@@ -40,7 +41,7 @@ from restante.auth.users import Users
 from restante.collect.health import Health
 from restante.collect.oauth.flow import Tokens
 from restante.config import Configuration
-from restante.errors import TemporaryFailure
+from restante.errors import ConfigurationError, TemporaryFailure
 from restante.passdb import UserAccount
 from restante.store.maildir import MaildirStore
 
@@ -1552,6 +1553,21 @@ def test_unreachable_ntp_server_is_no_fault(home: Path) -> None:
 
 
 # -- The command
+
+
+def test_command_about_an_owner_is_the_next_command(
+    restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(config: Configuration) -> None:
+        raise ConfigurationError("the owners differ. Run: chown -h mail /state")
+
+    monkeypatch.setattr(privileges, "is_root", lambda: True)
+    monkeypatch.setattr(privileges, "server_account", refuse)
+    finding = restante("doctor", "--json").json["findings"][0]
+    assert (finding["text"], finding["command"]) == (
+        "the owners differ.",
+        "chown -h mail /state",
+    )
 
 
 def test_invalid_configuration_is_the_only_finding(restante: Restante, home: Path) -> None:

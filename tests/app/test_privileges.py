@@ -122,6 +122,22 @@ def test_link_of_another_user_leads_to_no_third_user(place: Path) -> None:
     assert "root does not know which user the server runs as" in refused(place)
 
 
+def test_owner_is_repaired_only_where_the_configuration_points(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(privileges, "_package_account", lambda config: MAIL)
+    data = own(place / "state", OTHER)
+    configure(place, data)
+    own(data / "mail", MAIL)
+    said = refused(place)
+    assert said.endswith(f"All must belong to mail. Run: chown -h mail {data}")
+    assert "runuser" not in said
+    own(data, MAIL)
+    (data / "mail").rmdir()
+    (data / "mail").symlink_to(own(place / "victim", OTHER))
+    assert "chown" not in refused(place)
+
+
 def test_links_of_root_are_followed(place: Path) -> None:
     own(place / "disk", MAIL)
     (place / "one").symlink_to("two")

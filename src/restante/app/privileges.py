@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def server_account(config: Configuration) -> struct_passwd | None:
         (first, one), (second, other), *_ = owners.items()
         raise ConfigurationError(
             f"root does not know which user the server runs as: {one} belongs to {_name(first)}, "
-            f"{other} to {_name(second)}. {_advice(_name(first))}"
+            f"{other} to {_name(second)}. {_owner_advice(config, owners, package)}"
         )
     uid, path = next(iter(owners.items()), (package.pw_uid if package else 0, Path()))
     if uid and uid not in data.proven and not (package and package.pw_uid == uid):
@@ -298,6 +299,22 @@ def _name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"user {uid}"
+
+
+def _owner_advice(
+    config: Configuration, owners: dict[int, Path], package: struct_passwd | None
+) -> str:
+    """Return how to repair files of the server that belong to different users.
+
+    Security: a link of the server's user may lead to a third user's file, which root must not give
+    away.  So only paths that the configuration names get a command, and it follows no link.
+    """
+    if package:
+        wrong = [path for uid, path in owners.items() if uid != package.pw_uid]
+        if set(wrong) <= set(_data(config)):
+            commands = (f"chown -h {package.pw_name} {shlex.quote(str(path))}" for path in wrong)
+            return f"All must belong to {package.pw_name}. Run: {'; '.join(commands)}"
+    return "All must belong to the user that the server runs as. Check the owners of both"
 
 
 def _advice(name: str) -> str:

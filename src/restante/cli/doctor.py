@@ -159,8 +159,12 @@ def _unusable_configuration(failure: PermissionError | ConfigurationError) -> It
     if isinstance(cause, PermissionError) and cause.filename:
         found = [permission_denied(Path(cause.filename), os.geteuid())]
     else:
-        texts = str(failure).splitlines()
-        found = [error(sysexits.EX_CONFIG, text, "restante check") for text in texts]
+        # The texts about owners end with the command that helps.
+        rows = [line.partition(" Run: ") for line in str(failure).splitlines()]
+        found = [
+            error(sysexits.EX_CONFIG, text, command or "restante check")
+            for text, _, command in rows
+        ]
     for each in found:
         yield replace(each, check="configuration")
 
