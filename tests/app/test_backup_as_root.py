@@ -95,6 +95,23 @@ def test_root_creates_nothing_behind_a_link_of_the_servers_user(
     assert sorted(private.rglob("*")) == before
 
 
+def test_root_writes_no_configuration_behind_a_link_of_the_servers_user(place: Path) -> None:
+    home = own(place / "home", MAIL)
+    source = own(home / "etc", MAIL) / "restante.toml"
+    configure(home / "etc", own(place / "data", MAIL))
+    own(place / "state", MAIL)
+    path = own(place / "backups", MAIL) / "a.tar"
+    run(place, "backup", str(path), "-c", str(source))
+    source.unlink()
+    run(place, "restore", str(path), "--yes", "-c", str(source))
+    assert source.stat().st_uid == MAIL.pw_uid
+    rmtree(home / "etc")
+    private = own(place / "private", pwd.getpwuid(0))
+    (home / "etc").symlink_to(private)
+    run(place, "restore", str(path), "--yes", "-c", str(source), code=os.EX_IOERR)
+    assert list(private.iterdir()) == []
+
+
 def test_mail_below_the_directory_of_the_users_is_restored(place: Path) -> None:
     """Root creates the directory of the users, and their user the one of the mail in it."""
     configure(place, own(place / "data", MAIL))

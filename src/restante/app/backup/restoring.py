@@ -394,7 +394,14 @@ def _configuration_files(backup: Backup, plan: Plan) -> Iterator[tuple[Path, tup
 def _write_configuration(
     path: Path, entry: Entry, octets: bytes, account: struct_passwd | None
 ) -> None:
-    """Write one file; of root, it belongs to root and the group of the server's user."""
+    """Write one file; of root, it belongs to root and the group of the server's user.
+
+    If another user could replace its directory by a link, the server's user writes the file.
+    """
+    above = (path.parent.parent, path.parent.resolve().parent)
+    if account is not None and not all(map(privileges.only_root_can_change, above)):
+        privileges.run_as(account, lambda: _write_configuration(path, entry, octets, None))
+        return
     if path.exists():
         return  # ``check`` has compared it
     missing = [each for each in (path.parent, *path.parent.parents) if not each.exists()]
