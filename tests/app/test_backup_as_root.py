@@ -83,7 +83,7 @@ def test_root_creates_nothing_behind_a_link_of_the_servers_user(
     for each in (data, state):
         rmtree(each, ignore_errors=True)
     (place / "restante.toml").unlink()
-    private = own(place / "private", pwd.getpwuid(0))
+    private = own(place / "private", pwd.getpwuid(0), 0o755)
     if exists:
         (private / "victim").mkdir()
     own(data, MAIL)
