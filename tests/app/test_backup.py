@@ -118,6 +118,21 @@ def test_everything_comes_back(
     assert not (home / "state" / "restante" / "restore.incomplete").exists()
 
 
+def test_configuration_directories_come_back_as_init_makes_them(
+    restante: Restante, ann: str, home: Path, place: Path
+) -> None:
+    """Also an empty conf.d."""
+    folder = home / "config" / "restante"
+    folder.mkdir()
+    (folder / "conf.d").mkdir(mode=0o700)
+    (folder / "restante.toml").touch()
+    assert restante("backup", place / "a.tar").code == 0
+    destroy(home)
+    assert restante("restore", place / "a.tar", "--yes").code == 0
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "conf.d")]
+    assert modes == [0o700, 0o700]
+
+
 def test_files_are_private(restante: Restante, mail: None, place: Path) -> None:
     old = os.umask(0)
     try:
@@ -553,7 +568,7 @@ def test_newer_format_is_refused_with_clear_words(
     assert restante("backup", f"{place}/b/").code == 0
     (tree,) = (place / "b").glob("2*")
     header = json.loads((tree / manifest.HEADER).read_text())
-    (tree / manifest.HEADER).write_text(json.dumps({**header, "format": 2}))
+    (tree / manifest.HEADER).write_text(json.dumps({**header, "format": manifest.FORMAT + 1}))
     with tarfile.open(place / "a.tar", "w") as tar:
         tar.add(tree / manifest.HEADER, manifest.HEADER)
         tar.add(tree / "MANIFEST", "something new")
@@ -561,7 +576,7 @@ def test_newer_format_is_refused_with_clear_words(
     for path in (tree, place / "a.tar"):
         done = restante("restore", path, "--yes")
         assert done.code == os.EX_CONFIG
-        assert "was written by a newer restante, in format 2" in done.err
+        assert f"was written by a newer restante, in format {manifest.FORMAT + 1}" in done.err
     assert not (home / "state").exists()
 
 

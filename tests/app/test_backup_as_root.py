@@ -10,6 +10,8 @@ from shutil import rmtree
 
 import pytest
 
+from tests.as_root import python
+
 from .test_privileges import MAIL, configure, own, run
 from .test_privileges import place as place
 
@@ -136,3 +138,81 @@ def test_files_of_another_user_do_not_become_roots(place: Path, backup: Path) ->
     assert f"install -d -o mail -m 0700 {place}/state" in said
     assert not (place / "restante.toml").exists()
     assert not (place / "state").exists()
+
+
+def owners(*paths: Path) -> list[tuple[str, str]]:
+    """Owner and mode of each path."""
+    found = [path.stat() for path in paths]
+    return [
+        (pwd.getpwuid(each.st_uid).pw_name, oct(stat.S_IMODE(each.st_mode))[2:]) for each in found
+    ]
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+@pytest.mark.parametrize("server_owns", [True, False])
+def test_configuration_files_keep_their_owners(
+    place: Path, monkeypatch: pytest.MonkeyPatch, *, is_recorded: bool, server_owns: bool
+) -> None:
+    """The server reads what it could read; `account add` can write; root's files stay root's."""
+    configure(place, own(place / "data", MAIL))
+    own(place / "state", MAIL)
+    (place / "restante.toml").chmod(0o644)
+    folder = own(place / "conf.d", MAIL if server_owns else pwd.getpwuid(0), 0o700)
+    paths = [place / "restante.toml", folder]
+    if server_owns:
+        for name, owner, mode in (("a", MAIL, 0o600), ("b", pwd.getpwuid(0), 0o644)):
+            path = folder / f"{name}.toml"
+            path.write_text("")
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+            path.chmod(mode)
+            paths.append(path)
+    else:
+        folder.chmod(0o755)
+    before = owners(*paths)
+    backup = own(place / "backups", MAIL) / "a.tar"
+    if is_recorded:
+        run(place, "backup", str(backup))
+    else:
+        make_without_owners(place, backup)
+    for path in (place / "data", place / "state", folder):
+        rmtree(path)
+    (place / "restante.toml").unlink()
+    own(place / "state", MAIL)
+    run(place, "restore", str(backup), "--yes")
+    if is_recorded or server_owns:
+        assert owners(*paths) == before
+    own(place / "data", MAIL)
+    own(place / "data" / "mail", MAIL)
+    run(place, "check")
+
+
+def make_without_owners(place: Path, path: Path) -> None:
+    """Make a backup like earlier versions."""
+    code = (
+        "import sys; from restante.app.backup import making, manifest, writing\n"
+        "def file(self, entry, content, real=writing.TarWriter.file):\n"
+        "    return real(self, entry._replace(owner=''), content)\n"
+        "def directory(self, entry, real=writing.TarWriter.directory):\n"
+        "    entry.path.startswith('configuration/') or real(self, entry)\n"
+        "writing.TarWriter.file, writing.TarWriter.directory = file, directory\n"
+        "making.FORMAT = 1\n"
+        "from restante.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done, said = python("-c", code, "-c", place / "restante.toml", "backup", path)
+    assert done == 0, said
+
+
+@pytest.mark.parametrize("name", ["restante.toml", "conf.d/a.toml", "conf.d"])
+def test_configuration_that_only_root_can_read_is_reported(place: Path, name: str) -> None:
+    configure(place, own(place / "data", MAIL))
+    own(place / "data" / "mail", MAIL)
+    own(place / "state", MAIL)
+    own(place / "conf.d", pwd.getpwuid(0), 0o755)
+    (place / "conf.d" / "a.toml").write_text("")
+    run(place, "check")
+    (place / name).chmod(0o700 if name == "conf.d" else 0o600)
+    text = f"mail cannot read {place / name}"
+    assert text in run(place, "check", code=os.EX_CONFIG)
+    options = ("-m", "restante", "-c", place / "restante.toml", "doctor", "--json")
+    _, said = python(*options)
+    assert text in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, suppress
@@ -18,6 +19,18 @@ from . import backends, stores
 
 _EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+
+def unreadable_files(config: Configuration) -> Iterator[Path]:
+    """Yield configuration files and directories that this process cannot read.
+
+    Root can read them, and then becomes the server's user, who may be unable to.
+    """
+    if config.source is not None and not os.access(config.source, os.R_OK):
+        yield config.source
+    for path in (config.folder, *sorted(config.folder.glob("*.toml"))):
+        if os.path.lexists(path) and not os.access(path, os.R_OK):
+            yield path
 
 
 def configuration_warnings(config: Configuration, *, with_files: bool = True) -> Iterator[str]:

@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..app import server_alerts, stores, upkeep
+from ..app import privileges, server_alerts, stores, upkeep
 from ..app.job import all_jobs
-from ..app.warnings import configuration_warnings, secret_files
+from ..app.warnings import configuration_warnings, secret_files, unreadable_files
 from ..config import Configuration
 from ..errors import ConfigurationError
 from ..maildrop import Forecast
@@ -41,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
     mistakes = [text for job in all_jobs(config) for text in job.mistakes(strict=True)]
     if text := server_alerts.mistake(config):
         mistakes.append(text)
+    name = privileges.became or "this user"
+    mistakes += [f"{name} cannot read {each}" for each in unreadable_files(config)]
     if mistakes:
         raise ConfigurationError("\n".join(mistakes))
     source = str(config.source) if config.source else None

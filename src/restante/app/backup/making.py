@@ -37,7 +37,7 @@ from ...store.paths import Template
 from ...words import limit_size
 from .. import stores
 from ..interrupted import MARKER
-from .manifest import FORMAT, HEADER, MODE, Entry, Progress
+from .manifest import CONF_D, FORMAT, HEADER, MODE, Entry, Progress
 from .writing import TarWriter, TreeWriter, Writer
 
 _MAGIC = b"SQLite format 3\0"
@@ -66,7 +66,8 @@ class Report:
 
 
 ConfigurationFiles = dict[str, tuple[os.stat_result, bytes]]
-"""Status and content of the configuration files, by path in the backup."""
+"""Status and content of the configuration files, by path in the backup; and of ``conf.d``, whose
+path ends with a slash."""
 
 
 def configuration_files(config: Configuration) -> ConfigurationFiles:
@@ -83,6 +84,8 @@ def configuration_files(config: Configuration) -> ConfigurationFiles:
         found[f"configuration/{name}"] = each.status, each.octets
     if sum(len(octets) for _, octets in found.values()) > MAX_SIZE:
         raise ConfigurationError(f"the configuration is larger than {limit_size(MAX_SIZE)}")
+    with suppress(OSError):  # missing, or below a directory that only root can enter
+        found[CONF_D] = config.folder.stat(), b""
     return dict(sorted(found.items()))
 
 
@@ -148,7 +151,7 @@ class _Backup:
         }
         self._octets(HEADER, json.dumps(header, indent=2).encode("ascii") + b"\n")
         for name, (status, octets) in configuration.items():
-            self._octets(name, octets, status)
+            self._configuration(name, octets, status)
         users = Path(config.auth.users)
         if not users.is_relative_to(config.state) and users.exists():
             self._file(f"users/{users.name}", users)
@@ -162,6 +165,14 @@ class _Backup:
         variables = [name for name in os.environ if name.startswith("RESTANTE__")]
         self._report.not_included = [*_references(config, config, ()), *sorted(variables)]
         return self._report
+
+    def _configuration(self, name: str, octets: bytes, status: os.stat_result) -> None:
+        owner = "root" if status.st_uid == 0 else "server"  # others are not accepted from root
+        entry = Entry(name, status.st_mode & MODE, status.st_mtime_ns, len(octets), owner=owner)
+        if entry.is_directory:
+            self._writer.directory(entry)
+        else:
+            self._writer.file(entry, io.BytesIO(octets))
 
     # -- State
 

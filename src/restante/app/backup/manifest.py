@@ -14,11 +14,12 @@ from typing import IO, Any, NamedTuple
 
 from ...errors import ConfigurationError, Damaged
 
-FORMAT = 1
+FORMAT = 2  # 1: without the owners of configuration files
 HEADER = "restante-backup.json"
 MANIFEST = "MANIFEST"
 PARTS = ("configuration", "users", "state", "mail")
 """The directories in a backup."""
+CONF_D = "configuration/conf.d/"
 COMPRESSED = (".gz", ".tgz")
 """The ends of the names of compressed tar files."""
 PIECE = 262_144
@@ -31,6 +32,7 @@ MODE = 0o777
 _SPOOL = 16_777_216  # octets of a manifest in memory; a longer one is in a temporary file
 _MAX_LINE = 65_536  # octets of a line in a manifest; two paths of 4096 octets fit, escaped
 _MAX_DEPTH, _NAME_MAX = 40, 255  # names in a path; octets in a name
+_OWNERS = ("", "root", "server")
 _STAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{6}Z(-[0-9]+)?")
 
 Progress = Callable[[int], None]
@@ -51,6 +53,9 @@ class Entry(NamedTuple):
     """The inode number when the backup was made."""
     link: str = ""
     """The path of an earlier entry of the same file, or empty."""
+    owner: str = ""
+    """Of a file or directory of the configuration: "server" for the server's user, or "root"; empty
+    if that is unknown."""
 
     @property
     def is_directory(self) -> bool:
@@ -67,7 +72,8 @@ class Entry(NamedTuple):
 
 
 def _line(entry: Entry) -> bytes:
-    return json.dumps(entry, separators=(",", ":")).encode("ascii") + b"\n"
+    fields = entry if entry.owner else entry[:-1]  # as in format 1
+    return json.dumps(fields, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def _parse(line: bytes) -> Entry:
@@ -75,7 +81,8 @@ def _parse(line: bytes) -> Entry:
     Raises:
         ValueError: the line is invalid.
     """
-    path, mode, mtime, size, digest, inode, link = json.loads(line)
+    path, mode, mtime, size, digest, inode, link, *rest = json.loads(line)
+    (owner,) = rest or ("",)
     numbers = (mode, mtime, size, inode)
     if not all(type(each) is int for each in numbers) or min(mode, size, inode) < 0:
         raise ValueError("not a number")
@@ -84,7 +91,9 @@ def _parse(line: bytes) -> Entry:
     for each in (path, digest, link):
         if not isinstance(each, str):
             raise ValueError("not text")
-    entry = Entry(path, mode, mtime, size, digest, inode, link)
+    if owner not in _OWNERS:
+        raise ValueError("an unknown owner")
+    entry = Entry(path, mode, mtime, size, digest, inode, link, owner)
     _check_path(path.removesuffix("/"))
     if (link or entry.is_directory) and (size or digest):
         raise ValueError("a directory or link with content")

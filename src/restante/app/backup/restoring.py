@@ -48,7 +48,7 @@ from ...store.paths import Template
 from .. import privileges
 from ..control_paths import folder_of
 from ..interrupted import MARKER
-from .manifest import HEADER, Entry, Manifest, Progress, parse_header
+from .manifest import CONF_D, HEADER, Entry, Manifest, Progress, parse_header
 from .reading import Source, checked
 from .writing import Durable
 
@@ -59,7 +59,6 @@ _DIRECTORY = flags("O_RDONLY", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
 _MAX_MARKER = 65_536  # octets
 _IGNORED = {"lost+found"}  # in the directory of the maildrops, which may be a file system
 _CONFIGURATION = "configuration/restante.toml"
-_PARTS = "configuration/conf.d/"
 
 
 @dataclass
@@ -111,8 +110,8 @@ def verify(source: Source, progress: Progress) -> Backup:
 
 
 def _is_configuration(entry: Entry) -> bool:
-    name = entry.path.removeprefix(_PARTS)
-    is_part = entry.path.startswith(_PARTS) and "/" not in name and name.endswith(".toml")
+    name = entry.path.removeprefix(CONF_D)
+    is_part = entry.path.startswith(CONF_D) and "/" not in name and name.endswith(".toml")
     return bool(entry.digest) and (is_part or entry.path == _CONFIGURATION)
 
 
@@ -296,6 +295,7 @@ def restore(backup: Backup, plan: Plan, progress: Progress) -> None:
     for path in sorted(roots, key=lambda root: len(root.parts)):  # before directories inside it
         _make_directory(path, account)
     with _marker(plan.marker, backup, account) as remove:
+        _make_configuration_directories(backup, plan, account)
         for path, (entry, octets) in _configuration_files(backup, plan):
             _write_configuration(path, entry, octets, account)
         if account is not None:
@@ -386,15 +386,59 @@ def _locked_marker(path: Path, how: int = 0) -> Iterator[tuple[int, int]]:
 def _configuration_files(backup: Backup, plan: Plan) -> Iterator[tuple[Path, tuple[Entry, bytes]]]:
     for name, content in backup.configuration.items():
         if name != _CONFIGURATION:
-            yield plan.folder / name.removeprefix(_PARTS), content
+            yield plan.folder / name.removeprefix(CONF_D), content
         elif plan.source is not None:
             yield plan.source, content
+
+
+def _make_configuration_directories(
+    backup: Backup, plan: Plan, account: struct_passwd | None
+) -> None:
+    """Create the missing directories as ``restante init`` does, or with their recorded owner."""
+    if backup.configuration and plan.source is not None:
+        _make_owned(plan.source.parent, "root", 0o700 if account is None else 0o750, account)
+    recorded = [each for each in backup.manifest if each.path == CONF_D]
+    if recorded and recorded[0].owner == "root":
+        _make_owned(plan.folder, "root", recorded[0].mode, account)
+    elif recorded or any(each.startswith(CONF_D) for each in backup.configuration):
+        _make_owned(plan.folder, "server", 0o700, account)
+
+
+def _make_owned(path: Path, owner: str, mode: int, account: struct_passwd | None) -> None:
+    if path.exists():
+        return
+    if account is not None and not privileges.only_root_can_change(path.parent):
+        privileges.run_as(account, lambda: _make_owned(path, owner, mode, None))
+        return
+    missing = [each for each in path.parents if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o755)
+        fsync_directory(each.parent)
+    path.mkdir(mode=0o700)
+    if account is not None:
+        os.chown(path, _uid(owner, account), account.pw_gid, follow_symlinks=False)
+    path.chmod(mode)
+    fsync_directory(path.parent)
+
+
+def _uid(owner: str, account: struct_passwd) -> int:
+    return account.pw_uid if owner == "server" else 0
+
+
+def _owner(entry: Entry) -> str:
+    """Return the owner of a configuration file.
+
+    Format 1 has no owners.  There, ``account add`` of root had written the private files in conf.d,
+    as the server's user.
+    """
+    is_private = entry.path.startswith(CONF_D) and not entry.mode & 0o077
+    return entry.owner or ("server" if is_private else "root")
 
 
 def _write_configuration(
     path: Path, entry: Entry, octets: bytes, account: struct_passwd | None
 ) -> None:
-    """Write one file; of root, it belongs to root and the group of the server's user.
+    """Write one file; root's file belongs to the group of the server's user.
 
     If another user could replace its directory by a link, the server's user writes the file.
     """
@@ -404,23 +448,21 @@ def _write_configuration(
         return
     if path.exists():
         return  # ``check`` has compared it
-    missing = [each for each in (path.parent, *path.parent.parents) if not each.exists()]
-    for each in reversed(missing):
-        each.mkdir(mode=0o755 if account is None else 0o750)
-        if account is not None:
-            os.chown(each, 0, account.pw_gid)
-        fsync_directory(each.parent)
     temporary = path.with_name(f".{path.name}.restored")
     temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(octets)
-        file.flush()
-        if account is not None:
-            os.fchown(file.fileno(), 0, account.pw_gid)
-        os.fchmod(file.fileno(), entry.mode)
-        os.utime(file.fileno(), ns=(entry.mtime, entry.mtime))
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(octets)
+            file.flush()
+            if account is not None:
+                os.fchown(file.fileno(), _uid(_owner(entry), account), account.pw_gid)
+            os.fchmod(file.fileno(), entry.mode)
+            os.utime(file.fileno(), ns=(entry.mtime, entry.mtime))
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_directory(path.parent)
 
 

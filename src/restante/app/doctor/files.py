@@ -22,7 +22,7 @@ from .. import stores
 from ..control_paths import folder_of
 from ..disk import write_test
 from ..job import all_jobs
-from ..warnings import configuration_warnings, world_accessible_files
+from ..warnings import configuration_warnings, unreadable_files, world_accessible_files
 from .findings import Finding, Subject, error, not_checked, ok, warning
 from .repairs import Repair
 
@@ -88,6 +88,7 @@ def _warnings(config: Configuration) -> Iterator[str]:
 def files(subject: Subject) -> Iterator[Finding]:
     """Check owner and permissions of the configuration, the secrets and the state directory."""
     found = [
+        *_unreadable(subject),
         *_writable_by_others(subject),
         *_readable_secrets(subject.config),
         *_closed_files(subject),
@@ -97,6 +98,12 @@ def files(subject: Subject) -> Iterator[Finding]:
     yield from found
     if not found:
         yield ok(f"{subject.config.state} belongs to {user_name(subject.owner)}")
+
+
+def _unreadable(subject: Subject) -> Iterator[Finding]:
+    name = user_name(subject.owner)
+    for path in unreadable_files(subject.config):
+        yield error(sysexits.EX_NOPERM, f"{name} cannot read {path}", f"ls -ld {path}")
 
 
 def _writable_by_others(subject: Subject) -> Iterator[Finding]:
