@@ -13,9 +13,12 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import sqlite3
 import stat
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -270,6 +273,41 @@ def test_failed_backup_leaves_nothing_that_looks_complete(
             assert set(os.listdir(place / kind)) <= {"lock"}
             assert restante("restore", f"{place}/{kind}").code == os.EX_DATAERR
     assert number > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("kind", KINDS)
+def test_signal_leaves_no_part_of_a_backup(
+    mail: None, place: Path, kind: str, number: signal.Signals
+) -> None:
+    """The process stops reading after the first copied database, so the signal is inside."""
+    code = (
+        "import sys, time; from restante.app.backup import making\n"
+        "def wait(path):\n"
+        "    print('inside', flush=True); time.sleep(30)\n"
+        "making._database = wait\n"
+        "from restante.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "backup", f"{place}/{kind}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"inside\n"
+        assert [*place.rglob("*.part"), *place.rglob("incomplete")]
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, b"restante backup: stopped\n")
+    assert [path.name for path in place.rglob("*") if path.is_file()] in ([], ["lock"])
+    assert not [*place.rglob("incomplete")]
+
+
+def test_standard_output_is_refused(
+    restante: Restante, ann: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    done = restante("backup", "-")
+    assert (done.code, os.listdir(place)) == (os.EX_USAGE, [])
+    assert "name a file" in done.err
 
 
 def test_unreadable_file_fails_the_backup(

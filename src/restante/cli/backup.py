@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import sysexits
 from ..app.backup import making, reading, restoring
+from ..errors import UnsafeArgument
 from ..words import counted, size
 from . import common
 from .progress import octets_bar
@@ -36,12 +37,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _back_up(options: argparse.Namespace) -> int:
+    if options.path == "-":
+        raise UnsafeArgument("a backup cannot be written to standard output; name a file")
     path = Path(options.path)
     is_tree = options.path.endswith("/") or path.is_dir()
     path = path.absolute()
     config = common.configuration(options)
     configuration = making.configuration_files(config)
-    with octets_bar("backup", is_enabled=not options.json) as progress:
+    with (
+        common.signals_as_interrupts(),
+        octets_bar("backup", is_enabled=not options.json) as progress,
+    ):
         report = making.make(
             config,
             configuration,

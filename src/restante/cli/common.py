@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,21 @@ def configuration(options: argparse.Namespace, **overrides: Any) -> Configuratio
         options.config = options.config or config.source
     interrupted.refuse(config.state)
     return config
+
+
+@contextmanager
+def signals_as_interrupts() -> Iterator[None]:
+    """Let signals that would end the process raise KeyboardInterrupt, so that commands clean up."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def describe_hold(hold: float) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from textwrap import wrap
@@ -66,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings, and return 0, 1 for warnings, or the most serious error's exit code."""
-    with _signals_as_interrupts():
+    with common.signals_as_interrupts():
         findings = _examined(options)
         repaired, refused = _repair(findings) if options.fix else ([], [])
         if repaired:
@@ -107,18 +105,6 @@ def _repair(findings: Sequence[Finding]) -> tuple[list[Repair], list[str]]:
             repaired.append(repair)
             common.say(f"restante doctor: fixed: {printable(repair.command)}")
     return repaired, refused
-
-
-@contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """Let signals that would end the process raise KeyboardInterrupt: checks undo what they did."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _findings(options: argparse.Namespace) -> Iterator[Finding]:

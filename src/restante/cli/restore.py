@@ -47,7 +47,10 @@ def run(options: argparse.Namespace) -> int:
         _show(backup, plan)
         if not common.confirm("Restore?", options):
             return sysexits.EX_OK
-    with octets_bar("restore", is_enabled=not options.json) as progress:
+    with (
+        common.signals_as_interrupts(),
+        octets_bar("restore", is_enabled=not options.json) as progress,
+    ):
         restoring.restore(backup, plan, progress)
     if options.json:
         common.print_json(
