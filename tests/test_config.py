@@ -435,6 +435,11 @@ def test_without_a_file_nothing_public_is_served(key: str, address: str, tmp_pat
         )
 
 
+def test_directory_of_parts_that_cannot_be_read_is_not_ignored(file: Path) -> None:
+    (file.parent / "conf.d").symlink_to("conf.d")  # a loop, which root cannot pass either
+    assert mistakes("", file) == ["conf.d: Too many levels of symbolic links"]
+
+
 def test_configuration_that_cannot_be_reached_is_not_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

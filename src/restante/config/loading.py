@@ -58,7 +58,7 @@ def load(
         layers = [_Layer(str(source), tomllib.loads(text))]
     else:
         layers = [_read(source) if source else _private_layer(state)]
-    layers += (_read(each) for each in sorted(folder.glob("*.toml")))
+    layers += (_read(each) for each in _parts(folder, is_private=source is None))
     layers += _environment_layers(environment)
     for key, value in (overrides or {}).items():
         layers.append(_Layer("command line", _nested(key.split("."), value)))
@@ -147,6 +147,24 @@ def preview(
     layers += _environment_layers(environment)
     config = _build(layers, source, _folder(source, environment), state)
     return replace(config, runtime=_runtime(state, environment))
+
+
+def _parts(folder: Path, *, is_private: bool) -> list[Path]:
+    """Return the files in ``conf.d``, sorted by name.
+
+    Raises:
+        ConfigurationError: the directory cannot be read.  ``Path.glob`` would return nothing, and
+            settings would be ignored.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        if is_private and _owner(folder) != os.geteuid():
+            return []  # in the home directory of another user: see ``_owner``
+        raise ConfigurationError(f"{folder}: {error.strerror}") from error
+    return sorted(folder / name for name in names if name.endswith(".toml"))
 
 
 def _environment_layers(environment: Mapping[str, str]) -> Iterator[_Layer]:
