@@ -173,8 +173,8 @@ file that lists every option; all options in it are commented out.
 Times are written as `90s`, `10min`, `2h`, `14d` or `1w`, sizes as `64KiB`, `50MiB` or `1GiB`. The
 value shown for an option is an example.
 
-restante stores its own files in the state directory. This is `$STATE_DIRECTORY` if it is set, as by
-systemd, otherwise `/var/lib/restante` if the configuration is in `/etc`, otherwise
+restante stores its own files in the state directory. This is `$STATE_DIRECTORY` if it is set
+(systemd sets it); otherwise `/var/lib/restante` if the configuration is in `/etc`, or else
 `~/.local/state/restante`.
 """
     for name, kind, options in config.sections():

@@ -59,7 +59,7 @@ SASL_MECHANISMS = tuple(
 )
 _ITERATIONS = 4096  # SCRAM iterations: the minimum of RFC 7677 §4, to keep tests fast
 _TIMEOUT = 30.0  # seconds that a test waits for the server's thread
-_POLL_INTERVAL = 0.005  # seconds between two checks whether a client still holds a maildrop
+_POLL_INTERVAL = 0.005  # seconds between checks of whether a client still holds a maildrop
 # Seconds within which the server processes the end of a connection.  If a maildrop is open for
 # longer, its client is assumed to be connected.
 _MAX_CLOSING_TIME = 0.1

@@ -53,8 +53,8 @@ class Search:
     """A directory server, and the settings for user searches."""
 
     url: str
-    """An ``ldaps:``, ``ldapi:`` or ``ldap:`` URL.  ``ldap:`` uses STARTTLS, except for this
-    machine."""
+    """An ``ldaps:``, ``ldapi:`` or ``ldap:`` URL.  ``ldap:`` uses STARTTLS, unless the
+    server is on this machine."""
     base: str
     """The base DN to search under."""
     filter: str = "(uid=%u)"
@@ -163,7 +163,7 @@ class Ldap:
         Call ``_set_timeouts`` before each further operation.
 
         Raises:
-            BackendUnavailable: the directory cannot be used, for any reason.
+            BackendUnavailable: the directory cannot be used, for whatever reason.
         """
         try:
             import ldap

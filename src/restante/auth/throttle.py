@@ -41,8 +41,8 @@ from ..shared import SharedLock, Weights
 from . import names
 
 _log = logging.getLogger("restante.auth")
-# Half-life of the weight of a guess, in seconds.  It is short, because the provider may assign the
-# address to another customer.
+# Half-life of the weight of a guess, in seconds.  It is short, because an Internet provider may
+# assign an attacker's address to another customer.
 _HALF_LIFE = 600.0
 _DAY = 86_400.0  # seconds
 # Number of guesses from a /24 or /48 that count as one guess from an address in this network.
@@ -66,7 +66,7 @@ _MAX_RECENT = 4096  # logins; at most about 2 MB of names and addresses
 _MAX_EXTRA = 2.5
 _ANY_USER = "\0"  # names that no user can have
 _NO_USER = "\1"
-_SPRAYS = b"sprays"  # the key of all guesses with sprayed passwords in the table of guesses
+_SPRAYS = b"sprays"  # the key under which the table counts all guesses with sprayed passwords
 _MAGIC = b"restante throttle 1\n"
 
 

@@ -226,8 +226,8 @@ class LDAP(Section):
 
     url: str = option(
         "",
-        "The URL of the directory server: ldaps://, ldap:// (which uses StartTLS, unless it is on "
-        "this machine) or ldapi://.",
+        "The URL of the directory server: ldaps://, ldap:// (which uses StartTLS, unless the "
+        "server is on this machine) or ldapi://.",
         ldap_url,
         example="ldaps://ldap.example.org",
     )
@@ -709,8 +709,8 @@ class ServerAlert(Section):
     )
     webhook: Secret = option(
         "",
-        "The https URL to which alerts are sent as JSON: text, or a reference as for the option "
-        "`password` of an account, because such a URL often contains a secret.",
+        "The https URL to which alerts are sent as JSON: text or a reference, in the same form as "
+        "an account's `password`. Use a reference if the URL contains a secret.",
         secret_web_address,
         example={"file": "/etc/restante/webhook"},
     )
