@@ -38,6 +38,7 @@ ONLY_PARSED = {
     "restante account add ann@outlook.com --to maildrop:ann": "signs in at Microsoft",
     "restante account auth isp": "signs in at a provider",
     "restante account auth isp --device": "signs in at a provider",
+    **dict.fromkeys(EXAMPLES["init"], "sets up this machine; tests/cli/test_init.py runs it"),
 }
 
 CONTROL = [
@@ -78,6 +79,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "restante maildrop": (ANN, MAIL, MAIL, HELD, MAIL),
     "restante maildrop purge": (ANN, MAIL, HELD),
     "restante deliver": (ANN,),
+    "restante doctor": (ANN,),
     "restante import": (ANN,),
     "restante account": COLLECTED,
     "restante account add": (),
@@ -248,7 +250,7 @@ UNOPENED = {
     **{verb: {"control"} for verb in ("log", "reload", "sessions", "status")},  # no server runs
     "account": {"users.sqlite3", "tokens"},  # for maildrop:USER; after signing in
     "collect": {"users.sqlite3", "mail", "tokens"},  # the same
-    "doctor": {"mail", "tls", "control"},  # no server runs
+    "doctor": {"tls", "control"},  # no server runs
     "check": {"users.sqlite3"},  # where a configuration is checked that has users
 }
 OWN_PROCESS = {"demo", "serve"}
