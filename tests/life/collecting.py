@@ -45,12 +45,21 @@ class Account:
 
         ``here``: the texts of all messages listed or held here, in any folder.
         """
-        is_taken = _id(message) in self.copies
+        is_taken = self.has_taken(message)
         return {
             "none": True,
             "until-verified": is_taken and message.text in here,
             "until-deleted": is_taken and message.text not in here,
         }.get(self.keep, False)
+
+    def has_taken(self, message: Message) -> bool:
+        """Return whether the message was stored here, possibly under another unique-id there.
+
+        The collector recognises a message that was restored under a new unique-id, and does not
+        store it again.
+        """
+        texts = {copy.text for copy in self.copies.values()}
+        return _id(message) in self.copies or message.text in texts
 
 
 def _id(message: Message) -> str:
@@ -180,7 +189,7 @@ class _Session:
         self._account.copies |= {_id(each): copy for each, copy in stored.items()}
         gone = [each for each in self._before if not each.may_be(LISTED)]
         for each in gone:
-            assert _id(each) in self._account.copies, f"{each} left its server and is not here"
+            assert self._account.has_taken(each), f"{each} left its server and is not here"
         left = len(self._before) - len(gone)
         assert left >= min(self._account.newest, len(self._before)), "the newest were deleted"
         if self.is_complete:
