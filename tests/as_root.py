@@ -35,5 +35,9 @@ exec "$@"
 
 
 def _execute(command: Sequence[str | Path]) -> tuple[int, str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    # A measured process could not write its data as another user.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
     return done.returncode, done.stdout + done.stderr

@@ -228,12 +228,11 @@ def _advance(before: _State, now: float, boot: str, running: float) -> _State:
     """
     is_other_boot = bool(boot and before.boot and boot != before.boot)
     is_other_boot |= running < before.running or before.boot.startswith(_PROCESS)
-    # Without an identity, a long difference may be that of two machines.
-    is_other_boot |= not (boot and before.boot) and running - before.running > SLACK
-    passed = running if is_other_boot else running - before.running
-    if is_other_boot:  # or another machine, as after a restore, so the uptime is only a limit
-        passed = min(passed, max(0.0, now - before.mark))
-    mark = before.mark + passed
+    passed = added = running if is_other_boot else running - before.running
+    # Without the identity of the boot, a long uptime may be that of another machine.
+    if is_other_boot or (not (boot and before.boot) and passed > SLACK):
+        added = min(passed, max(0.0, now - before.mark))
+    mark = before.mark + added
     if abs(now - mark) <= SLACK:
         return _State(max(now, RELEASED), boot, running)
     claim, waited = before.claim, before.waited + passed
