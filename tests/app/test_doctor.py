@@ -457,15 +457,18 @@ def peer(serve: Callable[[socket.socket], None]) -> Iterator[int]:
         thread.join(WAIT)
 
 
-@fault("listen", "offers no way to log in")
-def server_without_mechanisms(here: Installation) -> Iterator[Subject]:
-    context = tls.server_context(here.place / "cert.pem", here.place / "key.pem")
+def another_pop3s(
+    here: Installation, context: ssl.SSLContext, capability: bytes
+) -> Iterator[Subject]:
+    """Serve POP3S in place of the server; CAPA lists one capability."""
 
     def serve(connected: socket.socket) -> None:
         with context.wrap_socket(connected, server_side=True) as secured:
             secured.sendall(b"+OK\r\n")
             while octets := secured.recv(1000):
-                answer = b"+OK\r\nUIDL\r\n.\r\n" if octets.startswith(b"CAPA") else b"+OK\r\n"
+                answer = (
+                    b"+OK\r\n%b\r\n.\r\n" % capability if octets.startswith(b"CAPA") else b"+OK\r\n"
+                )
                 secured.sendall(answer)
 
     with peer(serve) as port:
@@ -474,6 +477,12 @@ def server_without_mechanisms(here: Installation) -> Iterator[Subject]:
         subject = here.subject(config=replace(loaded, server=listen))
         lmtp = {"proto": "lmtp", "listen": f"unix:{here.place}/lmtp.sock"}
         yield pretend(subject, [{"proto": "pop3s", "listen": f"127.0.0.1:{port}"}, lmtp])
+
+
+@fault("listen", "offers no way to log in")
+def server_without_mechanisms(here: Installation) -> Iterator[Subject]:
+    context = tls.server_context(here.place / "cert.pem", here.place / "key.pem")
+    yield from another_pop3s(here, context, b"UIDL")
 
 
 @fault("tls", "accepts TLS 1.0")
@@ -483,20 +492,7 @@ def server_accepts_old_tls(here: Installation) -> Iterator[Subject]:
     context.set_ciphers("ALL:@SECLEVEL=0")
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         context.minimum_version = ssl.TLSVersion.TLSv1
-
-    def serve(connected: socket.socket) -> None:
-        with context.wrap_socket(connected, server_side=True) as secured:
-            secured.sendall(b"+OK\r\n")
-            while octets := secured.recv(1000):
-                answer = b"+OK\r\nUSER\r\n.\r\n" if octets.startswith(b"CAPA") else b"+OK\r\n"
-                secured.sendall(answer)
-
-    with peer(serve) as port:
-        loaded = here.load()
-        listen = replace(loaded.server, listen=(f"pop3s://127.0.0.1:{port}",))
-        subject = here.subject(config=replace(loaded, server=listen))
-        lmtp = {"proto": "lmtp", "listen": f"unix:{here.place}/lmtp.sock"}
-        yield pretend(subject, [{"proto": "pop3s", "listen": f"127.0.0.1:{port}"}, lmtp])
+    yield from another_pop3s(here, context, b"USER")
 
 
 @fault("limits", "may open", Level.WARNING)

@@ -30,7 +30,7 @@ class Patience:
     """
 
     def __init__(self, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """``seconds`` is None if there is no limit."""
+        """``seconds``: the limit; None for no limit."""
         self._seconds = self._left = seconds
         self._clock = clock
         self._octets = 0

@@ -73,12 +73,7 @@ def new_file(*, environment: Mapping[str, str] = os.environ, is_service: bool) -
     Raises:
         ConfigurationError: the user has no home directory.
     """
-    if path := environment.get("RESTANTE_CONFIG"):
-        return Path(path)
-    if is_service:
-        return SYSTEM[0] / "restante" / "restante.toml"
-    folder = _base_directory(environment, "XDG_CONFIG_HOME", ".config")
-    return folder / "restante" / "restante.toml"
+    return _named(None, environment) or (_system_file() if is_service else _user_file(environment))
 
 
 def runtime(file: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Path:
@@ -102,8 +97,7 @@ def place(
     Raises:
         ConfigurationError: the user must name the file, or move away another one.
     """
-    if file is None and environment.get("RESTANTE_CONFIG"):
-        file = Path(environment["RESTANTE_CONFIG"])
+    file = _named(file, environment)
     if file is not None:
         return file.absolute()
     if recorded is None:
@@ -112,11 +106,7 @@ def place(
                 f"the backup contains no configuration file, but {existing} exists; move it away"
             )
         return None
-    candidates = [SYSTEM[0] / "restante" / "restante.toml"]
-    with suppress(ConfigurationError):
-        base = _base_directory(environment, "XDG_CONFIG_HOME", ".config")
-        candidates.append(base / "restante" / "restante.toml")
-    if recorded not in candidates:
+    if recorded not in _candidates(environment):
         raise ConfigurationError(
             f"the configuration file was {recorded}; name it to restore it there: -c {recorded}"
         )
@@ -212,15 +202,34 @@ def _find(file: Path | None, environment: Mapping[str, str]) -> Path | None:
         ConfigurationError: it is unknown whether there is a file.  Without its values, mail might
             be held for a shorter time.
     """
-    if file is None and environment.get("RESTANTE_CONFIG"):
-        file = Path(environment["RESTANTE_CONFIG"])
-    if file is not None:
-        return file
-    candidates = [SYSTEM[0] / "restante" / "restante.toml"]
+    named = _named(file, environment)
+    if named is not None:
+        return named
+    return next((path for path in _candidates(environment) if _exists(path)), None)
+
+
+def _named(file: Path | None, environment: Mapping[str, str]) -> Path | None:
+    """Return the file that the user names by an option or else by RESTANTE_CONFIG."""
+    if file is None and (path := environment.get("RESTANTE_CONFIG")):
+        return Path(path)
+    return file
+
+
+def _candidates(environment: Mapping[str, str]) -> list[Path]:
+    """Return the files of which the first is used if the user names none."""
+    candidates = [_system_file()]
     with suppress(ConfigurationError):  # the user may have no home directory
-        base = _base_directory(environment, "XDG_CONFIG_HOME", ".config")
-        candidates.insert(0, base / "restante" / "restante.toml")
-    return next((path for path in candidates if _exists(path)), None)
+        candidates.insert(0, _user_file(environment))
+    return candidates
+
+
+def _system_file() -> Path:
+    return SYSTEM[0] / "restante" / "restante.toml"
+
+
+def _user_file(environment: Mapping[str, str]) -> Path:
+    folder = _base_directory(environment, "XDG_CONFIG_HOME", ".config")
+    return folder / "restante" / "restante.toml"
 
 
 def _exists(path: Path) -> bool:
